@@ -1,0 +1,35 @@
+//! A plugin that adds a header, made of another header and a variable.
+
+use std::process::ExitCode;
+
+use kube_coders::{Action, Command, HeaderName, Plugin, PluginError, Request, Stop};
+use serde::Deserialize;
+
+struct Greet;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GreetConfig {
+    /// The header that says whom to greet.
+    header: HeaderName,
+}
+
+impl Plugin for Greet {
+    const NAME: &'static str = "greet";
+    type Config = GreetConfig;
+
+    async fn on_request(
+        &self,
+        config: &GreetConfig,
+        request: &mut Request<'_>,
+    ) -> Result<Action, PluginError> {
+        let Some(name) = request.header(&config.header) else { return Ok(Stop::new(401)?.into()) };
+        let route = request.var("route_id").await?.unwrap_or_default();
+        request.set_header("x-greeting", [&b"hello "[..], name, b" from ", &route].concat())?;
+        Ok(Action::Continue)
+    }
+}
+
+fn main() -> ExitCode {
+    Command::new().plugin(Greet).main()
+}

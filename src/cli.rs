@@ -1,0 +1,159 @@
+//! What may be typed: clap types only, every value still a text.
+
+use clap::{Args, Parser, Subcommand};
+
+/// Sends each user's requests to their own workspace: an external plugin runner
+/// for Apache APISIX, with the plugins of this program.
+#[derive(Debug, Parser)]
+#[command(name = "kube-coders", version, propagate_version = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Subcommands,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Subcommands {
+    /// Run the runner: the unix socket that the gateway calls, and the forwarder
+    Run(Box<RunArgs>),
+    /// Send one request to a running runner and print its decision
+    Call(CallArgs),
+    /// Print the name of the workspace of each subject, one a line
+    Name(NameArgs),
+    /// Exit with 0 if the local runner answers
+    Health(SocketArgs),
+}
+
+/// Where the runner listens.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct SocketArgs {
+    /// The runner's unix socket, as unix:/path [default: APISIX_LISTEN_ADDRESS if the gateway set it, else
+    /// unix:/run/kube-coders/runner.sock]
+    #[arg(long, value_name = "unix:PATH")]
+    pub(crate) listen_address: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) socket: SocketArgs,
+
+    /// For how long the gateway keeps a conf token, in seconds; it is kept 1.2 times as long here [default:
+    /// APISIX_CONF_EXPIRE_TIME if the gateway set it, else 3600]
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) conf_expire_time: Option<String>,
+
+    /// The socket's permission bits, octal [default: 0666 if the gateway started us or with --allow-uid, 0660 with
+    /// --socket-group, else 0600; whatever they let in, only admitted users are served]
+    #[arg(long, value_name = "MODE", help_heading = "Who may connect")]
+    pub(crate) socket_mode: Option<String>,
+
+    /// The socket's owner, a name or number [default: the user who runs this]
+    #[arg(long, value_name = "USER", help_heading = "Who may connect")]
+    pub(crate) socket_owner: Option<String>,
+
+    /// The socket's group, a name or number [default: the group of who runs this]
+    #[arg(long, value_name = "GROUP", help_heading = "Who may connect")]
+    pub(crate) socket_group: Option<String>,
+
+    /// Serve this user too, a number; repeatable. Root, our own user, and the workers of the gateway that started us
+    /// are always served
+    #[arg(long, value_name = "UID", help_heading = "Who may connect")]
+    pub(crate) allow_uid: Vec<String>,
+
+    /// How many connections of the gateway are served at a time
+    #[arg(long, value_name = "COUNT", default_value = "8192", help_heading = "Limits")]
+    pub(crate) max_connections: String,
+
+    /// How many prepared confs are kept
+    #[arg(long, value_name = "COUNT", default_value = "4096", help_heading = "Limits")]
+    pub(crate) max_confs: String,
+
+    /// How long a call may take, such as 5s or 800ms, less than the gateway's 60 s
+    #[arg(long, value_name = "DURATION", default_value = "5s", help_heading = "Limits")]
+    pub(crate) call_deadline: String,
+
+    /// How many questions (variables, bodies) a call may ask the gateway
+    #[arg(long, value_name = "COUNT", default_value = "64", help_heading = "Limits")]
+    pub(crate) max_questions: String,
+
+    /// How many bytes are copied for a call: answers to its questions, and as many again for its changes
+    #[arg(long, value_name = "BYTES", default_value = "33554432", help_heading = "Limits")]
+    pub(crate) max_call_bytes: String,
+
+    /// How long calls, requests and tunnels may go on after SIGTERM or SIGINT; a second signal ends them at once
+    #[arg(long, value_name = "DURATION", default_value = "240s", help_heading = "Limits")]
+    pub(crate) drain_deadline: String,
+
+    /// Where the forwarder listens: a loopback address and a port
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:9181", help_heading = "Forwarder")]
+    pub(crate) forwarder_address: String,
+
+    /// How many connections the forwarder serves at a time
+    #[arg(long, value_name = "COUNT", default_value = "16384", help_heading = "Forwarder")]
+    pub(crate) max_forwarder_connections: String,
+
+    /// A file with the stamps' key, at least 32 bytes [default: a random key that ends with the process]
+    #[arg(long, value_name = "FILE", help_heading = "Forwarder")]
+    pub(crate) stamp_key_file: Option<String>,
+
+    /// How long a stamp is good. The gateway may read a whole upload before it sends the request on
+    #[arg(long, value_name = "DURATION", default_value = "60s", help_heading = "Forwarder")]
+    pub(crate) stamp_lifetime: String,
+
+    /// Ask this name server, in place of the system's resolv.conf and hosts file; repeatable
+    #[arg(long, value_name = "ADDR:PORT", help_heading = "Names")]
+    pub(crate) dns_server: Vec<String>,
+
+    /// What goes to the log, on standard error: error, warn, info, debug or trace
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    pub(crate) log_level: String,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct CallArgs {
+    #[command(flatten)]
+    pub(crate) socket: SocketArgs,
+
+    /// The plugin's name
+    #[arg(long, default_value = "user-upstream")]
+    pub(crate) plugin: String,
+
+    /// The plugin's conf, a JSON text, or @FILE
+    #[arg(long, value_name = "JSON")]
+    pub(crate) conf: String,
+
+    /// The request's method
+    #[arg(long, default_value = "GET")]
+    pub(crate) method: String,
+
+    /// A header of the request, as "name: value"; repeatable
+    #[arg(long, value_name = "HEADER")]
+    pub(crate) header: Vec<String>,
+
+    /// The claims that X-Userinfo carries, a JSON text, or @FILE
+    #[arg(long, value_name = "JSON")]
+    pub(crate) userinfo: Option<String>,
+
+    /// A variable that the plugin may ask for, as name=value; repeatable
+    #[arg(long, value_name = "VARIABLE")]
+    pub(crate) var: Vec<String>,
+
+    /// The request's body, or @FILE
+    #[arg(long)]
+    pub(crate) body: Option<String>,
+
+    /// The request's target: path and query
+    #[arg(default_value = "/")]
+    pub(crate) target: String,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct NameArgs {
+    /// The host part of an upstream, with claims in braces, each of which stands for the subject
+    #[arg(long, default_value = "code-{sub}")]
+    pub(crate) template: String,
+
+    /// Who the workspaces belong to
+    #[arg(required = true)]
+    pub(crate) subject: Vec<String>,
+}

@@ -1,0 +1,246 @@
+//! The command line with an author's plugins in it.
+
+use std::ffi::OsString;
+use std::io::{IsTerminal as _, Write as _};
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use thiserror::Error;
+use tokio::runtime;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+use crate::call::{self, CallCommandError};
+use crate::cli::{Cli, RunArgs, SocketArgs, Subcommands};
+use crate::plugin::{Plugin, Registry};
+use crate::run::{RunError, run};
+use crate::settings::{Environment, Mistakes, Settings, checked_socket_path};
+use crate::shutdown::Shutdown;
+use crate::testing::{CallError, Gateway};
+use crate::user_upstream::{HostTemplate, TemplateError};
+
+/// The exit code of a command that did what it was told, and the answer is no.
+const NO: u8 = 1;
+
+/// The exit code of a command that could not do what it was told.
+const FAILED: u8 = 2;
+
+/// The whole `kube-coders` command, with plugins beside those that it ships.
+///
+/// ```no_run
+/// # use kube_coders::{Action, Plugin, PluginError, Request};
+/// # struct Greet;
+/// # impl Plugin for Greet {
+/// #     const NAME: &'static str = "greet";
+/// #     type Config = ();
+/// #     async fn on_request(&self, _: &(), _: &mut Request<'_>) -> Result<Action, PluginError> {
+/// #         Ok(Action::Continue)
+/// #     }
+/// # }
+/// fn main() -> std::process::ExitCode {
+///     kube_coders::Command::new().plugin(Greet).main()
+/// }
+/// ```
+#[derive(Default)]
+pub struct Command {
+    registry: Registry,
+    same_name: Option<&'static str>,
+}
+
+/// Why a command could not do what it was told.
+#[derive(Debug, Error)]
+#[error(transparent)]
+pub struct CommandError(Failure);
+
+#[derive(Debug, Error)]
+enum Failure {
+    #[error(transparent)]
+    Arguments(clap::Error),
+    #[error("these settings are wrong:\n{0}")]
+    Settings(#[from] Mistakes),
+    #[error(transparent)]
+    Run(#[from] RunError),
+    #[error(transparent)]
+    Call(#[from] CallCommandError),
+    #[error("--template: {0}")]
+    Template(#[from] TemplateError),
+    #[error("{0}")]
+    Health(CallError),
+    #[error("only `run` can be served")]
+    NotRun,
+    #[error("{doing}: {error}")]
+    Io { doing: &'static str, error: std::io::Error },
+}
+
+impl Command {
+    /// The command as it is shipped.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The same with one plugin more. Two of one name, or one named as a shipped
+    /// plugin, are told when the runner starts.
+    #[must_use]
+    pub fn plugin<P: Plugin>(mut self, plugin: P) -> Self {
+        if !self.registry.add(plugin) {
+            self.same_name = Some(P::NAME);
+        }
+        self
+    }
+
+    /// Does what the process's arguments say, to its end.
+    ///
+    /// Reads the arguments and the environment, installs a tracing subscriber
+    /// that writes to standard error, and starts a runtime of its own.
+    #[must_use]
+    pub fn main(self) -> ExitCode {
+        match self.execute() {
+            Ok(code) => code,
+            Err(Failure::Arguments(error)) => {
+                let _ = error.print();
+                ExitCode::from(if error.use_stderr() { FAILED } else { 0 })
+            }
+            Err(failure) => {
+                let _ = writeln!(std::io::stderr(), "kube-coders: {failure}");
+                ExitCode::from(FAILED)
+            }
+        }
+    }
+
+    fn execute(self) -> Result<ExitCode, Failure> {
+        let cli = Cli::try_parse().map_err(Failure::Arguments)?;
+        let environment = Environment {
+            listen_address: std::env::var("APISIX_LISTEN_ADDRESS").ok(),
+            conf_expire_time: std::env::var("APISIX_CONF_EXPIRE_TIME").ok(),
+        };
+        match cli.command {
+            Subcommands::Run(args) => self.run(&args, &environment),
+            Subcommands::Call(args) => {
+                let path = checked_socket_path(&args.socket, &environment)?;
+                block_on(async { Ok(call::call(&path, &args, &mut std::io::stdout()).await?) })
+            }
+            Subcommands::Name(args) => print_names(&args.template, &args.subject),
+            Subcommands::Health(args) => health(&args, &environment),
+        }
+    }
+
+    fn run(self, args: &RunArgs, environment: &Environment) -> Result<ExitCode, Failure> {
+        let settings = Settings::check(args, environment)?;
+        log_to_stderr(settings.log_level);
+        let registry = self.registry()?;
+        block_on(async {
+            let shutdown = Shutdown::default();
+            let signals = shutdown
+                .on_signals()
+                .map_err(|error| Failure::Io { doing: "listening for signals", error })?;
+            let ran = async {
+                tokio::select! {
+                    ran = run(settings, registry, &shutdown) => ran,
+                    () = async { signals.await; std::future::pending::<()>().await; } => Ok(()),
+                }
+            };
+            ran.await?;
+            Ok(ExitCode::SUCCESS)
+        })
+    }
+
+    /// Runs the runner within a runtime of the caller's, until `stop`; then it
+    /// drains. The arguments are those of `run`, without the program's name.
+    ///
+    /// Neither the environment nor signals are looked at, and no subscriber is
+    /// installed: that is for programs which hold more than the runner, and for
+    /// tests.
+    ///
+    /// # Errors
+    ///
+    /// Arguments that are wrong, and addresses that can't be listened at.
+    pub async fn serve<A>(self, args: A, stop: impl Future<Output = ()>) -> Result<(), CommandError>
+    where
+        A: IntoIterator,
+        A::Item: Into<OsString>,
+    {
+        self.serve_until(args, stop).await.map_err(CommandError)
+    }
+
+    async fn serve_until<A>(self, args: A, stop: impl Future<Output = ()>) -> Result<(), Failure>
+    where
+        A: IntoIterator,
+        A::Item: Into<OsString>,
+    {
+        let typed = [OsString::from("kube-coders"), OsString::from("run")];
+        let typed = typed.into_iter().chain(args.into_iter().map(Into::into));
+        let cli = Cli::try_parse_from(typed).map_err(Failure::Arguments)?;
+        let Subcommands::Run(args) = cli.command else { return Err(Failure::NotRun) };
+        let settings = Settings::check(&args, &Environment::default())?;
+        let registry = self.registry()?;
+        let shutdown = Shutdown::default();
+        let told_to_stop = async {
+            stop.await;
+            shutdown.stop.cancel();
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            ran = run(settings, registry, &shutdown) => Ok(ran?),
+            () = told_to_stop => Ok(()),
+        }
+    }
+
+    fn registry(self) -> Result<Registry, RunError> {
+        match self.same_name {
+            Some(name) => Err(RunError::SameName(name)),
+            None => Ok(self.registry),
+        }
+    }
+}
+
+fn block_on(command: impl Future<Output = Result<ExitCode, Failure>>) -> Result<ExitCode, Failure> {
+    let runtime = runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::Io { doing: "starting the runtime", error })?;
+    runtime.block_on(command)
+}
+
+/// Our own lines at the level that was asked for; others' only from warnings on,
+/// unless everything was asked for.
+fn log_to_stderr(level: LevelFilter) {
+    let others = if level == LevelFilter::TRACE { level } else { level.min(LevelFilter::WARN) };
+    let targets = Targets::new().with_default(others).with_target(env!("CARGO_CRATE_NAME"), level);
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    tracing_subscriber::registry().with(lines).with(targets).init();
+}
+
+fn print_names(template: &str, subjects: &[String]) -> Result<ExitCode, Failure> {
+    let template = HostTemplate::parse(template)?;
+    let mut code = ExitCode::SUCCESS;
+    let mut names = String::new();
+    for subject in subjects {
+        match template.render_value(subject) {
+            Ok(name) => names.push_str(&format!("{name}\n")),
+            Err(error) => {
+                let _ = writeln!(std::io::stderr(), "kube-coders: {subject:?}: {error}");
+                code = ExitCode::from(NO);
+            }
+        }
+    }
+    std::io::stdout()
+        .write_all(names.as_bytes())
+        .map_err(|error| Failure::Io { doing: "writing the names", error })?;
+    Ok(code)
+}
+
+fn health(args: &SocketArgs, environment: &Environment) -> Result<ExitCode, Failure> {
+    let path = checked_socket_path(args, environment)?;
+    block_on(async {
+        match Gateway::connect(path).probe().await {
+            Ok(()) => Ok(ExitCode::SUCCESS),
+            Err(error) => {
+                let _ = writeln!(std::io::stderr(), "kube-coders: {}", Failure::Health(error));
+                Ok(ExitCode::from(NO))
+            }
+        }
+    })
+}

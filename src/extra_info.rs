@@ -1,0 +1,156 @@
+//! Asking the gateway, while it waits for an answer, for what the frame does
+//! not carry: a variable, the request's body, the response's body.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+
+use bytes::Bytes;
+use thiserror::Error;
+
+use crate::connection::ReadError;
+use crate::wire::{Malformed, Question};
+
+/// Why a question has no answer.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum AskError {
+    /// One call may ask only so often.
+    #[error("a call may ask {limit} questions, and this was one more")]
+    TooMany {
+        /// The limit, in questions.
+        limit: usize,
+    },
+    /// The answers of one call are more than is kept for it.
+    #[error("the answers to a call's questions are more than {limit} bytes")]
+    TooLarge {
+        /// The limit, in bytes.
+        limit: usize,
+    },
+    /// An earlier question's future was dropped before its answer came.
+    #[error("an earlier question was abandoned, so its answer would be taken for this one's")]
+    Abandoned,
+    /// The name of a variable is empty.
+    #[error("a variable needs a name")]
+    NoName,
+    /// The gateway closed the connection instead of answering.
+    #[error("the gateway closed the connection instead of answering a question")]
+    Closed,
+    /// The gateway sent something that is no answer to a question.
+    #[error("the gateway sent something else than the answer to a question")]
+    Unexpected,
+    /// The gateway's answer could not be read.
+    #[error("the gateway's answer to a question: {0}")]
+    Malformed(Box<str>),
+    /// The connection failed.
+    #[error("asking the gateway: {0}")]
+    Io(#[from] io::Error),
+}
+
+impl From<Malformed> for AskError {
+    fn from(malformed: Malformed) -> Self {
+        Self::Malformed(malformed.to_string().into())
+    }
+}
+
+impl From<ReadError> for AskError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Io(error) => Self::Io(error),
+            ReadError::Cut => Self::Closed,
+            other => Self::Malformed(other.to_string().into()),
+        }
+    }
+}
+
+pub(crate) type Asked<'a> = Pin<Box<dyn Future<Output = Result<Option<Bytes>, AskError>> + Send + 'a>>;
+
+/// Carries a question to the gateway and its answer back.
+pub(crate) trait Ask: Send + Sync {
+    fn ask<'a>(&'a mut self, question: Question<'a>) -> Asked<'a>;
+}
+
+/// What a call may ask for in all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct AskLimits {
+    pub(crate) questions: usize,
+    /// How many bytes of answers are kept.
+    pub(crate) bytes: usize,
+}
+
+/// The questions of one call, with the answers that came.
+pub(crate) struct ExtraInfo<'c> {
+    asker: &'c mut dyn Ask,
+    limits: AskLimits,
+    questions: usize,
+    bytes: usize,
+    waiting: bool,
+    variables: Vec<(Box<str>, Option<Bytes>)>,
+    request_body: Option<Option<Bytes>>,
+    response_body: Option<Option<Bytes>>,
+}
+
+impl<'c> ExtraInfo<'c> {
+    pub(crate) fn new(asker: &'c mut dyn Ask, limits: AskLimits) -> Self {
+        Self {
+            asker,
+            limits,
+            questions: 0,
+            bytes: 0,
+            waiting: false,
+            variables: Vec::new(),
+            request_body: None,
+            response_body: None,
+        }
+    }
+
+    /// Whether a question's answer is still to come although nobody waits for it.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.waiting
+    }
+
+    pub(crate) async fn variable(&mut self, name: &str) -> Result<Option<Bytes>, AskError> {
+        if name.is_empty() {
+            return Err(AskError::NoName);
+        }
+        if let Some((_, value)) = self.variables.iter().find(|(known, _)| &**known == name) {
+            return Ok(value.clone());
+        }
+        let value = self.ask(Question::Variable(name)).await?;
+        self.variables.push((name.into(), value.clone()));
+        Ok(value)
+    }
+
+    pub(crate) async fn request_body(&mut self) -> Result<Option<Bytes>, AskError> {
+        if self.request_body.is_none() {
+            self.request_body = Some(self.ask(Question::RequestBody).await?);
+        }
+        Ok(self.request_body.clone().flatten())
+    }
+
+    pub(crate) async fn response_body(&mut self) -> Result<Option<Bytes>, AskError> {
+        if self.response_body.is_none() {
+            self.response_body = Some(self.ask(Question::ResponseBody).await?);
+        }
+        Ok(self.response_body.clone().flatten())
+    }
+
+    async fn ask(&mut self, question: Question<'_>) -> Result<Option<Bytes>, AskError> {
+        if self.waiting {
+            return Err(AskError::Abandoned);
+        }
+        if self.questions == self.limits.questions {
+            return Err(AskError::TooMany { limit: self.limits.questions });
+        }
+        self.questions += 1;
+        // Stays set where this future is dropped before the answer came.
+        self.waiting = true;
+        let answer = self.asker.ask(question).await?;
+        self.waiting = false;
+        self.bytes += answer.as_ref().map_or(0, Bytes::len);
+        if self.bytes > self.limits.bytes {
+            return Err(AskError::TooLarge { limit: self.limits.bytes });
+        }
+        Ok(answer)
+    }
+}

@@ -1,0 +1,228 @@
+//! The loopback listener that the gateway forwards to, and that knows from each
+//! request's stamp which workspace it is for.
+//!
+//! `exchange` is one request and its answer, `headers` what must not pass from
+//! one connection to the next, `workspace` a connection to a workspace, `pool`
+//! those that wait for their next request, `tunnel` what follows an upgrade.
+//!
+//! Nothing is connected for a request without a good stamp, nothing is sent
+//! twice that may have arrived once, and no body is ever held as a whole.
+
+mod body;
+mod exchange;
+mod headers;
+mod pool;
+#[cfg(test)]
+mod tests;
+mod tunnel;
+mod workspace;
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::resolver::Resolver;
+use crate::stamp::StampKey;
+use pool::Pool;
+
+/// How many header lines a request or response may have. The gateway itself
+/// takes more than the 100 that it shows to a runner.
+const MAX_HEADERS: usize = 200;
+
+/// How many bytes a head may have, and how many of a body wait for the other
+/// side. More than the gateway takes: nginx reads at most 4 × 8 KiB of headers.
+const MAX_HEAD: usize = 64 * 1024;
+
+/// How long a connection of the gateway's may be idle, or take to send a head:
+/// hyper counts both with one clock. Longer than the 60 s after which the
+/// gateway itself closes an idle connection, so that it never sends a request
+/// into one that we are just closing.
+const GATEWAY_IDLE: Duration = Duration::from_secs(75);
+
+/// How long nothing is accepted after a failure such as running out of file
+/// descriptors, which passes only when others are closed.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
+
+/// What the forwarder does not exceed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ForwarderLimits {
+    /// Connections from the gateway at a time, tunnels among them. Each may
+    /// need a second one, to a workspace.
+    pub(crate) max_connections: usize,
+    /// How long a workspace may take to accept a connection, over all its
+    /// addresses.
+    pub(crate) connect: Duration,
+    /// How long a workspace may keep silent between the last byte of a request
+    /// and the head of its response.
+    pub(crate) response_head: Duration,
+    /// How long a connection to a workspace is kept for its next request.
+    pub(crate) idle: Duration,
+    /// Idle connections in all; the one that has waited longest makes room.
+    pub(crate) max_idle: usize,
+    /// Requests on one connection to a workspace.
+    pub(crate) max_requests: u32,
+}
+
+impl Default for ForwarderLimits {
+    /// The values of the gateway's own upstream, but for the connections.
+    fn default() -> Self {
+        Self {
+            max_connections: 4096,
+            connect: Duration::from_secs(6),
+            response_head: Duration::from_secs(300),
+            idle: Duration::from_secs(60),
+            max_idle: 320,
+            max_requests: 1000,
+        }
+    }
+}
+
+/// Sends each request to the upstream that its stamp names.
+pub(crate) struct Forwarder {
+    key: StampKey,
+    resolver: Arc<Resolver>,
+    limits: ForwarderLimits,
+    pool: Arc<Pool>,
+    tasks: Tasks,
+}
+
+/// A place among `max_connections`, held by everything that a connection of
+/// the gateway's has become.
+type Place = Arc<OwnedSemaphorePermit>;
+
+impl Forwarder {
+    /// A forwarder that takes the stamps of this key.
+    pub(crate) fn new(key: StampKey, resolver: Arc<Resolver>, limits: ForwarderLimits) -> Arc<Self> {
+        let pool = Arc::new(Pool::new(limits.max_idle, limits.idle));
+        Arc::new(Self { key, resolver, limits, pool, tasks: Tasks::new() })
+    }
+
+    /// Serves the listener until `stop`, then lets requests and tunnels go on
+    /// for at most `drain`, and returns when none is left.
+    ///
+    /// A forwarder serves once: afterwards it keeps nothing open.
+    pub(crate) async fn serve(
+        self: Arc<Self>,
+        listener: TcpListener,
+        stop: CancellationToken,
+        drain: Duration,
+    ) {
+        self.tasks.spawn(Arc::clone(&self.pool).close_expired(stop.clone()));
+        let places = Arc::new(Semaphore::new(self.limits.max_connections));
+        let accepting = async {
+            loop {
+                // First the place, then the connection: what can't be served
+                // yet waits in the listener's queue.
+                let place = Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
+                let stream = accept(&listener).await;
+                self.tasks.spawn(Arc::clone(&self).connection(stream, Arc::new(place), stop.clone()));
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = accepting => {}
+        }
+        drop(listener);
+        self.pool.close();
+        self.tasks.finish(drain).await;
+    }
+
+    /// Answers the requests of one connection of the gateway's.
+    async fn connection(self: Arc<Self>, stream: TcpStream, place: Place, stop: CancellationToken) {
+        let service = service_fn(|request| {
+            let (forwarder, place) = (Arc::clone(&self), Arc::clone(&place));
+            async move { Ok::<_, Infallible>(exchange::answer(forwarder, place, request).await) }
+        });
+        // Half-closed connections are not supported before an upgrade: a
+        // gateway that closes has lost its client, and then the workspace
+        // should not go on working for nobody.
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(GATEWAY_IDLE)
+            .max_headers(MAX_HEADERS)
+            .max_header_size(MAX_HEAD)
+            .max_buf_size(MAX_HEAD)
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades();
+        let mut connection = pin!(connection);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = stop.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%error, "connection of the gateway ended");
+        }
+    }
+}
+
+/// The next connection; an accept that fails is tried again.
+async fn accept(listener: &TcpListener) -> TcpStream {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                // A request's head and its first bytes shall not wait for
+                // each other's acknowledgement. It is only slower without.
+                let _ = stream.set_nodelay(true);
+                return stream;
+            }
+            // The peer gave up while it waited: nothing is wrong here.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::ConnectionAborted
+                        | io::ErrorKind::ConnectionRefused
+                        | io::ErrorKind::ConnectionReset
+                ) => {}
+            Err(error) => {
+                tracing::error!(%error, "the forwarder can't accept connections, trying again");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Everything that runs beside the accept loop, so that it can be waited for
+/// and, in the end, dropped.
+struct Tasks {
+    tracker: TaskTracker,
+    deadline: CancellationToken,
+}
+
+impl Tasks {
+    fn new() -> Self {
+        Self { tracker: TaskTracker::new(), deadline: CancellationToken::new() }
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let deadline = self.deadline.clone();
+        self.tracker.spawn(async move {
+            tokio::select! {
+                () = task => {}
+                () = deadline.cancelled() => {}
+            }
+        });
+    }
+
+    async fn finish(&self, drain: Duration) {
+        self.tracker.close();
+        if tokio::time::timeout(drain, self.tracker.wait()).await.is_err() {
+            tracing::info!(tasks = self.tracker.len(), "drain deadline: closing what is still open");
+            self.deadline.cancel();
+            self.tracker.wait().await;
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! kube-coders: an Apache APISIX external plugin runner that sends each user to
+//! their own workspace, and the SDK to write such plugins.
+//!
+//! # A plugin
+//!
+//! ```no_run
+//! use kube_coders::{Action, Plugin, PluginError, Request};
+//!
+//! struct Hello;
+//!
+//! impl Plugin for Hello {
+//!     const NAME: &'static str = "hello";
+//!     type Config = ();
+//!
+//!     async fn on_request(&self, _: &(), request: &mut Request<'_>) -> Result<Action, PluginError> {
+//!         request.set_header("x-hello", "world")?;
+//!         Ok(Action::Continue)
+//!     }
+//! }
+//!
+//! fn main() -> std::process::ExitCode {
+//!     kube_coders::Command::new().plugin(Hello).main()
+//! }
+//! ```
+//!
+//! [`Plugin`] is what an author writes, [`Request`] and [`Response`] what it
+//! sees, [`Upstream`] where it may send a request, [`Command`] the whole program
+//! with it inside, and [`testing`] a gateway to try it with.
+//!
+//! # The way of a call
+//!
+//! The gateway connects to a unix socket and sends a frame: `server` accepts and
+//! admits, `connection` reads the frame, `wire` decodes it, `runner` finds the
+//! chain behind its conf token and runs the plugins, and what they recorded goes
+//! back the same way. Where a plugin chose an upstream, the answer carries a
+//! `stamp`; the gateway sends the request to the `forwarder`, which checks the
+//! stamp and takes the request there.
+//!
+//! # Invariants
+//!
+//! - `frame` knows no FlatBuffers; `wire` knows no sockets.
+//! - `plugin`, `request`, `response`, `headers`, `extra_info`, `upstream` and
+//!   `testing` know no shipped plugin.
+//! - `user_upstream` reaches the gateway only through the public SDK: it is a
+//!   plugin that anyone could have written.
+//! - `runner` and `forwarder` share only `resolver`, `upstream`, `refusal` and
+//!   the stamp's key. Neither calls the other.
+//! - Only `command` reads the environment, installs a subscriber and starts a
+//!   runtime; only `main` exits.
+//! - Only `server`, `forwarder` and `testing` spawn tasks.
+//! - Whatever fails, no request goes anywhere by default.
+
+mod frame;
+mod connection;
+mod wire;
+mod headers;
+mod extra_info;
+mod request;
+mod response;
+mod upstream;
+mod stamp;
+mod plugin;
+mod conf;
+mod runner;
+mod admission;
+mod socket_file;
+mod server;
+mod shutdown;
+mod resolver;
+mod refusal;
+mod request_id;
+mod user_upstream;
+mod forwarder;
+mod settings;
+mod cli;
+mod run;
+mod call;
+mod command;
+pub mod testing;
+
+pub use command::{Command, CommandError};
+pub use extra_info::AskError;
+pub use headers::{ChangeError, HeaderName};
+pub use plugin::{Action, Plugin, PluginError, Stop};
+pub use request::{Method, Request};
+pub use response::Response;
+pub use upstream::{HostName, Scheme, Upstream, UpstreamError};

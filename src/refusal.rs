@@ -1,0 +1,262 @@
+//! The answers that say no: a status, a stable code, and a page or a problem.
+//!
+//! Shared by the plugin `user-upstream` and by the forwarder, so that a client
+//! can't tell, and need not care, which of the two refused it. Nothing in an
+//! answer comes from the request except the request id: no name, token, claim
+//! or address.
+
+mod page;
+mod reader;
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+pub(crate) use reader::{Language, Reader};
+
+/// After how long a client may usefully come again: about as long as a name
+/// server or a workspace needs to come up, and short enough for somebody who
+/// watches the page.
+const COME_AGAIN: Duration = Duration::from_secs(5);
+
+/// Why a request does not reach a workspace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// No header says who is asking.
+    IdentityMissing,
+    /// A header says who is asking, but not in a form that can be trusted.
+    IdentityMalformed,
+    /// The claim that the template needs is missing or gives no DNS label.
+    NoWorkspaceName,
+    /// A page of another origin tried to open a WebSocket.
+    ForeignOrigin,
+    /// The workspace's name does not exist.
+    WorkspaceNotFound,
+    /// No name server could say where the workspace is.
+    ResolverUnavailable,
+    /// The workspace accepts no connection, or is silent for too long.
+    WorkspaceStarting,
+    /// The stamp is missing, repeated, forged or expired.
+    StampRefused,
+    /// The workspace broke off before it had answered.
+    WorkspaceFailed,
+    /// A bug in a plugin.
+    RunnerFailed,
+}
+
+/// A refusal as an HTTP response.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Rendered {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(&'static str, String)>,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Refusal {
+    /// The HTTP status.
+    pub(crate) fn status(self) -> u16 {
+        match self {
+            Self::IdentityMalformed => 400,
+            Self::IdentityMissing => 401,
+            Self::NoWorkspaceName | Self::ForeignOrigin | Self::StampRefused => 403,
+            Self::WorkspaceNotFound => 404,
+            Self::WorkspaceFailed => 502,
+            Self::ResolverUnavailable | Self::WorkspaceStarting | Self::RunnerFailed => 503,
+        }
+    }
+
+    /// The name that scripts, dashboards and logs may rely on.
+    pub(crate) fn code(self) -> &'static str {
+        match self {
+            Self::IdentityMissing => "identity-missing",
+            Self::IdentityMalformed => "identity-malformed",
+            Self::NoWorkspaceName => "no-workspace-name",
+            Self::ForeignOrigin => "foreign-origin",
+            Self::WorkspaceNotFound => "workspace-not-found",
+            Self::ResolverUnavailable => "resolver-unavailable",
+            Self::WorkspaceStarting => "workspace-starting",
+            Self::StampRefused => "stamp-refused",
+            Self::WorkspaceFailed => "workspace-failed",
+            Self::RunnerFailed => "runner-failed",
+        }
+    }
+
+    /// When to come again, for what is likely to pass by itself.
+    pub(crate) fn retry_after(self) -> Option<Duration> {
+        match self {
+            Self::ResolverUnavailable | Self::WorkspaceStarting => Some(COME_AGAIN),
+            _ => None,
+        }
+    }
+
+    /// The response for this reader: a page for a navigation, else a problem
+    /// (RFC 9457).
+    pub(crate) fn render(self, reader: &Reader, request_id: &str) -> Rendered {
+        let mut headers =
+            vec![("cache-control", "no-store".to_owned()), ("x-content-type-options", "nosniff".to_owned())];
+        if let Some(wait) = self.retry_after() {
+            headers.push(("retry-after", wait.as_secs().to_string()));
+        }
+        let body = if reader.is_navigation() {
+            headers.push(("content-type", "text/html; charset=utf-8".to_owned()));
+            headers.push(("content-security-policy", page::CONTENT_SECURITY_POLICY.to_owned()));
+            headers.push(("referrer-policy", "no-referrer".to_owned()));
+            page::render(self, reader.language(), request_id).into_bytes()
+        } else {
+            headers.push(("content-type", "application/problem+json".to_owned()));
+            self.problem(request_id)
+        };
+        Rendered { status: self.status(), headers, body }
+    }
+
+    fn problem(self, request_id: &str) -> Vec<u8> {
+        let problem = Problem {
+            kind: "about:blank",
+            title: self.reason_phrase(),
+            status: self.status(),
+            detail: page::detail(self),
+            code: self.code(),
+            request_id,
+        };
+        serde_json::to_vec(&problem).expect("numbers and text can always be written as JSON")
+    }
+
+    /// The status in words: the title that RFC 9457, section 4.2.1, asks for
+    /// where the type is `about:blank`.
+    fn reason_phrase(self) -> &'static str {
+        http::StatusCode::from_u16(self.status())
+            .ok()
+            .and_then(|status| status.canonical_reason())
+            .expect("every refusal has a registered status")
+    }
+}
+
+/// Problem details (RFC 9457), with our members `code` and `request_id`.
+#[derive(Serialize)]
+struct Problem<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    title: &'static str,
+    status: u16,
+    detail: &'static str,
+    code: &'static str,
+    request_id: &'a str,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The lines of the product's answer table that exist so far.
+    const TABLE: [(Refusal, u16, &str, Option<u64>); 10] = [
+        (Refusal::IdentityMissing, 401, "identity-missing", None),
+        (Refusal::IdentityMalformed, 400, "identity-malformed", None),
+        (Refusal::NoWorkspaceName, 403, "no-workspace-name", None),
+        (Refusal::ForeignOrigin, 403, "foreign-origin", None),
+        (Refusal::WorkspaceNotFound, 404, "workspace-not-found", None),
+        (Refusal::ResolverUnavailable, 503, "resolver-unavailable", Some(5)),
+        (Refusal::WorkspaceStarting, 503, "workspace-starting", Some(5)),
+        (Refusal::StampRefused, 403, "stamp-refused", None),
+        (Refusal::WorkspaceFailed, 502, "workspace-failed", None),
+        (Refusal::RunnerFailed, 503, "runner-failed", None),
+    ];
+
+    fn navigation(language: &'static str) -> Reader {
+        Reader::new("GET", |name| match name {
+            "accept" => Some(b"text/html,*/*;q=0.8".as_slice()),
+            "accept-language" => Some(language.as_bytes()),
+            _ => None,
+        })
+    }
+
+    fn script() -> Reader {
+        Reader::new("GET", |name| (name == "accept").then_some(b"*/*".as_slice()))
+    }
+
+    fn header<'a>(rendered: &'a Rendered, name: &str) -> Option<&'a str> {
+        let mut values = rendered.headers.iter().filter(|(other, _)| *other == name);
+        let (_, value) = values.next()?;
+        assert!(values.next().is_none(), "{name} stands twice");
+        Some(value)
+    }
+
+    fn text(rendered: &Rendered) -> &str {
+        std::str::from_utf8(&rendered.body).unwrap()
+    }
+
+    #[test]
+    fn statuses_and_codes_are_those_of_the_table() {
+        for (refusal, status, code, wait) in TABLE {
+            assert_eq!((refusal.status(), refusal.code()), (status, code));
+            assert_eq!(refusal.retry_after(), wait.map(Duration::from_secs), "{code}");
+        }
+    }
+
+    #[test]
+    fn everything_but_a_navigation_gets_a_problem() {
+        for (refusal, status, code, wait) in TABLE {
+            let rendered = refusal.render(&script(), "id-1");
+            assert_eq!(rendered.status, status);
+            assert_eq!(header(&rendered, "content-type"), Some("application/problem+json"));
+            assert_eq!(header(&rendered, "cache-control"), Some("no-store"));
+            assert_eq!(header(&rendered, "retry-after"), wait.map(|wait| wait.to_string()).as_deref());
+            let problem: serde_json::Value = serde_json::from_slice(&rendered.body).unwrap();
+            assert_eq!(problem["type"], "about:blank");
+            assert_eq!(problem["status"], status);
+            assert_eq!(problem["code"], code);
+            assert_eq!(problem["request_id"], "id-1");
+            assert_eq!(problem["title"], refusal.reason_phrase());
+            assert!(!problem["detail"].as_str().unwrap().is_empty());
+        }
+    }
+
+    #[test]
+    fn a_navigation_gets_a_page_of_its_language() {
+        for (refusal, status, code, wait) in TABLE {
+            let (english, korean) = (navigation("en"), navigation("ko-KR"));
+            for (reader, language) in [(&english, "en"), (&korean, "ko")] {
+                let rendered = refusal.render(reader, "id-1");
+                assert_eq!(rendered.status, status);
+                assert_eq!(header(&rendered, "content-type"), Some("text/html; charset=utf-8"));
+                assert_eq!(header(&rendered, "cache-control"), Some("no-store"));
+                assert_eq!(header(&rendered, "x-content-type-options"), Some("nosniff"));
+                assert!(
+                    header(&rendered, "content-security-policy").unwrap().starts_with("default-src 'none'; ")
+                );
+                assert_eq!(header(&rendered, "retry-after"), wait.map(|wait| wait.to_string()).as_deref());
+                let page = text(&rendered);
+                assert!(page.starts_with("<!doctype html>\n"), "{page}");
+                assert!(page.contains(&format!("<html lang=\"{language}\">")), "{page}");
+                assert!(page.contains(code) && page.contains("id-1"), "{page}");
+                assert!(!page.contains("http://") && !page.contains("https://"), "{page}");
+                assert!(!page.contains('{') || page.contains("<style>"), "{page}");
+                let has_hangul = page.chars().any(|letter| ('가'..='힣').contains(&letter));
+                assert_eq!(has_hangul, language == "ko", "{page}");
+            }
+        }
+    }
+
+    #[test]
+    fn only_the_page_of_a_starting_workspace_reloads_itself() {
+        for (refusal, ..) in TABLE {
+            let page = refusal.render(&navigation("en"), "id-1");
+            let reloads = text(&page).contains("<meta http-equiv=\"refresh\" content=\"5\">");
+            assert_eq!(reloads, refusal == Refusal::WorkspaceStarting, "{refusal:?}");
+        }
+    }
+
+    #[test]
+    fn a_request_id_is_escaped() {
+        let id = "\"'><script>alert(1)</script>&\\";
+        let page = Refusal::StampRefused.render(&navigation("en"), id);
+        assert!(!text(&page).contains("<script"));
+        assert!(
+            text(&page).contains("&quot;&#39;&gt;&lt;script&gt;alert(1)&lt;/script&gt;&amp;\\"),
+            "{}",
+            text(&page)
+        );
+        let problem = Refusal::StampRefused.render(&script(), id);
+        let problem: serde_json::Value = serde_json::from_slice(&problem.body).unwrap();
+        assert_eq!(problem["request_id"], id);
+    }
+}

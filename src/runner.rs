@@ -1,0 +1,422 @@
+//! One call in, one answer out. What fails closed is decided here.
+
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::timeout;
+use tracing::{debug, error, info, warn};
+
+use crate::conf::{Chain, ChainId, ConfCache};
+use crate::connection::{Connection, Frame};
+use crate::extra_info::{Ask, AskError, AskLimits, Asked, ExtraInfo};
+use crate::frame::{Kind, MAX_PAYLOAD};
+use crate::plugin::{Action, PluginError, Registry, Stop};
+use crate::refusal::{Reader, Refusal, Rendered};
+use crate::request::{Changes, Request};
+use crate::request_id::{random_request_id, sane_request_id};
+use crate::response::Response;
+use crate::stamp::{STAMP_HEADER, Stamper};
+use crate::wire::{
+    Encoder, ErrorCode, PrepareConf, Question, RequestCall, ResponseCall, ResponseParts, RewriteParts,
+    StopParts, decode_extra_info,
+};
+
+/// How many plugins one chain may have.
+const MAX_CHAIN: usize = 100;
+
+/// How long a failed call waits for the request's id, which its answer shows.
+const REQUEST_ID_WAIT: Duration = Duration::from_millis(500);
+
+/// What one call may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CallLimits {
+    pub(crate) deadline: Duration,
+    /// How many questions a call may ask the gateway.
+    pub(crate) questions: usize,
+    /// How many bytes are copied for a call: answers to its questions, and as
+    /// many again for its changes.
+    pub(crate) bytes: usize,
+}
+
+/// Answers calls: the plugins of this process with the confs of its gateway.
+pub(crate) struct Runner {
+    registry: Registry,
+    confs: ConfCache,
+    limits: CallLimits,
+    stamper: Stamper,
+}
+
+/// What becomes of a connection once its call is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum After {
+    /// The next call may come.
+    Keep,
+    /// The gateway owes an answer to a question that nobody waits for. It must
+    /// be let send it, or it would take the connection's end for our answer.
+    TakeLateAnswer,
+    /// The peer does not speak the protocol.
+    Close,
+}
+
+/// A call that no plugin answered.
+#[derive(Debug, Error)]
+enum CallFailure {
+    #[error("{0}")]
+    Plugin(PluginError),
+    #[error("panicked: {0}")]
+    Panic(String),
+    #[error("no answer within {}", humantime::format_duration(*.0))]
+    Deadline(Duration),
+    #[error("the answer is longer than a frame can be, {MAX_PAYLOAD} bytes")]
+    TooLong,
+}
+
+impl Runner {
+    pub(crate) fn new(registry: Registry, confs: ConfCache, limits: CallLimits, stamper: Stamper) -> Self {
+        Self { registry, confs, limits, stamper }
+    }
+
+    /// Answers one call on its connection.
+    ///
+    /// # Errors
+    ///
+    /// If the answer can't be written.
+    pub(crate) async fn answer<S>(
+        &self,
+        frame: &Frame,
+        connection: &mut Connection<S>,
+        encoder: &mut Encoder,
+    ) -> std::io::Result<After>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + Sync,
+    {
+        let (kind, after) = match frame.kind {
+            Kind::PrepareConf => (self.prepare(&frame.payload, encoder), After::Keep),
+            Kind::RequestCall => self.request(&frame.payload, connection, encoder).await,
+            Kind::ResponseCall => self.response(&frame.payload, connection, encoder).await,
+            Kind::Error | Kind::ExtraInfo => {
+                warn!(kind = ?frame.kind, "frame that is no call");
+                encoder.error(ErrorCode::BAD_REQUEST);
+                (Kind::Error, After::Close)
+            }
+        };
+        connection.write_frame(kind, encoder.payload()).await?;
+        Ok(after)
+    }
+
+    fn prepare(&self, payload: &[u8], encoder: &mut Encoder) -> Kind {
+        match self.prepare_token(payload) {
+            Some(token) => {
+                encoder.prepared(token);
+                Kind::PrepareConf
+            }
+            None => {
+                encoder.error(ErrorCode::BAD_REQUEST);
+                Kind::Error
+            }
+        }
+    }
+
+    /// `None` where the conf is refused; the log says why.
+    fn prepare_token(&self, payload: &[u8]) -> Option<u32> {
+        let call = PrepareConf::decode(payload)
+            .inspect_err(|malformed| error!(error = %malformed, "PrepareConf refused"))
+            .ok()?;
+        let id = ChainId::of(&call.confs);
+        if let Some(token) = self.confs.renew(id) {
+            return Some(token);
+        }
+        let chain = self.prepare_chain(&call)?;
+        let plugins: Vec<_> = chain.iter().map(|plugin| plugin.name()).collect();
+        let token = self
+            .confs
+            .insert(id, chain)
+            .inspect_err(|error| error!(%error, "no random number for a conf token"))
+            .ok()?;
+        match plugins.is_empty() {
+            true => warn!(key = call.key, "route prepared without a plugin: its requests go on unchanged"),
+            false => info!(key = call.key, ?plugins, "route prepared"),
+        }
+        Some(token)
+    }
+
+    fn prepare_chain(&self, call: &PrepareConf<'_>) -> Option<Chain> {
+        let key = call.key;
+        if call.confs.len() > MAX_CHAIN {
+            error!(key, plugins = call.confs.len(), limit = MAX_CHAIN, "conf refused: too many plugins");
+            return None;
+        }
+        let mut chain = Chain::with_capacity(call.confs.len());
+        for (name, conf) in &call.confs {
+            let plugin = name.escape_ascii().to_string();
+            // A plugin's own deserialisation is a stranger's code, so it may panic.
+            let prepared = std::panic::catch_unwind(AssertUnwindSafe(|| self.registry.prepare(name, conf)));
+            match prepared {
+                Ok(Some(Ok(prepared))) => chain.push(prepared),
+                Ok(Some(Err(error))) => {
+                    error!(key, plugin, %error, "conf refused");
+                    return None;
+                }
+                Ok(None) => {
+                    error!(key, plugin, known = ?self.registry.names(), "conf refused: no such plugin");
+                    return None;
+                }
+                Err(panic) => {
+                    error!(key, plugin, panic = panic_text(&*panic), "conf refused: the plugin panicked");
+                    return None;
+                }
+            }
+        }
+        Some(chain)
+    }
+
+    async fn request<S>(
+        &self,
+        payload: &Bytes,
+        connection: &mut Connection<S>,
+        encoder: &mut Encoder,
+    ) -> (Kind, After)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + Sync,
+    {
+        let call = match RequestCall::decode(payload) {
+            Ok(call) => call,
+            Err(malformed) => {
+                // A stop, not an error: at an error a gateway may skip the plugin.
+                error!(error = %malformed, "request call refused");
+                let request_id = random_request_id();
+                encode_rendered(
+                    encoder,
+                    0,
+                    &Refusal::RunnerFailed.render(&Reader::new("", |_| None), &request_id),
+                );
+                return (Kind::RequestCall, After::Keep);
+            }
+        };
+        let Some(chain) = self.confs.chain(call.conf_token()) else {
+            debug!(token = call.conf_token(), "unknown conf token");
+            encoder.error(ErrorCode::CONF_TOKEN_NOT_FOUND);
+            return (Kind::Error, After::Keep);
+        };
+        let mut asker = ConnectionAsker { connection };
+        let extra_info = ExtraInfo::new(&mut asker, self.ask_limits());
+        let Some(mut request) = Request::new(&call, extra_info, self.limits.bytes) else {
+            error!(call = call.id(), method = call.method(), "request call refused: no such method");
+            let request_id = random_request_id();
+            encode_rendered(
+                encoder,
+                call.id(),
+                &Refusal::RunnerFailed.render(&Reader::new("", |_| None), &request_id),
+            );
+            return (Kind::RequestCall, After::Keep);
+        };
+        let verdict = self.run(request_verdict(&chain, &mut request)).await;
+        let answered = verdict.and_then(|action| self.encode_action(encoder, &request, &action));
+        if let Err(failure) = answered {
+            error!(call = request.id, error = %failure, "request call failed");
+            let request_id = request_id(&mut request.extra_info).await;
+            encode_rendered(
+                encoder,
+                request.id,
+                &Refusal::RunnerFailed.render(&request_reader(&request), &request_id),
+            );
+        }
+        (Kind::RequestCall, after(&request.extra_info))
+    }
+
+    async fn response<S>(
+        &self,
+        payload: &Bytes,
+        connection: &mut Connection<S>,
+        encoder: &mut Encoder,
+    ) -> (Kind, After)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + Sync,
+    {
+        let call = match ResponseCall::decode(payload) {
+            Ok(call) => call,
+            Err(malformed) => {
+                error!(error = %malformed, "response call refused");
+                encode_failed_response(encoder, 0, &random_request_id());
+                return (Kind::ResponseCall, After::Keep);
+            }
+        };
+        let Some(chain) = self.confs.chain(call.conf_token()) else {
+            debug!(token = call.conf_token(), "unknown conf token");
+            encoder.error(ErrorCode::CONF_TOKEN_NOT_FOUND);
+            return (Kind::Error, After::Keep);
+        };
+        let mut asker = ConnectionAsker { connection };
+        let extra_info = ExtraInfo::new(&mut asker, self.ask_limits());
+        let mut response = Response::new(&call, extra_info, self.limits.bytes);
+        let looked = self.run(look_at_response(&chain, &mut response)).await;
+        if let Err(failure) = looked.and_then(|()| encode_response(encoder, &response)) {
+            error!(call = response.id, error = %failure, "response call failed");
+            let request_id = request_id(&mut response.extra_info).await;
+            encode_failed_response(encoder, response.id, &request_id);
+        }
+        (Kind::ResponseCall, after(&response.extra_info))
+    }
+
+    /// Runs a call's plugins: a panic and a missed deadline end this call alone.
+    async fn run<T>(&self, verdict: impl Future<Output = Result<T, PluginError>>) -> Result<T, CallFailure> {
+        let caught = AssertUnwindSafe(verdict).catch_unwind();
+        match timeout(self.limits.deadline, caught).await {
+            Ok(Ok(verdict)) => verdict.map_err(CallFailure::Plugin),
+            Ok(Err(panic)) => Err(CallFailure::Panic(panic_text(&*panic).to_owned())),
+            Err(_) => Err(CallFailure::Deadline(self.limits.deadline)),
+        }
+    }
+
+    fn ask_limits(&self) -> AskLimits {
+        AskLimits { questions: self.limits.questions, bytes: self.limits.bytes }
+    }
+
+    fn encode_action(
+        &self,
+        encoder: &mut Encoder,
+        request: &Request<'_>,
+        action: &Action,
+    ) -> Result<(), CallFailure> {
+        match action {
+            Action::Continue => self.encode_changes(encoder, request.id, &request.changes),
+            // A body that can't fit is not even copied.
+            Action::Stop(stop) if stop.body.len() > MAX_PAYLOAD => return Err(CallFailure::TooLong),
+            Action::Stop(stop) => encode_stop(encoder, request.id, stop),
+        }
+        check_length(encoder)
+    }
+
+    fn encode_changes(&self, encoder: &mut Encoder, id: u32, changes: &Changes) {
+        if changes.is_empty() {
+            return encoder.unchanged(id);
+        }
+        let stamp = changes.upstream.as_ref().map(|upstream| self.stamper.stamp(upstream));
+        let mut headers: Vec<_> = changes
+            .headers
+            .iter()
+            .map(|(name, value)| (name.as_str().as_bytes(), value.as_deref()))
+            .collect();
+        if let Some(stamp) = &stamp {
+            // The last of a name wins, so no plugin can put another stamp there.
+            headers.push((STAMP_HEADER.as_bytes(), Some(stamp.as_bytes())));
+        }
+        let args: Vec<_> = changes.args.iter().map(|(name, value)| (&name[..], value.as_deref())).collect();
+        let added = changes.response_headers.iter();
+        let response_headers: Vec<_> =
+            added.map(|(name, value)| (name.as_str().as_bytes(), Some(&value[..]))).collect();
+        encoder.rewrite(
+            id,
+            RewriteParts {
+                path: changes.path.as_deref(),
+                headers: &headers,
+                args: &args,
+                response_headers: &response_headers,
+                body: changes.body.as_deref().unwrap_or_default(),
+            },
+        );
+    }
+}
+
+fn encode_response(encoder: &mut Encoder, response: &Response<'_>) -> Result<(), CallFailure> {
+    let status = response.changes.status.unwrap_or(0);
+    let body = response.changes.body.as_deref().unwrap_or_default();
+    encoder.response(response.id, ResponseParts { status, headers: &response.resulting_headers(), body });
+    check_length(encoder)
+}
+
+fn check_length(encoder: &Encoder) -> Result<(), CallFailure> {
+    match encoder.payload().len() > MAX_PAYLOAD {
+        true => Err(CallFailure::TooLong),
+        false => Ok(()),
+    }
+}
+
+async fn request_verdict(chain: &Chain, request: &mut Request<'_>) -> Result<Action, PluginError> {
+    for plugin in chain {
+        let verdict = plugin.on_request(request).await;
+        match verdict.map_err(|error| PluginError::from(format!("{}: {error}", plugin.name())))? {
+            Action::Continue => {}
+            stop @ Action::Stop(_) => return Ok(stop),
+        }
+    }
+    Ok(Action::Continue)
+}
+
+async fn look_at_response(chain: &Chain, response: &mut Response<'_>) -> Result<(), PluginError> {
+    for plugin in chain {
+        let looked = plugin.on_response(response).await;
+        looked.map_err(|error| PluginError::from(format!("{}: {error}", plugin.name())))?;
+    }
+    Ok(())
+}
+
+fn after(extra_info: &ExtraInfo<'_>) -> After {
+    match extra_info.is_abandoned() {
+        true => After::TakeLateAnswer,
+        false => After::Keep,
+    }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no text")
+}
+
+/// The request's id as the gateway knows it, or one of our own where it can't be
+/// had in time.
+async fn request_id(extra_info: &mut ExtraInfo<'_>) -> String {
+    let asked = timeout(REQUEST_ID_WAIT, extra_info.variable("request_id")).await;
+    let known = asked.ok().and_then(Result::ok).flatten();
+    known.as_deref().and_then(sane_request_id).map_or_else(random_request_id, str::to_owned)
+}
+
+fn request_reader(request: &Request<'_>) -> Reader {
+    Reader::new(request.method().as_str(), |name| request.header(name))
+}
+
+fn encode_stop(encoder: &mut Encoder, id: u32, stop: &Stop) {
+    let headers: Vec<_> =
+        stop.headers.iter().map(|(name, value)| (name.as_str().as_bytes(), Some(&value[..]))).collect();
+    encoder.stop(id, StopParts { status: stop.status, headers: &headers, body: &stop.body });
+}
+
+fn encode_rendered(encoder: &mut Encoder, id: u32, rendered: &Rendered) {
+    let headers: Vec<_> =
+        rendered.headers.iter().map(|(name, value)| (name.as_bytes(), Some(value.as_bytes()))).collect();
+    encoder.stop(id, StopParts { status: rendered.status, headers: &headers, body: &rendered.body });
+}
+
+/// An error would let the upstream's body through (GATEWAY.md, HTTPRespCall), so
+/// the failure is a response of ours.
+fn encode_failed_response(encoder: &mut Encoder, id: u32, request_id: &str) {
+    let rendered = Refusal::RunnerFailed.render(&Reader::new("", |_| None), request_id);
+    let headers: Vec<_> =
+        rendered.headers.iter().map(|(name, value)| (name.as_bytes(), Some(value.as_bytes()))).collect();
+    encoder.response(id, ResponseParts { status: rendered.status, headers: &headers, body: &rendered.body });
+}
+
+/// Asks on the connection of the call itself, as the protocol wants it.
+struct ConnectionAsker<'c, S> {
+    connection: &'c mut Connection<S>,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + Sync> Ask for ConnectionAsker<'_, S> {
+    fn ask<'a>(&'a mut self, question: Question<'a>) -> Asked<'a> {
+        Box::pin(async move {
+            let mut encoder = Encoder::new();
+            encoder.question(question);
+            self.connection.write_frame(Kind::ExtraInfo, encoder.payload()).await?;
+            let Some(frame) = self.connection.read_frame().await? else { return Err(AskError::Closed) };
+            if frame.kind != Kind::ExtraInfo {
+                return Err(AskError::Unexpected);
+            }
+            Ok(decode_extra_info(&frame.payload)?.map(|result| frame.payload.slice_ref(result)))
+        })
+    }
+}

@@ -1,0 +1,262 @@
+//! The unix listener: accepts, admits, and serves connections until the drain.
+
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, Sleep, sleep, timeout, timeout_at};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
+use tracing::{debug, error, info, warn};
+
+use crate::admission::{Admission, RefusedPeers};
+use crate::connection::{Connection, Frame, ReadError};
+use crate::runner::{After, Runner};
+use crate::socket_file::BoundFile;
+use crate::wire::Encoder;
+
+/// How long a connection may be silent. The gateway closes its own after 180 s
+/// (GATEWAY.md, Connections), so only one that it forgot is silent for longer.
+const IDLE: Duration = Duration::from_secs(200);
+
+/// How long a drain waits for the first call of a connection that was just
+/// opened: the gateway opened it to send one.
+const FIRST_CALL: Duration = Duration::from_secs(1);
+
+/// How long the answer to an abandoned question may take: as long as the gateway
+/// itself waits to send it (GATEWAY.md, Connections).
+const LATE_ANSWER: Duration = Duration::from_secs(60);
+
+/// How long accepting rests after an error such as "too many open files", which
+/// would otherwise come again at once.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves a gateway's connections.
+pub(crate) struct Server {
+    runner: Arc<Runner>,
+    admission: Admission,
+    refused: RefusedPeers,
+    permits: Arc<Semaphore>,
+    limit: LimitLog,
+}
+
+/// Says, when the limit on connections is reached, whether it is time for a line
+/// in the log.
+struct LimitLog {
+    connections: usize,
+    turned_away: AtomicU64,
+    refused: RefusedPeers,
+}
+
+impl Server {
+    pub(crate) fn new(runner: Arc<Runner>, admission: Admission, max_connections: usize) -> Self {
+        Self {
+            runner,
+            admission,
+            refused: RefusedPeers::default(),
+            permits: Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS))),
+            limit: LimitLog {
+                connections: max_connections,
+                turned_away: AtomicU64::new(0),
+                refused: RefusedPeers::default(),
+            },
+        }
+    }
+
+    /// Serves until `stop`, then finishes the calls in flight, for `drain` at
+    /// most. The file goes first, so that nobody comes who would not be served.
+    pub(crate) async fn serve(
+        &self,
+        listener: UnixListener,
+        file: BoundFile,
+        stop: CancellationToken,
+        drain: Duration,
+    ) {
+        let mut connections = JoinSet::new();
+        loop {
+            tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => self.admit(stream, &mut connections, &stop),
+                    Err(error) => {
+                        error!(%error, "accepting a connection");
+                        sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+                Some(ended) = connections.join_next() => log_panic(ended),
+                () = stop.cancelled() => break,
+            }
+        }
+        drop(file);
+        // Who connected before the file went is in the queue and will send a call.
+        while let Some(Ok((stream, _))) = listener.accept().now_or_never() {
+            self.admit(stream, &mut connections, &stop);
+        }
+        drop(listener);
+        let deadline = Instant::now() + drain;
+        while let Ok(Some(ended)) = timeout_at(deadline, connections.join_next()).await {
+            log_panic(ended);
+        }
+        if !connections.is_empty() {
+            warn!(connections = connections.len(), "drain deadline reached: connections are closed");
+        }
+    }
+
+    fn admit(&self, stream: UnixStream, connections: &mut JoinSet<()>, stop: &CancellationToken) {
+        let peer = match stream.peer_cred() {
+            Ok(peer) => peer,
+            Err(error) => return error!(%error, "reading a peer's credentials"),
+        };
+        if !self.admission.admits(&peer) {
+            let uid = peer.uid();
+            if self.refused.should_log(uid) {
+                warn!(
+                    uid,
+                    pid = peer.pid(),
+                    cure = format!("--allow-uid {uid}"),
+                    "peer refused: its user may not connect"
+                );
+            }
+            return;
+        }
+        let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else { return self.limit.turn_away() };
+        connections.spawn(serve_connection(stream, Arc::clone(&self.runner), stop.clone(), permit));
+    }
+}
+
+impl LimitLog {
+    /// Closing at once costs the client 503; to keep it waiting would cost 60 s.
+    fn turn_away(&self) {
+        let turned_away = self.turned_away.fetch_add(1, Ordering::Relaxed) + 1;
+        if self.refused.should_log(0) {
+            let limit = self.connections;
+            warn!(limit, turned_away, cure = "--max-connections", "connection closed: the limit is reached");
+        }
+    }
+}
+
+fn log_panic(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended {
+        error!(%error, "a connection ended by a bug");
+    }
+}
+
+/// Serves one connection to its end. The permit goes with it.
+async fn serve_connection(
+    stream: UnixStream,
+    runner: Arc<Runner>,
+    stop: CancellationToken,
+    _permit: OwnedSemaphorePermit,
+) {
+    let mut connection = Connection::new(stream);
+    match serve_calls(&mut connection, &runner, &stop).await {
+        Ok(calls) => debug!(calls, "connection closed"),
+        Err(error) => info!(%error, "connection lost"),
+    }
+}
+
+/// The number of calls that were answered.
+pub(crate) async fn serve_calls<S>(
+    connection: &mut Connection<S>,
+    runner: &Runner,
+    stop: &CancellationToken,
+) -> Result<u64, ReadError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + Sync,
+{
+    let mut encoder = Encoder::new();
+    let mut calls = 0;
+    let mut stopped = pin!(stop.cancelled());
+    let mut idle = pin!(IdleTimer::new(IDLE));
+    while let Some(frame) = next_call(connection, calls, stopped.as_mut(), idle.as_mut()).await? {
+        calls += 1;
+        match runner.answer(&frame, connection, &mut encoder).await? {
+            After::Keep => {}
+            After::Close => break,
+            After::TakeLateAnswer => {
+                take_late_answer(connection).await?;
+                break;
+            }
+        }
+    }
+    Ok(calls)
+}
+
+/// The next call; `None` where there will be none.
+async fn next_call<S>(
+    connection: &mut Connection<S>,
+    calls: u64,
+    stopped: Pin<&mut WaitForCancellationFuture<'_>>,
+    idle: Pin<&mut IdleTimer>,
+) -> Result<Option<Frame>, ReadError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    tokio::select! {
+        biased;
+        frame = connection.read_frame() => return frame,
+        () = stopped => {}
+        () = idle.silent_since(calls) => return Ok(None),
+    }
+    // A frame that has begun, or come while we were told to stop, is a call in flight.
+    if connection.has_unread() {
+        return connection.read_frame().await;
+    }
+    if calls == 0 {
+        return timeout(FIRST_CALL, connection.read_frame()).await.unwrap_or(Ok(None));
+    }
+    connection.read_frame().now_or_never().unwrap_or(Ok(None))
+}
+
+/// Reads the answer to a question that was abandoned, so that the gateway, which
+/// reads ours only after sending its own, is not cut off before.
+async fn take_late_answer<S>(connection: &mut Connection<S>) -> Result<(), ReadError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    match timeout(LATE_ANSWER, connection.read_frame()).await {
+        Ok(Err(error)) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Ends a silence, without a timer to set for each call: it is set anew only
+/// when it has run down, if there was a call meanwhile.
+struct IdleTimer {
+    limit: Duration,
+    sleep: Pin<Box<Sleep>>,
+    calls_when_set: u64,
+}
+
+impl IdleTimer {
+    fn new(limit: Duration) -> Self {
+        Self { limit, sleep: Box::pin(sleep(limit)), calls_when_set: 0 }
+    }
+
+    /// Returns once there was no call for the limit, and at most twice that.
+    async fn silent_since(mut self: Pin<&mut Self>, calls: u64) {
+        loop {
+            self.sleep.as_mut().await;
+            if self.calls_when_set == calls {
+                return;
+            }
+            self.calls_when_set = calls;
+            let next = Instant::now() + self.limit;
+            self.sleep.as_mut().reset(next);
+        }
+    }
+}
+
+impl From<ReadError> for io::Error {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Io(error) => error,
+            other => Self::other(other),
+        }
+    }
+}

@@ -1,0 +1,431 @@
+//! Checked settings: what was typed, turned into values, all mistakes at once.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use nix::unistd::{Group, User};
+use tracing::level_filters::LevelFilter;
+
+use crate::cli::{RunArgs, SocketArgs};
+use crate::resolver::NameServers;
+use crate::runner::CallLimits;
+use crate::socket_file::SocketFile;
+use crate::stamp::{MIN_KEY, StampKey};
+
+/// Where the runner listens if nobody says anything.
+const DEFAULT_SOCKET: &str = "unix:/run/kube-coders/runner.sock";
+
+/// How long a gateway keeps a conf token if nobody says anything (GATEWAY.md,
+/// PrepareConf).
+const DEFAULT_CONF_EXPIRE_TIME: &str = "3600";
+
+/// How long a gateway waits for an answer (GATEWAY.md, Connections): a later one
+/// reaches nobody.
+const GATEWAY_WAITS: Duration = Duration::from_secs(60);
+
+/// What an expiry may be at most, so that no sum of times overflows.
+const MAX_TIME: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+/// How large a stamp's key file may be, in bytes: a key, not a disk.
+const MAX_KEY_FILE: u64 = 64 * 1024;
+
+/// What a gateway says in the environment of a runner that it starts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Environment {
+    /// `APISIX_LISTEN_ADDRESS`
+    pub(crate) listen_address: Option<String>,
+    /// `APISIX_CONF_EXPIRE_TIME`
+    pub(crate) conf_expire_time: Option<String>,
+}
+
+/// How the process runs.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    pub(crate) socket: SocketFile,
+    /// Whether the gateway started this process, and so says where it listens.
+    pub(crate) spawned: bool,
+    pub(crate) allowed_uids: BTreeSet<u32>,
+    pub(crate) conf_expire_time: Duration,
+    pub(crate) max_connections: usize,
+    pub(crate) max_confs: usize,
+    pub(crate) call: CallLimits,
+    pub(crate) drain: Duration,
+    pub(crate) forwarder: SocketAddr,
+    pub(crate) max_forwarder_connections: usize,
+    pub(crate) stamp_key: StampKey,
+    pub(crate) stamp_lifetime: Duration,
+    pub(crate) name_servers: NameServers,
+    pub(crate) log_level: LevelFilter,
+}
+
+/// Everything that is wrong with the settings, one a line.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Mistakes(Vec<String>);
+
+impl fmt::Display for Mistakes {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0.join("\n"))
+    }
+}
+
+impl std::error::Error for Mistakes {}
+
+/// Checks values one by one and remembers what was wrong.
+#[derive(Default)]
+struct Checker(Vec<String>);
+
+impl Checker {
+    /// The value, or its default's stand-in after noting the mistake; the
+    /// settings are then never used.
+    fn check<T>(&mut self, name: &str, text: &str, checked: Result<T, String>) -> Option<T> {
+        checked.map_err(|why| self.0.push(format!("{name} {text:?}: {why}"))).ok()
+    }
+
+    fn count(&mut self, name: &str, text: &str, most: usize) -> Option<usize> {
+        self.check(name, text, number_between(text, 1, most))
+    }
+
+    fn duration(&mut self, name: &str, text: &str, most: Duration) -> Option<Duration> {
+        self.check(name, text, duration_up_to(text, most))
+    }
+}
+
+impl Settings {
+    pub(crate) fn check(args: &RunArgs, environment: &Environment) -> Result<Self, Mistakes> {
+        let mut checker = Checker::default();
+        let settings = Self::check_all(args, environment, &mut checker);
+        match settings {
+            Some(settings) if checker.0.is_empty() => Ok(settings),
+            _ => Err(Mistakes(checker.0)),
+        }
+    }
+
+    fn check_all(args: &RunArgs, environment: &Environment, checker: &mut Checker) -> Option<Self> {
+        let (name, address, spawned) = listen_address(&args.socket, environment);
+        let path = checker.check(name, address, socket_path(address));
+        let (name, expire) = match (&args.conf_expire_time, &environment.conf_expire_time) {
+            (Some(typed), _) => ("--conf-expire-time", typed.as_str()),
+            (None, Some(set)) => ("APISIX_CONF_EXPIRE_TIME", set.as_str()),
+            (None, None) => ("--conf-expire-time", DEFAULT_CONF_EXPIRE_TIME),
+        };
+        let expire = checker.check(name, expire, seconds(expire));
+        let allowed_uids = checked_each(checker, "--allow-uid", &args.allow_uid, |text| {
+            text.parse::<u32>().map_err(|_| "not a user's number".to_owned())
+        });
+        let owner = optional(checker, "--socket-owner", args.socket_owner.as_deref(), user);
+        let group = optional(checker, "--socket-group", args.socket_group.as_deref(), group);
+        let mode = match &args.socket_mode {
+            Some(text) => checker.check("--socket-mode", text, mode(text)),
+            None => Some(default_mode(args, spawned)),
+        };
+        let max_connections = checker.count("--max-connections", &args.max_connections, 1 << 20);
+        let max_confs = checker.count("--max-confs", &args.max_confs, 1 << 20);
+        let deadline = checker.duration("--call-deadline", &args.call_deadline, GATEWAY_WAITS);
+        let questions = checker.count("--max-questions", &args.max_questions, 1 << 16);
+        let bytes = checker.count("--max-call-bytes", &args.max_call_bytes, 1 << 28);
+        let drain = checker.duration("--drain-deadline", &args.drain_deadline, MAX_TIME);
+        let forwarder =
+            checker.check("--forwarder-address", &args.forwarder_address, loopback(&args.forwarder_address));
+        let max_forwarder_connections =
+            checker.count("--max-forwarder-connections", &args.max_forwarder_connections, 1 << 20);
+        let stamp_key = match &args.stamp_key_file {
+            Some(file) => checker.check("--stamp-key-file", file, key_from(Path::new(file))),
+            None => checker.check("the stamps' key", "random", StampKey::random().map_err(|e| e.to_string())),
+        };
+        let stamp_lifetime = checker.duration("--stamp-lifetime", &args.stamp_lifetime, MAX_TIME);
+        let stamp_lifetime = stamp_lifetime.and_then(|lifetime| {
+            let long_enough = if lifetime < Duration::from_secs(1) {
+                Err("less than a second".to_owned())
+            } else {
+                Ok(lifetime)
+            };
+            checker.check("--stamp-lifetime", &args.stamp_lifetime, long_enough)
+        });
+        let servers = checked_each(checker, "--dns-server", &args.dns_server, |text| {
+            text.parse::<SocketAddr>()
+                .map_err(|_| "not an address with a port, such as 10.96.0.10:53".to_owned())
+        });
+        let log_level = checker.check("--log-level", &args.log_level, log_level(&args.log_level));
+        Some(Self {
+            socket: SocketFile { path: path?, mode: mode?, owner: owner?, group: group? },
+            spawned,
+            allowed_uids: allowed_uids?.into_iter().collect(),
+            conf_expire_time: expire?,
+            max_connections: max_connections?,
+            max_confs: max_confs?,
+            call: CallLimits { deadline: deadline?, questions: questions?, bytes: bytes? },
+            drain: drain?,
+            forwarder: forwarder?,
+            max_forwarder_connections: max_forwarder_connections?,
+            stamp_key: stamp_key?,
+            stamp_lifetime: stamp_lifetime?,
+            name_servers: match servers? {
+                none if none.is_empty() => NameServers::System,
+                listed => NameServers::Listed(listed),
+            },
+            log_level: log_level?,
+        })
+    }
+}
+
+/// The path of the socket of a runner that is to be called.
+pub(crate) fn checked_socket_path(args: &SocketArgs, environment: &Environment) -> Result<PathBuf, Mistakes> {
+    let (name, address, _) = listen_address(args, environment);
+    socket_path(address).map_err(|why| Mistakes(vec![format!("{name} {address:?}: {why}")]))
+}
+
+/// Who says where the runner listens, what, and whether that is a gateway that
+/// started us.
+fn listen_address<'a>(args: &'a SocketArgs, environment: &'a Environment) -> (&'static str, &'a str, bool) {
+    match (&args.listen_address, &environment.listen_address) {
+        (Some(typed), _) => ("--listen-address", typed, false),
+        (None, Some(set)) => ("APISIX_LISTEN_ADDRESS", set, true),
+        (None, None) => ("--listen-address", DEFAULT_SOCKET, false),
+    }
+}
+
+fn socket_path(address: &str) -> Result<PathBuf, String> {
+    let path = address.strip_prefix("unix:").ok_or("does not begin with unix:")?;
+    match path.starts_with('/') {
+        true => Ok(path.into()),
+        false => Err("the path behind unix: does not begin with /".to_owned()),
+    }
+}
+
+fn default_mode(args: &RunArgs, spawned: bool) -> u32 {
+    if spawned || !args.allow_uid.is_empty() {
+        // Workers run as another user, and to connect takes the right to write.
+        0o666
+    } else if args.socket_group.is_some() {
+        0o660
+    } else {
+        0o600
+    }
+}
+
+fn mode(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 && !text.starts_with('+') => Ok(mode),
+        _ => Err("not permission bits in octal, such as 0660".to_owned()),
+    }
+}
+
+fn user(text: &str) -> Result<u32, String> {
+    if let Ok(number) = text.parse() {
+        return Ok(number);
+    }
+    match User::from_name(text) {
+        Ok(Some(user)) => Ok(user.uid.as_raw()),
+        Ok(None) => Err("no such user".to_owned()),
+        Err(error) => Err(format!("looking the user up: {error}")),
+    }
+}
+
+fn group(text: &str) -> Result<u32, String> {
+    if let Ok(number) = text.parse() {
+        return Ok(number);
+    }
+    match Group::from_name(text) {
+        Ok(Some(group)) => Ok(group.gid.as_raw()),
+        Ok(None) => Err("no such group".to_owned()),
+        Err(error) => Err(format!("looking the group up: {error}")),
+    }
+}
+
+fn number_between(text: &str, least: usize, most: usize) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number) if (least..=most).contains(&number) && !text.starts_with('+') => Ok(number),
+        _ => Err(format!("not a number from {least} to {most}")),
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let most = usize::try_from(MAX_TIME.as_secs()).unwrap_or(usize::MAX);
+    number_between(text, 1, most).map(|seconds| Duration::from_secs(seconds as u64))
+}
+
+fn duration_up_to(text: &str, most: Duration) -> Result<Duration, String> {
+    let duration = humantime::Duration::from_str(text)
+        .map_err(|_| "not a duration with its unit, such as 5s, 800ms or 2m".to_owned())?;
+    match *duration {
+        duration if duration.is_zero() => Err("must be more than nothing".to_owned()),
+        duration if duration > most => Err(format!("more than {}", humantime::format_duration(most))),
+        duration => Ok(duration),
+    }
+}
+
+fn loopback(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr =
+        text.parse().map_err(|_| "not an address with a port, such as 127.0.0.1:9181".to_owned())?;
+    match address.ip().is_loopback() {
+        true => Ok(address),
+        false => Err("not a loopback address: only the gateway beside us may reach the forwarder".to_owned()),
+    }
+}
+
+fn key_from(file: &Path) -> Result<StampKey, String> {
+    let metadata = std::fs::metadata(file).map_err(|error| error.to_string())?;
+    if !metadata.is_file() {
+        return Err("not a file".to_owned());
+    }
+    if metadata.len() > MAX_KEY_FILE {
+        return Err(format!("{} bytes, more than {MAX_KEY_FILE}", metadata.len()));
+    }
+    let secret = std::fs::read(file).map_err(|error| error.to_string())?;
+    StampKey::new(&secret).ok_or_else(|| format!("{} bytes, less than {MIN_KEY}", secret.len()))
+}
+
+fn log_level(text: &str) -> Result<LevelFilter, String> {
+    match text {
+        "error" | "warn" | "info" | "debug" | "trace" => Ok(text.parse().unwrap_or(LevelFilter::INFO)),
+        _ => Err("not one of error, warn, info, debug, trace".to_owned()),
+    }
+}
+
+fn optional<T>(
+    checker: &mut Checker,
+    name: &str,
+    text: Option<&str>,
+    parse: impl Fn(&str) -> Result<T, String>,
+) -> Option<Option<T>> {
+    match text {
+        Some(text) => checker.check(name, text, parse(text)).map(Some),
+        None => Some(None),
+    }
+}
+
+/// `None` where one of them is wrong; all that are wrong are noted.
+fn checked_each<T>(
+    checker: &mut Checker,
+    name: &str,
+    texts: &[String],
+    parse: impl Fn(&str) -> Result<T, String>,
+) -> Option<Vec<T>> {
+    let checked: Vec<Option<T>> = texts.iter().map(|text| checker.check(name, text, parse(text))).collect();
+    checked.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::cli::{Cli, Subcommands};
+
+    fn check(args: &[&str], environment: &Environment) -> Result<Settings, String> {
+        let cli = Cli::try_parse_from(["kube-coders", "run"].iter().chain(args)).expect("typed rightly");
+        let Subcommands::Run(args) = cli.command else { panic!("another command") };
+        Settings::check(&args, environment).map_err(|mistakes| mistakes.to_string())
+    }
+
+    fn spawned() -> Environment {
+        Environment {
+            listen_address: Some("unix:/usr/local/apisix/conf/apisix-1.sock".to_owned()),
+            conf_expire_time: Some("10".to_owned()),
+        }
+    }
+
+    #[test]
+    fn defaults_fit_each_way_of_running() {
+        let beside = check(&[], &Environment::default()).expect("defaults");
+        assert_eq!(beside.socket.path, Path::new("/run/kube-coders/runner.sock"));
+        assert_eq!((beside.spawned, beside.socket.mode), (false, 0o600));
+        assert_eq!(beside.conf_expire_time, Duration::from_secs(3600));
+        assert_eq!(beside.call.deadline, Duration::from_secs(5));
+        assert_eq!(beside.forwarder, "127.0.0.1:9181".parse().expect("an address"));
+        assert_eq!(beside.name_servers, NameServers::System);
+
+        let by_gateway = check(&[], &spawned()).expect("as APISIX starts it");
+        assert_eq!(by_gateway.socket.path, Path::new("/usr/local/apisix/conf/apisix-1.sock"));
+        assert_eq!((by_gateway.spawned, by_gateway.socket.mode), (true, 0o666));
+        assert_eq!(by_gateway.conf_expire_time, Duration::from_secs(10));
+
+        let flagged = check(&["--listen-address", "unix:/a", "--conf-expire-time", "7"], &spawned())
+            .expect("flags win");
+        assert_eq!((flagged.socket.path.as_path(), flagged.spawned), (Path::new("/a"), false));
+        assert_eq!(flagged.conf_expire_time, Duration::from_secs(7));
+
+        let mode = |args: &[&str]| check(args, &Environment::default()).expect("right").socket.mode;
+        assert_eq!(mode(&["--allow-uid", "65534"]), 0o666);
+        assert_eq!(mode(&["--socket-group", "0"]), 0o660);
+        assert_eq!(mode(&["--socket-group", "root", "--socket-mode", "0620"]), 0o620);
+    }
+
+    #[test]
+    fn one_start_shows_every_mistake_with_its_flag() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let key = folder.path().join("key");
+        std::fs::write(&key, [1; 31]).expect("written");
+        let key = key.to_str().expect("a path in UTF-8");
+        let environment = Environment { conf_expire_time: Some("soon".to_owned()), ..Environment::default() };
+        let args = [
+            "--listen-address",
+            "tcp:1",
+            "--socket-mode",
+            "999",
+            "--socket-owner",
+            "no such user",
+            "--socket-group",
+            "no such group",
+            "--allow-uid",
+            "nobody",
+            "--allow-uid",
+            "-1",
+            "--max-connections",
+            "0",
+            "--max-confs",
+            "many",
+            "--call-deadline",
+            "2m",
+            "--max-questions",
+            "+1",
+            "--max-call-bytes",
+            "1e9",
+            "--drain-deadline",
+            "0s",
+            "--forwarder-address",
+            "0.0.0.0:9181",
+            "--max-forwarder-connections",
+            "",
+            "--stamp-key-file",
+            key,
+            "--stamp-lifetime",
+            "1ms",
+            "--dns-server",
+            "localhost",
+            "--log-level",
+            "loud",
+        ];
+        let args: Vec<&str> = args.into_iter().collect();
+        // clap takes what begins with a hyphen for a flag, unless it stands behind an equals sign.
+        let args: Vec<String> = args.chunks(2).map(|pair| pair.join("=")).collect();
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let mistakes = check(&args, &environment).expect_err("all wrong");
+        let expected = [
+            "--listen-address \"tcp:1\": does not begin with unix:".to_owned(),
+            "APISIX_CONF_EXPIRE_TIME \"soon\": not a number from 1 to 315360000".to_owned(),
+            "--allow-uid \"nobody\": not a user's number".to_owned(),
+            "--allow-uid \"-1\": not a user's number".to_owned(),
+            "--socket-owner \"no such user\": no such user".to_owned(),
+            "--socket-group \"no such group\": no such group".to_owned(),
+            "--socket-mode \"999\": not permission bits in octal, such as 0660".to_owned(),
+            "--max-connections \"0\": not a number from 1 to 1048576".to_owned(),
+            "--max-confs \"many\": not a number from 1 to 1048576".to_owned(),
+            "--call-deadline \"2m\": more than 1m".to_owned(),
+            "--max-questions \"+1\": not a number from 1 to 65536".to_owned(),
+            "--max-call-bytes \"1e9\": not a number from 1 to 268435456".to_owned(),
+            "--drain-deadline \"0s\": must be more than nothing".to_owned(),
+            "--forwarder-address \"0.0.0.0:9181\": not a loopback address: only the gateway beside us may reach the forwarder".to_owned(),
+            "--max-forwarder-connections \"\": not a number from 1 to 1048576".to_owned(),
+            format!("--stamp-key-file {key:?}: 31 bytes, less than 32"),
+            "--stamp-lifetime \"1ms\": less than a second".to_owned(),
+            "--dns-server \"localhost\": not an address with a port, such as 10.96.0.10:53".to_owned(),
+            "--log-level \"loud\": not one of error, warn, info, debug, trace".to_owned(),
+        ];
+        assert_eq!(mistakes.lines().collect::<Vec<_>>(), expected);
+    }
+}

@@ -1,0 +1,175 @@
+//! The unix socket's file: bound beside its path, then renamed over it, so that
+//! there is never a moment without a listener.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, chown};
+use std::os::unix::net::UnixListener as StdListener;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+use tokio::net::UnixListener;
+
+/// How long a socket's path may be, in bytes (unix(7): 108 with a NUL).
+const MAX_PATH: usize = 107;
+
+/// What a socket's file shall be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SocketFile {
+    pub(crate) path: PathBuf,
+    /// Permission bits. To connect takes the right to write.
+    pub(crate) mode: u32,
+    pub(crate) owner: Option<u32>,
+    pub(crate) group: Option<u32>,
+}
+
+/// A socket's file as it was made; removed on drop if it is still the same.
+#[derive(Debug)]
+pub(crate) struct BoundFile {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+/// Why there is no socket.
+#[derive(Debug, Error)]
+pub(crate) enum BindError {
+    #[error(
+        "the path is {0} bytes long, and a unix socket's has at most {MAX_PATH}, with the name that it has at first"
+    )]
+    TooLong(usize),
+    #[error("the path has no file name")]
+    NoName,
+    #[error("something else than a socket stands at the path: it is not replaced")]
+    NotASocket,
+    #[error("{doing}: {error}")]
+    Io { doing: &'static str, error: io::Error },
+}
+
+impl SocketFile {
+    /// Listens at the path, in place of whoever did so before.
+    pub(crate) fn bind(&self) -> Result<(UnixListener, BoundFile), BindError> {
+        let failed = |doing| move |error| BindError::Io { doing, error };
+        if fs::symlink_metadata(&self.path).is_ok_and(|there| !there.file_type().is_socket()) {
+            return Err(BindError::NotASocket);
+        }
+        let beside = self.path_beside()?;
+        let listener = StdListener::bind(&beside).map_err(failed("binding beside the path"))?;
+        let made = self.furnish(&beside).and_then(|bound| {
+            fs::rename(&beside, &self.path).map_err(failed("renaming the socket to its path"))?;
+            Ok(bound)
+        });
+        let bound = made.inspect_err(|_| {
+            let _ = fs::remove_file(&beside);
+        })?;
+        listener.set_nonblocking(true).map_err(failed("making the socket non-blocking"))?;
+        let listener = UnixListener::from_std(listener).map_err(failed("listening"))?;
+        Ok((listener, bound))
+    }
+
+    /// Gives the file its owner and mode before anybody can find it by its path.
+    fn furnish(&self, beside: &Path) -> Result<BoundFile, BindError> {
+        let failed = |doing| move |error| BindError::Io { doing, error };
+        if self.owner.is_some() || self.group.is_some() {
+            chown(beside, self.owner, self.group).map_err(failed("setting the socket's owner and group"))?;
+        }
+        // The mode comes last: a change of owner may clear bits of it.
+        fs::set_permissions(beside, fs::Permissions::from_mode(self.mode))
+            .map_err(failed("setting the socket's mode"))?;
+        let made = fs::symlink_metadata(beside).map_err(failed("looking at the new socket"))?;
+        Ok(BoundFile { path: self.path.clone(), device: made.dev(), inode: made.ino() })
+    }
+
+    fn path_beside(&self) -> Result<PathBuf, BindError> {
+        if self.path.file_name().is_none() {
+            return Err(BindError::NoName);
+        }
+        // Two runners on a shared volume may have the same process id, each in its own container.
+        let random = getrandom::u32()
+            .map_err(|error| BindError::Io { doing: "naming the new socket", error: error.into() })?;
+        let beside = self.path.with_file_name(format!(".kc{random:08x}"));
+        let longest = self.path.as_os_str().len().max(beside.as_os_str().len());
+        if longest > MAX_PATH {
+            return Err(BindError::TooLong(longest));
+        }
+        Ok(beside)
+    }
+}
+
+impl Drop for BoundFile {
+    /// A runner that took over has its own file at the path by now, which stays.
+    fn drop(&mut self) {
+        let ours = fs::symlink_metadata(&self.path)
+            .is_ok_and(|there| there.dev() == self.device && there.ino() == self.inode);
+        if ours {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    fn file(folder: &tempfile::TempDir, mode: u32) -> SocketFile {
+        SocketFile { path: folder.path().join("runner.sock"), mode, owner: None, group: None }
+    }
+
+    #[tokio::test]
+    async fn a_successor_takes_the_path_over_and_keeps_it() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = file(&folder, 0o600);
+        let (first, first_file) = file.bind().expect("bound");
+        let before = UnixStream::connect(&file.path).expect("the first listens");
+        let (second, second_file) = file.bind().expect("bound again, beside a living listener");
+        let after = UnixStream::connect(&file.path).expect("the second listens");
+        first.accept().await.expect("the first's own");
+        second.accept().await.expect("the second's own");
+        drop((first, first_file));
+        UnixStream::connect(&file.path).expect("the first took nothing with it");
+        drop((second, second_file, before, after));
+        assert_eq!(fs::read_dir(folder.path()).expect("the folder").count(), 0, "nothing is left behind");
+    }
+
+    #[tokio::test]
+    async fn the_file_has_the_mode_that_was_asked_for() {
+        let folder = tempfile::tempdir().expect("a folder");
+        for mode in [0o600, 0o660, 0o666] {
+            let file = file(&folder, mode);
+            let (_listener, _bound) = file.bind().expect("bound");
+            let permissions = fs::metadata(&file.path).expect("there").permissions();
+            assert_eq!(permissions.mode() & 0o777, mode);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_socket_is_not_replaced() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = file(&folder, 0o600);
+        fs::write(&file.path, "precious").expect("written");
+        let error = file.bind().expect_err("refused");
+        assert_eq!(error.to_string(), "something else than a socket stands at the path: it is not replaced");
+        assert_eq!(fs::read(&file.path).expect("still there"), b"precious");
+    }
+
+    #[tokio::test]
+    async fn a_stale_socket_is_replaced_and_a_path_too_long_is_told() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = file(&folder, 0o600);
+        drop(StdListener::bind(&file.path).expect("bound and gone"));
+        assert!(UnixStream::connect(&file.path).is_err(), "nobody listens");
+        let (_listener, _bound) = file.bind().expect("bound");
+        UnixStream::connect(&file.path).expect("somebody listens");
+
+        let long = SocketFile { path: folder.path().join("x".repeat(120)), ..file.clone() };
+        let length = long.path.as_os_str().len();
+        assert_eq!(
+            long.bind().expect_err("too long").to_string(),
+            format!(
+                "the path is {length} bytes long, and a unix socket's has at most 107, with the name that it has at first"
+            )
+        );
+    }
+}

@@ -1,0 +1,312 @@
+//! The stamp: the mark that carries an upstream from a plugin to the forwarder,
+//! and that only a holder of the key can make.
+//!
+//! A header's value, base64 without padding in the URL-safe alphabet, of:
+//!
+//! | bytes | what |
+//! |---|---|
+//! | 1 | version, 1 |
+//! | 8 | expiry, seconds since 1970, big-endian |
+//! | 2 | port, big-endian |
+//! | 1 | length of the host name |
+//! | … | host name |
+//! | … | 0 where there is no subject, else 1 and the subject |
+//! | 32 | HMAC-SHA256 of all before it |
+//!
+//! It is bound to upstream and subject because both are under the MAC. The
+//! version byte stands for the scheme too, of which there is one.
+
+use std::fmt;
+use std::time::{Duration, SystemTime};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use sha2::Sha256;
+use thiserror::Error;
+
+use crate::upstream::{Scheme, Upstream};
+
+/// The header that carries the stamp from the gateway to the forwarder.
+pub(crate) const STAMP_HEADER: &str = "x-kube-coders-stamp";
+
+/// How many bytes a key has at least: HMAC-SHA256 is as strong as its hash is
+/// long (RFC 2104, section 3).
+pub(crate) const MIN_KEY: usize = 32;
+
+const VERSION: u8 = 1;
+const MAC: usize = 32;
+const BEFORE_HOST: usize = 1 + 8 + 2 + 1;
+
+/// How long a stamp may be as a header's value. Host name and subject have at
+/// most 253 and 1,020 bytes; more is not ours.
+const MAX_TEXT: usize = 2048;
+
+/// The secret that stamps are made and checked with.
+#[derive(Clone)]
+pub(crate) struct StampKey {
+    keyed: Hmac<Sha256>,
+}
+
+impl StampKey {
+    /// A key that nobody else has and that ends with this process.
+    pub(crate) fn random() -> Result<Self, getrandom::Error> {
+        let mut secret = [0; MIN_KEY];
+        getrandom::fill(&mut secret)?;
+        Ok(Self::new(&secret).expect("the secret has the length that a key needs"))
+    }
+
+    /// A key from a secret of at least 32 bytes; `None` for a shorter one.
+    pub(crate) fn new(secret: &[u8]) -> Option<Self> {
+        if secret.len() < MIN_KEY {
+            return None;
+        }
+        let keyed = Hmac::new_from_slice(secret).expect("HMAC takes a key of any length");
+        Some(Self { keyed })
+    }
+
+    /// The stamp for this upstream, good until `expires`.
+    pub(crate) fn make(&self, upstream: &Upstream, expires: SystemTime) -> String {
+        let Scheme::Http = upstream.scheme();
+        let host = upstream.host().as_str().as_bytes();
+        let subject = upstream.subject().map(str::as_bytes);
+        let mut bytes =
+            Vec::with_capacity(BEFORE_HOST + host.len() + 1 + subject.map_or(0, <[u8]>::len) + MAC);
+        bytes.push(VERSION);
+        bytes.extend_from_slice(&unix_seconds(expires).to_be_bytes());
+        bytes.extend_from_slice(&upstream.port().to_be_bytes());
+        bytes.push(u8::try_from(host.len()).expect("a host name has at most 253 bytes"));
+        bytes.extend_from_slice(host);
+        bytes.push(u8::from(subject.is_some()));
+        bytes.extend_from_slice(subject.unwrap_or_default());
+        let mac = self.keyed.clone().chain_update(&bytes).finalize().into_bytes();
+        bytes.extend_from_slice(&mac);
+        URL_SAFE_NO_PAD.encode(bytes)
+    }
+
+    /// The upstream of a stamp that this key made and that is still good.
+    pub(crate) fn check(&self, stamp: &[u8], now: SystemTime) -> Result<Upstream, StampError> {
+        if stamp.len() > MAX_TEXT {
+            return Err(StampError::Forged);
+        }
+        let bytes = URL_SAFE_NO_PAD.decode(stamp).map_err(|_| StampError::Forged)?;
+        let (content, mac) = bytes.split_last_chunk::<MAC>().ok_or(StampError::Forged)?;
+        // The comparison takes the same time wherever the two differ.
+        self.keyed.clone().chain_update(content).verify_slice(mac).map_err(|_| StampError::Forged)?;
+        let (expires, upstream) = decode(content).ok_or(StampError::Forged)?;
+        if unix_seconds(now) >= expires {
+            return Err(StampError::Expired);
+        }
+        Ok(upstream)
+    }
+}
+
+impl fmt::Debug for StampKey {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("StampKey(…)")
+    }
+}
+
+/// Makes the runner's stamps: a key, and for how long its stamps are good.
+#[derive(Clone, Debug)]
+pub(crate) struct Stamper {
+    pub(crate) key: StampKey,
+    pub(crate) lifetime: Duration,
+}
+
+impl Stamper {
+    pub(crate) fn stamp(&self, upstream: &Upstream) -> String {
+        self.key.make(upstream, SystemTime::now() + self.lifetime)
+    }
+}
+
+/// Why a stamp is refused.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub(crate) enum StampError {
+    #[error("no stamp")]
+    Missing,
+    #[error("more than one stamp")]
+    Repeated,
+    #[error("not a stamp of this key")]
+    Forged,
+    #[error("expired")]
+    Expired,
+}
+
+/// Whole seconds, rounded down, so that a stamp lives up to a second less.
+fn unix_seconds(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+fn decode(content: &[u8]) -> Option<(u64, Upstream)> {
+    let (&[version], content) = content.split_first_chunk()?;
+    let (expires, content) = content.split_first_chunk()?;
+    let (port, content) = content.split_first_chunk()?;
+    let (&[host_length], content) = content.split_first_chunk()?;
+    let (host, content) = content.split_at_checked(host_length.into())?;
+    let (&[has_subject], subject) = content.split_first_chunk()?;
+    if version != VERSION {
+        return None;
+    }
+    let host = std::str::from_utf8(host).ok()?.parse().ok()?;
+    let upstream = Upstream::new(Scheme::Http, host, u16::from_be_bytes(*port)).ok()?;
+    let upstream = match has_subject {
+        0 => upstream,
+        _ => upstream.for_subject(std::str::from_utf8(subject).ok()?),
+    };
+    Some((u64::from_be_bytes(*expires), upstream))
+}
+
+/// The upstream that a stamp speaks of, whoever made it: for people who look,
+/// never to decide by.
+pub(crate) fn claimed_upstream(stamp: &[u8]) -> Option<Upstream> {
+    let bytes = URL_SAFE_NO_PAD.decode(stamp).ok()?;
+    let (content, _) = bytes.split_last_chunk::<MAC>()?;
+    decode(content).map(|(_, upstream)| upstream)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SECRET: [u8; MIN_KEY] = [7; MIN_KEY];
+
+    fn key() -> StampKey {
+        StampKey::new(&SECRET).unwrap()
+    }
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    fn alice() -> Upstream {
+        "http://code-alice:8443".parse::<Upstream>().unwrap().for_subject("alice")
+    }
+
+    #[test]
+    fn a_changed_byte_is_refused_wherever_it_stands() {
+        let stamp = key().make(&alice(), at(100)).into_bytes();
+        assert_eq!(key().check(&stamp, at(0)), Ok(alice()));
+        for position in 0..stamp.len() {
+            for flip in [0x01, 0x02, 0x10, 0x20, 0x80] {
+                let mut changed = stamp.clone();
+                changed[position] ^= flip;
+                assert_eq!(key().check(&changed, at(0)), Err(StampError::Forged), "byte {position} ^ {flip}");
+            }
+        }
+        // The same under the base64, where every bit can be reached.
+        let bytes = URL_SAFE_NO_PAD.decode(&stamp).unwrap();
+        for bit in 0..bytes.len() * 8 {
+            let mut changed = bytes.clone();
+            changed[bit / 8] ^= 1 << (bit % 8);
+            let changed = URL_SAFE_NO_PAD.encode(changed);
+            assert_eq!(key().check(changed.as_bytes(), at(0)), Err(StampError::Forged), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn a_stamp_that_was_cut_or_extended_is_refused() {
+        let stamp = key().make(&alice(), at(100));
+        for length in 0..stamp.len() {
+            assert_eq!(key().check(&stamp.as_bytes()[..length], at(0)), Err(StampError::Forged), "{length}");
+            assert_eq!(
+                key().check(&stamp.as_bytes()[length + 1..], at(0)),
+                Err(StampError::Forged),
+                "{length}"
+            );
+        }
+        for more in ["A", "AA", "AAA", "AAAA", "=", "==", " ", "\n", ",", "\0"] {
+            for extended in [format!("{stamp}{more}"), format!("{more}{stamp}")] {
+                assert_eq!(key().check(extended.as_bytes(), at(0)), Err(StampError::Forged), "{extended:?}");
+            }
+        }
+        let long = "A".repeat(MAX_TEXT + 1);
+        assert_eq!(key().check(long.as_bytes(), at(0)), Err(StampError::Forged));
+    }
+
+    #[test]
+    fn a_stamp_of_another_key_is_refused() {
+        let mut other = SECRET;
+        other[MIN_KEY - 1] ^= 1;
+        let stamp = StampKey::new(&other).unwrap().make(&alice(), at(100));
+        assert_eq!(key().check(stamp.as_bytes(), at(0)), Err(StampError::Forged));
+        let random = StampKey::random().unwrap();
+        let stamp = random.make(&alice(), at(100));
+        assert_eq!(random.check(stamp.as_bytes(), at(0)), Ok(alice()));
+        assert_eq!(StampKey::random().unwrap().check(stamp.as_bytes(), at(0)), Err(StampError::Forged));
+    }
+
+    #[test]
+    fn a_stamp_expires_at_its_second() {
+        let stamp = key().make(&alice(), at(100));
+        let check = |now| key().check(stamp.as_bytes(), now).map(|_| ());
+        assert_eq!(check(at(99) + Duration::from_nanos(999_999_999)), Ok(()));
+        assert_eq!(check(at(100)), Err(StampError::Expired));
+        assert_eq!(check(at(101)), Err(StampError::Expired));
+        // A clock before 1970 reads as 1970, and what never was good stays so.
+        assert_eq!(check(SystemTime::UNIX_EPOCH - Duration::from_secs(1)), Ok(()));
+        let never = key().make(&alice(), SystemTime::UNIX_EPOCH);
+        assert_eq!(key().check(never.as_bytes(), at(0)), Err(StampError::Expired));
+    }
+
+    #[test]
+    fn a_stamp_says_for_whom_and_where() {
+        let bob = "http://code-alice:8443".parse::<Upstream>().unwrap().for_subject("bob");
+        let nobody: Upstream = "http://code-alice:8443".parse().unwrap();
+        let elsewhere = "http://code-alice:8444".parse::<Upstream>().unwrap().for_subject("alice");
+        let stamps: Vec<_> = [alice(), bob.clone(), nobody.clone(), elsewhere]
+            .iter()
+            .map(|to| key().make(to, at(100)))
+            .collect();
+        for (position, stamp) in stamps.iter().enumerate() {
+            assert!(!stamps[..position].contains(stamp));
+        }
+        assert_eq!(key().check(stamps[1].as_bytes(), at(0)), Ok(bob));
+        assert_eq!(key().check(stamps[2].as_bytes(), at(0)), Ok(nobody));
+    }
+
+    #[test]
+    fn a_short_secret_is_refused_and_no_secret_is_shown() {
+        assert!(StampKey::new(&[]).is_none());
+        assert!(StampKey::new(&[7; MIN_KEY - 1]).is_none());
+        let stamper = Stamper { key: key(), lifetime: Duration::from_secs(5) };
+        assert_eq!(format!("{stamper:?}"), "Stamper { key: StampKey(…), lifetime: 5s }");
+    }
+
+    #[test]
+    fn refusals_are_worded() {
+        let texts = [StampError::Missing, StampError::Repeated, StampError::Forged, StampError::Expired]
+            .map(|error| error.to_string());
+        assert_eq!(texts, ["no stamp", "more than one stamp", "not a stamp of this key", "expired"]);
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_stamped_is_what_is_checked(
+            host in "[a-z0-9]([-a-z0-9]{0,20}[a-z0-9])?(\\.[a-z][a-z0-9]{0,10}){0,3}\\.x",
+            port in 1..=u16::MAX,
+            subject in proptest::option::of(".{0,255}"),
+            lifetime in 1..1_000_000_u64,
+        ) {
+            let upstream = Upstream::new(Scheme::Http, host.parse().unwrap(), port).unwrap();
+            let upstream = match subject {
+                Some(subject) => upstream.for_subject(subject),
+                None => upstream,
+            };
+            let stamp = key().make(&upstream, at(lifetime));
+            prop_assert!(stamp.len() <= MAX_TEXT);
+            prop_assert!(stamp.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_'));
+            prop_assert_eq!(key().check(stamp.as_bytes(), at(lifetime - 1)), Ok(upstream));
+            prop_assert_eq!(key().check(stamp.as_bytes(), at(lifetime)), Err(StampError::Expired));
+        }
+
+        #[test]
+        fn no_bytes_make_the_check_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            prop_assert_eq!(key().check(&bytes, at(0)), Err(StampError::Forged));
+            // Under the right key, too: whatever is decoded, it does not panic.
+            let _ = decode(&bytes);
+        }
+    }
+}

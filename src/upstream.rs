@@ -1,0 +1,309 @@
+//! Where a request goes: the destination that a plugin chooses for it.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use serde::de::{Deserialize, Deserializer, Error as _};
+use thiserror::Error;
+
+/// How long a DNS name may be, in bytes without a final dot (RFC 1035, section
+/// 2.3.4: 255 bytes on the wire, which is 253 as text).
+pub(crate) const MAX_NAME: usize = 253;
+
+/// How long one label of a DNS name may be, in bytes (RFC 1035, section 2.3.4).
+pub(crate) const MAX_LABEL: usize = 63;
+
+/// How a workspace is spoken to.
+///
+/// `https` is not there yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Scheme {
+    /// HTTP/1.1 without TLS.
+    Http,
+}
+
+impl Scheme {
+    /// The scheme as it stands before `://`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+        }
+    }
+}
+
+impl FromStr for Scheme {
+    type Err = UpstreamError;
+
+    fn from_str(text: &str) -> Result<Self, UpstreamError> {
+        match text {
+            "http" => Ok(Self::Http),
+            "https" => Err(UpstreamError::HttpsNotYet),
+            _ => Err(UpstreamError::Scheme),
+        }
+    }
+}
+
+/// A DNS name in lower case without a final dot, or an IP address.
+///
+/// Labels hold letters, digits, `-` and `_`, one to 63 of them, and a name at
+/// most 253 bytes.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct HostName(Box<str>);
+
+impl HostName {
+    /// A name that is known to be one: `text.parse::<HostName>()` would give it
+    /// back unchanged.
+    pub(crate) fn from_checked(text: Box<str>) -> Self {
+        debug_assert!(
+            text.parse::<Self>().is_ok_and(|name| name.0 == text),
+            "a host name that was not checked"
+        );
+        Self(text)
+    }
+
+    /// The name as text; an IPv6 address stands without brackets.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The address, if this is one and no name.
+    #[must_use]
+    pub fn as_ip(&self) -> Option<IpAddr> {
+        // No top-level domain is numeric and every IPv6 address has a colon, so
+        // most names are told apart by their last byte.
+        match self.0.as_bytes().last() {
+            Some(byte) if byte.is_ascii_hexdigit() || *byte == b':' => self.0.parse().ok(),
+            _ => None,
+        }
+    }
+}
+
+impl FromStr for HostName {
+    type Err = UpstreamError;
+
+    fn from_str(text: &str) -> Result<Self, UpstreamError> {
+        let bracketed = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+        if let Some(inside) = bracketed {
+            let address: IpAddr = inside.parse().map_err(|_| UpstreamError::Host)?;
+            return match address {
+                IpAddr::V6(_) => Ok(Self(address.to_string().into())),
+                IpAddr::V4(_) => Err(UpstreamError::Host),
+            };
+        }
+        if let Ok(address) = text.parse::<IpAddr>() {
+            return Ok(Self(address.to_string().into()));
+        }
+        let label_is_valid = |label: &str| {
+            (1..=MAX_LABEL).contains(&label.len())
+                && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+        };
+        let last = text.rsplit('.').next().unwrap_or_default();
+        if text.len() > MAX_NAME || is_numeric(last) || !text.split('.').all(label_is_valid) {
+            return Err(UpstreamError::Host);
+        }
+        Ok(Self(text.to_ascii_lowercase().into()))
+    }
+}
+
+/// Whether a label is a number.
+///
+/// A name whose last label is a number would be read as an IPv4 address by some
+/// (RFC 1123, section 2.1), and `1.2.3` or `0x7f.1` is never meant.
+pub(crate) fn is_numeric(label: &str) -> bool {
+    match label.strip_prefix("0x").or_else(|| label.strip_prefix("0X")) {
+        Some(rest) => rest.bytes().all(|byte| byte.is_ascii_hexdigit()),
+        None => label.bytes().all(|byte| byte.is_ascii_digit()),
+    }
+}
+
+impl fmt::Display for HostName {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for HostName {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, formatter)
+    }
+}
+
+/// A destination for one request: scheme, host name, port, and on whose behalf.
+///
+/// ```
+/// use kube_coders::Upstream;
+///
+/// let upstream: Upstream = "http://code-alice:8443".parse()?;
+/// assert_eq!(upstream.host().as_str(), "code-alice");
+/// assert_eq!(upstream.for_subject("alice").to_string(), "http://code-alice:8443");
+/// # Ok::<(), kube_coders::UpstreamError>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Upstream {
+    scheme: Scheme,
+    host: HostName,
+    port: u16,
+    subject: Option<Box<str>>,
+}
+
+impl Upstream {
+    /// A destination on nobody's behalf.
+    ///
+    /// # Errors
+    ///
+    /// Port 0 is refused.
+    pub fn new(scheme: Scheme, host: HostName, port: u16) -> Result<Self, UpstreamError> {
+        if port == 0 {
+            return Err(UpstreamError::Port);
+        }
+        Ok(Self { scheme, host, port, subject: None })
+    }
+
+    /// The same destination on behalf of a subject: whoever the request's
+    /// identity says is asking.
+    #[must_use]
+    pub fn for_subject(mut self, subject: impl Into<Box<str>>) -> Self {
+        self.subject = Some(subject.into());
+        self
+    }
+
+    /// How the upstream is spoken to.
+    #[must_use]
+    pub fn scheme(&self) -> Scheme {
+        self.scheme
+    }
+
+    /// The host name, or the address, that the request goes to.
+    #[must_use]
+    pub fn host(&self) -> &HostName {
+        &self.host
+    }
+
+    /// The TCP port, never 0.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// On whose behalf the request goes there, if the plugin said so.
+    #[must_use]
+    pub fn subject(&self) -> Option<&str> {
+        self.subject.as_deref()
+    }
+}
+
+impl FromStr for Upstream {
+    type Err = UpstreamError;
+
+    /// Reads `http://host:port`; the port is required.
+    fn from_str(text: &str) -> Result<Self, UpstreamError> {
+        let (scheme, rest) = text.split_once("://").ok_or(UpstreamError::Scheme)?;
+        let scheme = scheme.parse()?;
+        let (host, port) = rest.rsplit_once(':').ok_or(UpstreamError::Port)?;
+        // `parse` would take a sign.
+        if !port.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(UpstreamError::Port);
+        }
+        if host.contains(':') && !host.starts_with('[') {
+            return Err(UpstreamError::Host);
+        }
+        Self::new(scheme, host.parse()?, port.parse().map_err(|_| UpstreamError::Port)?)
+    }
+}
+
+impl<'de> Deserialize<'de> for Upstream {
+    /// Reads the text `http://host:port`, so that a plugin's config can hold one.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+impl fmt::Display for Upstream {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (scheme, port) = (self.scheme.as_str(), self.port);
+        match self.host.as_str() {
+            host if host.contains(':') => write!(formatter, "{scheme}://[{host}]:{port}"),
+            host => write!(formatter, "{scheme}://{host}:{port}"),
+        }
+    }
+}
+
+/// Why a text is no upstream.
+///
+/// The text itself is not repeated: it may come from a client.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum UpstreamError {
+    /// Neither `http://` nor `https://` stands at the start.
+    #[error("an upstream starts with http://")]
+    Scheme,
+    /// The scheme is `https`.
+    #[error("https upstreams are not there yet: use http://")]
+    HttpsNotYet,
+    /// Between scheme and port stands neither a DNS name nor an IP address.
+    #[error("the upstream's host is neither a DNS name nor an IP address (IPv6 in brackets)")]
+    Host,
+    /// The port is missing or not between 1 and 65535.
+    #[error("the upstream needs a port from 1 to 65535 behind its host, and nothing after it")]
+    Port,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(text: &str, expected: Result<&str, UpstreamError>) {
+        let parsed = text.parse::<Upstream>().map(|upstream| upstream.to_string());
+        assert_eq!(parsed.as_deref(), expected.as_ref().map(|text| *text), "{text}");
+    }
+
+    #[test]
+    fn upstreams_are_read_and_shown() {
+        check("http://code-alice:8443", Ok("http://code-alice:8443"));
+        check("http://Code-Alice.Example:80", Ok("http://code-alice.example:80"));
+        check("http://127.0.0.1:65535", Ok("http://127.0.0.1:65535"));
+        check("http://[::1]:1", Ok("http://[::1]:1"));
+    }
+
+    #[test]
+    fn what_is_no_upstream_is_refused() {
+        check("", Err(UpstreamError::Scheme));
+        check("ftp://a:1", Err(UpstreamError::Scheme));
+        check("https://a:1", Err(UpstreamError::HttpsNotYet));
+        for host in [
+            "",
+            "a b",
+            "a..b",
+            ".",
+            "-a",
+            "a-",
+            "a/b",
+            "a@b",
+            "1.2.3",
+            "0x7f.0x1",
+            "2130706433",
+            "::1",
+            "[127.0.0.1]",
+            "ü",
+        ] {
+            check(&format!("http://{host}:80"), Err(UpstreamError::Host));
+        }
+        check(&format!("http://{}:80", "a".repeat(64)), Err(UpstreamError::Host));
+        check(
+            &format!("http://{}:80", ["a"; 127].join(".")),
+            Ok(&format!("http://{}:80", ["a"; 127].join("."))),
+        );
+        check(&format!("http://{}:80", ["a"; 128].join(".")), Err(UpstreamError::Host));
+        for port in ["", "0", "65536", "+80", "80/", "8 0"] {
+            check(&format!("http://a:{port}"), Err(UpstreamError::Port));
+        }
+        check("http://a", Err(UpstreamError::Port));
+    }
+}

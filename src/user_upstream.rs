@@ -1,0 +1,117 @@
+//! The plugin that is shipped: who asks, and so which workspace the request
+//! goes to.
+//!
+//! Identity, template, name, upstream, in this order. What fails on the way is
+//! an answer of ours, so that it holds whatever the route says of failures.
+
+mod config;
+pub(crate) mod identity;
+mod label;
+mod origin;
+mod template;
+
+use std::sync::Arc;
+
+use tracing::info;
+
+use crate::headers::HeaderName;
+use crate::plugin::{Action, Plugin, PluginError, Stop};
+use crate::refusal::{Reader, Refusal};
+use crate::request::Request;
+use crate::request_id::{random_request_id, sane_request_id};
+use crate::resolver::{ResolveError, Resolver};
+use crate::upstream::Upstream;
+use config::{Trust, UserUpstreamConfig};
+use identity::{Claims, IdentityError};
+pub(crate) use template::{HostTemplate, TemplateError};
+
+/// What says who somebody is, or lets act as them, and is nothing for a
+/// workspace's eyes.
+static IDENTITY_HEADERS: [HeaderName; 5] = [
+    HeaderName::from_static("x-access-token"),
+    HeaderName::from_static("x-id-token"),
+    HeaderName::from_static("x-raw-id-token"),
+    HeaderName::from_static("x-refresh-token"),
+    HeaderName::from_static("x-userinfo"),
+];
+
+static FORWARDED_USER: HeaderName = HeaderName::from_static("x-forwarded-user");
+static FORWARDED_USERNAME: HeaderName = HeaderName::from_static("x-forwarded-preferred-username");
+
+/// Sends each user's requests to their own workspace.
+pub(crate) struct UserUpstream {
+    resolver: Arc<Resolver>,
+}
+
+impl UserUpstream {
+    pub(crate) fn new(resolver: Arc<Resolver>) -> Self {
+        Self { resolver }
+    }
+
+    async fn decide(
+        &self,
+        config: &UserUpstreamConfig,
+        request: &Request<'_>,
+    ) -> Result<(Claims, Upstream), Refusal> {
+        let Trust::Gateway = config.identity.trust;
+        let userinfo = identity::find(request.headers()).map_err(|error| match error {
+            IdentityError::Missing => Refusal::IdentityMissing,
+            IdentityError::Malformed(_) => Refusal::IdentityMalformed,
+        })?;
+        let claims = identity::decode(userinfo, &config.wanted).map_err(|_| Refusal::IdentityMalformed)?;
+        if request.header("upgrade").is_some() && origin::is_foreign(request.headers()) {
+            return Err(Refusal::ForeignOrigin);
+        }
+        let upstream = config.upstream.render(&claims).map_err(|_| Refusal::NoWorkspaceName)?;
+        match self.resolver.resolve(upstream.host()).await {
+            Ok(_) => Ok((claims, upstream)),
+            Err(ResolveError::NotFound) => Err(Refusal::WorkspaceNotFound),
+            Err(ResolveError::Unavailable) => Err(Refusal::ResolverUnavailable),
+        }
+    }
+}
+
+impl Plugin for UserUpstream {
+    const NAME: &'static str = "user-upstream";
+    type Config = UserUpstreamConfig;
+
+    async fn on_request(
+        &self,
+        config: &UserUpstreamConfig,
+        request: &mut Request<'_>,
+    ) -> Result<Action, PluginError> {
+        let (claims, upstream) = match self.decide(config, request).await {
+            Ok(decided) => decided,
+            Err(refusal) => return refuse(refusal, request).await,
+        };
+        for name in &IDENTITY_HEADERS {
+            request.remove_header(name)?;
+        }
+        request.set_header(&FORWARDED_USER, claims.subject())?;
+        match claims.username().filter(|name| is_header_text(name)) {
+            Some(name) => request.set_header(&FORWARDED_USERNAME, name)?,
+            None => request.remove_header(&FORWARDED_USERNAME)?,
+        }
+        request.upstream(upstream.for_subject(claims.subject()));
+        Ok(Action::Continue)
+    }
+}
+
+/// Whether a text can stand in a header as it is. A user name is its owner's to
+/// choose, and no reason to turn them away.
+fn is_header_text(text: &str) -> bool {
+    !text.is_empty() && !text.chars().any(char::is_control)
+}
+
+async fn refuse(refusal: Refusal, request: &mut Request<'_>) -> Result<Action, PluginError> {
+    let known = request.var("request_id").await.ok().flatten();
+    let request_id = known.as_deref().and_then(sane_request_id).map_or_else(random_request_id, str::to_owned);
+    info!(code = refusal.code(), request_id, "request refused");
+    let reader = Reader::new(request.method().as_str(), |name| request.header(name));
+    let rendered = refusal.render(&reader, &request_id);
+    let mut stop = Stop::new(rendered.status)?.body(rendered.body);
+    for (name, value) in rendered.headers {
+        stop = stop.header(name, value)?;
+    }
+    Ok(stop.into())
+}
