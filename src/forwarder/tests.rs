@@ -699,7 +699,7 @@ async fn a_workspace_that_does_not_listen_is_starting() {
 async fn a_name_that_can_not_be_resolved_is_said_to_be() {
     let served = Served::new().await;
     let mut gateway = served.connect().await;
-    let upstream: Upstream = "http://code-alice.invalid:1".parse().unwrap();
+    let upstream: Upstream = "http://code-alice.test:1".parse().unwrap();
     let stamp = served.key.make(&upstream, SystemTime::now() + Duration::from_secs(60));
     gateway.write(format!("GET / HTTP/1.1\r\nHost: h\r\nX-Kube-Coders-Stamp: {stamp}\r\n\r\n")).await;
     assert_refused(&gateway.response().await, 503, "resolver-unavailable");
