@@ -1,0 +1,187 @@
+//! The load: connections that call one after another, and what that took.
+
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+use tokio::task::JoinSet;
+
+use crate::calls::{Calls, extra_info, is_rewrite, prepare_conf, token};
+use crate::server::{Server, Subject};
+
+/// A server with the frames to call it with.
+pub(crate) struct Target {
+    server: Server,
+    frames: Arc<Vec<Vec<u8>>>,
+}
+
+impl Target {
+    pub(crate) async fn new(server: Server, calls: &Calls) -> Result<Self, Box<dyn Error>> {
+        let mut peer = Peer::connect(&server.socket).await?;
+        let plugin = server.subject.plugin();
+        let conf_token = match plugin {
+            Some(plugin) => token(peer.call(&prepare_conf(plugin)).await?).ok_or("the conf was refused")?,
+            None => 1,
+        };
+        let frames = calls.frames(conf_token);
+        // A measurement of refusals would be worth nothing.
+        for frame in &frames {
+            if plugin.is_some() && !is_rewrite(peer.call(frame).await?) {
+                return Err(format!("{}: a call was refused", server.subject).into());
+            }
+        }
+        Ok(Self { server, frames: Arc::new(frames) })
+    }
+
+    pub(crate) fn subject(&self) -> Subject {
+        self.server.subject
+    }
+
+    /// Calls for a time from so many connections at once.
+    pub(crate) async fn measure(
+        &self,
+        connections: usize,
+        time: Duration,
+    ) -> Result<Measured, Box<dyn Error>> {
+        let mut peers = Vec::new();
+        for _ in 0..connections {
+            peers.push(Peer::connect(&self.server.socket).await?);
+        }
+        let (peers, _) = self.call_until(peers, Instant::now() + time / 5).await?;
+        let (start, cpu) = (Instant::now(), self.server.cpu()?);
+        let (_, mut latencies) = self.call_until(peers, start + time).await?;
+        let (took, cpu) = (start.elapsed(), self.server.cpu()? - cpu);
+        latencies.sort_unstable();
+        let calls = latencies.len();
+        let percentile =
+            |percent: usize| micros(Duration::from_nanos(latencies[(calls - 1) * percent / 100]));
+        Ok(Measured {
+            calls_a_second: calls as f64 / took.as_secs_f64(),
+            p50: percentile(50),
+            p99: percentile(99),
+            cpu: micros(cpu) / calls as f64,
+        })
+    }
+
+    async fn call_until(
+        &self,
+        peers: Vec<Peer>,
+        end: Instant,
+    ) -> Result<(Vec<Peer>, Vec<u64>), Box<dyn Error>> {
+        let mut tasks = JoinSet::new();
+        let between = self.frames.len() / peers.len();
+        for (index, mut peer) in peers.into_iter().enumerate() {
+            let frames = Arc::clone(&self.frames);
+            tasks.spawn(async move {
+                let mut latencies = Vec::new();
+                for frame in frames.iter().cycle().skip(index * between) {
+                    let start = Instant::now();
+                    if start >= end {
+                        break;
+                    }
+                    peer.call(frame).await?;
+                    latencies.push(u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX));
+                }
+                io::Result::Ok((peer, latencies))
+            });
+        }
+        let (mut peers, mut latencies) = (Vec::new(), Vec::new());
+        while let Some(ended) = tasks.join_next().await {
+            let (peer, mut more) = ended??;
+            peers.push(peer);
+            latencies.append(&mut more);
+        }
+        Ok((peers, latencies))
+    }
+}
+
+/// One connection to a server.
+struct Peer {
+    stream: UnixStream,
+    buffer: Vec<u8>,
+    extra_info: Vec<u8>,
+}
+
+impl Peer {
+    async fn connect(socket: &Path) -> io::Result<Self> {
+        Ok(Self { stream: UnixStream::connect(socket).await?, buffer: Vec::new(), extra_info: extra_info() })
+    }
+
+    /// Sends a call, answers questions, and returns the answer's payload.
+    async fn call(&mut self, frame: &[u8]) -> io::Result<&[u8]> {
+        self.stream.write_all(frame).await?;
+        loop {
+            self.buffer.clear();
+            while !is_whole(&self.buffer) {
+                if self.stream.read_buf(&mut self.buffer).await? == 0 {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+            }
+            if self.buffer.first() != Some(&3) {
+                return Ok(&self.buffer[4..]);
+            }
+            self.stream.write_all(&self.extra_info).await?;
+        }
+    }
+}
+
+fn is_whole(buffer: &[u8]) -> bool {
+    let length = |[_, high, middle, low]: [u8; 4]| {
+        usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low)
+    };
+    buffer.first_chunk().is_some_and(|header| buffer.len() >= 4 + length(*header))
+}
+
+/// What one measurement, or the median of several, says.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Measured {
+    calls_a_second: f64,
+    /// Microseconds, as the next two.
+    p50: f64,
+    p99: f64,
+    /// Of the server, a call.
+    cpu: f64,
+}
+
+impl Measured {
+    /// The median of each number on its own.
+    pub(crate) fn median(rounds: &[Self]) -> Self {
+        let median = |number: fn(&Self) -> f64| {
+            let mut numbers: Vec<f64> = rounds.iter().map(number).collect();
+            numbers.sort_unstable_by(f64::total_cmp);
+            numbers[numbers.len() / 2]
+        };
+        Self {
+            calls_a_second: median(|round| round.calls_a_second),
+            p50: median(|round| round.p50),
+            p99: median(|round| round.p99),
+            cpu: median(|round| round.cpu),
+        }
+    }
+
+    /// Calls and CPU as parts of another's.
+    pub(crate) fn aims(&self, reference: &Self) -> (f64, f64) {
+        (self.calls_a_second / reference.calls_a_second, self.cpu / reference.cpu)
+    }
+
+    pub(crate) fn against(&self, reference: &Self) -> String {
+        let (calls, cpu) = self.aims(reference);
+        format!("calls {calls:.2}, CPU {cpu:.2}, p99 {:.2}", self.p99 / reference.p99)
+    }
+}
+
+impl fmt::Display for Measured {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { calls_a_second, p50, p99, cpu } = self;
+        write!(formatter, "{calls_a_second:>9.0} {p50:>9.1} {p99:>9.1} {cpu:>10.2}")
+    }
+}
+
+fn micros(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e6
+}
