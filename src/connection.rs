@@ -119,8 +119,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         self.unwritten.reserve(HEADER + payload.len());
         self.unwritten.extend_from_slice(&header);
         self.unwritten.extend_from_slice(payload);
-        // `write_all_buf` advances as it writes, so that a drop loses nothing.
-        self.stream.write_all_buf(&mut self.unwritten).await?;
+        while !self.unwritten.is_empty() {
+            // Only what was written goes, so that a drop loses nothing.
+            match self.stream.write(&self.unwritten).await? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                written => self.unwritten.advance(written),
+            }
+        }
         if self.unwritten.capacity() > KEPT {
             self.unwritten = BytesMut::new();
         }

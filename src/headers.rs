@@ -201,7 +201,7 @@ impl<'f> Headers<'f> {
         Self(list)
     }
 
-    pub(crate) fn all(&self) -> impl Iterator<Item = (&'f [u8], &'f [u8])> + '_ {
+    pub(crate) fn all(&self) -> impl ExactSizeIterator<Item = (&'f [u8], &'f [u8])> + '_ {
         self.0.iter().copied()
     }
 
