@@ -307,14 +307,12 @@ impl Gateway {
     ) -> Result<RequestAnswer, CallError> {
         let id = self.calls.fetch_add(1, Ordering::Relaxed);
         let mut parts = request.to_parts(id);
-        let mut encoder = Encoder::new();
-        self.with_token(route, async |token, peer| {
+        let encode = |encoder: &mut Encoder, token| {
             parts.conf_token = token;
             encoder.request_call(&parts);
-            let answer = converse(peer, Kind::RequestCall, &mut encoder, request, None).await?;
-            Ok(decode_request_answer(&answer.payload)?.1)
-        })
-        .await
+        };
+        let answer = self.converse_with_token(route, Kind::RequestCall, encode, request, None).await?;
+        Ok(decode_request_answer(&answer.payload)?.1)
     }
 
     /// Calls the runner for an upstream's response, as `ext-plugin-post-resp`
@@ -330,17 +328,13 @@ impl Gateway {
         response: &Answer,
     ) -> Result<Answer, CallError> {
         let id = self.calls.fetch_add(1, Ordering::Relaxed);
-        let mut encoder = Encoder::new();
         let headers: Vec<_> =
             response.headers.iter().map(|(name, value)| (name.as_bytes(), Some(&value[..]))).collect();
-        let answer = self
-            .with_token(route, async |token, peer| {
-                encoder.response_call(id, token, response.status, &headers);
-                let body = Some(&response.body[..]);
-                let answer = converse(peer, Kind::ResponseCall, &mut encoder, request, body).await?;
-                Ok(decode_response_answer(&answer.payload)?.1)
-            })
-            .await?;
+        let encode =
+            |encoder: &mut Encoder, token| encoder.response_call(id, token, response.status, &headers);
+        let body = Some(&response.body[..]);
+        let answer = self.converse_with_token(route, Kind::ResponseCall, encode, request, body).await?;
+        let answer = decode_response_answer(&answer.payload)?.1;
         let headers = match answer.headers.is_empty() {
             false => answer.headers.into_iter().map(named).collect(),
             true => {
@@ -368,20 +362,28 @@ impl Gateway {
         }
     }
 
-    /// Runs a call with the route's token, on a connection from the pool, again
+    /// Sends a call with the route's token, on a connection from the pool, again
     /// with a new token where the runner does not know it.
-    async fn with_token<T>(
+    ///
+    /// The closure encodes and does not send: with an async one the future would
+    /// not be `Send`, and a gateway could not be called from a spawned task.
+    async fn converse_with_token(
         &self,
         route: &Route,
-        mut call: impl AsyncFnMut(u32, &mut Peer) -> Result<T, CallError>,
-    ) -> Result<T, CallError> {
+        kind: Kind,
+        mut encode: impl FnMut(&mut Encoder, u32) + Send,
+        request: &ClientRequest,
+        response_body: Option<&[u8]>,
+    ) -> Result<Frame, CallError> {
+        let mut encoder = Encoder::new();
         let mut tries = 0;
         loop {
             tries += 1;
             // The call's own connection is opened first and stays silent meanwhile.
             let mut peer = self.connection().await?;
             let token = self.token(route).await?;
-            match call(token, &mut peer).await {
+            encode(&mut encoder, token);
+            match converse(&mut peer, kind, &mut encoder, request, response_body).await {
                 Ok(answer) => {
                     self.put_back(peer);
                     return Ok(answer);
