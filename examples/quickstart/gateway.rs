@@ -1,0 +1,197 @@
+//! The gateway of the quickstart: what a browser talks to.
+//!
+//! It stands in for Apache APISIX with openid-connect and ext-plugin-pre-req on
+//! one route. Instead of a login there is a page to pick a user, under
+//! `/quickstart/`; everything else belongs to the route.
+
+use std::convert::Infallible;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use http::header::{COOKIE, HOST, HeaderMap, HeaderValue, LOCATION, SET_COOKIE};
+use http::{Request, Response, StatusCode};
+use http_body_util::Either;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use kube_coders::Method;
+use kube_coders::testing::{self, ClientRequest, Outcome, Route};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::pages::{self, CSS, HTML, TEXT, escape, fill};
+use crate::proxy::{self, Body};
+use crate::tasks::Tasks;
+use crate::users::{UPSTREAM_HOST, USERS, User};
+
+const PICKER: &str = include_str!("pages/picker.html");
+
+/// The paths that are the gateway's own.
+const OWN: &str = "/quickstart/";
+
+/// The cookie that says who was picked. There is no password behind it: this
+/// gateway believes everybody.
+pub(crate) const USER_COOKIE: &str = "quickstart_user";
+
+/// What only the gateway says: openid-connect takes away what a client claims
+/// by these headers.
+const IDENTITY_HEADERS: [&str; 5] =
+    ["x-userinfo", "x-access-token", "x-id-token", "x-raw-id-token", "x-refresh-token"];
+
+/// The host names of the route. Any other may be a page of the internet that
+/// had its own name point here, in order to speak with a workspace.
+const HOSTS: [&str; 3] = ["127.0.0.1", "localhost", "[::1]"];
+
+/// The gateway and the one route that it has.
+pub(crate) struct Gateway {
+    runner: testing::Gateway,
+    route: Route,
+    forwarder: SocketAddr,
+    tasks: Tasks,
+}
+
+impl Gateway {
+    /// A gateway that asks the runner at the end of this connection, and sends
+    /// to the forwarder what is for a workspace.
+    pub(crate) fn new(
+        runner: testing::Gateway,
+        workspace_port: u16,
+        forwarder: SocketAddr,
+        tasks: Tasks,
+    ) -> Self {
+        let conf = serde_json::json!({
+            "identity": { "trust": "gateway" },
+            "upstream": format!("http://{UPSTREAM_HOST}:{workspace_port}"),
+        });
+        let route = Route::new("quickstart").plugin("user-upstream", &conf.to_string());
+        Self { runner, route, forwarder, tasks }
+    }
+
+    /// Serves the listener until the gateway's tasks end.
+    pub(crate) fn serve(self, listener: TcpListener) {
+        let gateway = Arc::new(self);
+        let tasks = gateway.tasks.clone();
+        tasks.serve(listener, move |stream, _| Arc::clone(&gateway).connection(stream));
+    }
+
+    async fn connection(self: Arc<Self>, stream: TcpStream) {
+        let client = stream.peer_addr().map_or(Ipv4Addr::LOCALHOST.into(), |address| address.ip());
+        let service = service_fn(|request| {
+            let gateway = Arc::clone(&self);
+            async move { Ok::<_, Infallible>(gateway.answer(request, client).await) }
+        });
+        // A connection that breaks off is the client's affair.
+        let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades().await;
+    }
+
+    async fn answer(&self, request: Request<Incoming>, client: IpAddr) -> Response<Body> {
+        if !is_for_us(request.headers()) {
+            return text(StatusCode::MISDIRECTED_REQUEST, "Ask for 127.0.0.1 or localhost.\n");
+        }
+        let user = chosen_user(request.headers());
+        let path = request.uri().path();
+        if let Some(own) = path.strip_prefix(OWN) {
+            return own_answer(own, request.uri().query());
+        }
+        if path == "/" && user.is_none() && request.method() == http::Method::GET {
+            return picker();
+        }
+        self.route(request, client, user).await
+    }
+
+    /// What the route does: openid-connect, then the runner, then the upstream.
+    async fn route(&self, request: Request<Incoming>, client: IpAddr, user: Option<&User>) -> Response<Body> {
+        let Some(call) = client_request(&request, client, user) else {
+            return text(StatusCode::INTERNAL_SERVER_ERROR, "This method has no number in the protocol.\n");
+        };
+        match self.runner.call(&self.route, &call).await {
+            Outcome::Answer(answer) => stopped(answer),
+            Outcome::Forward(forwarded) => {
+                proxy::forward(self.forwarder, request, &forwarded, &self.tasks).await
+            }
+        }
+    }
+}
+
+/// The request as the runner is told of it; `None` for a method that the
+/// protocol does not have.
+fn client_request(request: &Request<Incoming>, client: IpAddr, user: Option<&User>) -> Option<ClientRequest> {
+    let method = Method::from_name(request.method().as_str())?;
+    let target = request.uri().path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+    let mut call = ClientRequest::new(method, target).from_source(client);
+    for (name, value) in request.headers() {
+        if !IDENTITY_HEADERS.contains(&name.as_str()) {
+            call = call.header(name.as_str(), value);
+        }
+    }
+    if let Some(user) = user {
+        call = call.added_header("x-userinfo", user.userinfo());
+    }
+    Some(match (getrandom::u64(), getrandom::u64()) {
+        (Ok(high), Ok(low)) => call.variable("request_id", format!("{high:016x}{low:016x}")),
+        _ => call,
+    })
+}
+
+fn stopped(answer: testing::Answer) -> Response<Body> {
+    let mut response = Response::new(Either::Right(answer.body.into()));
+    *response.status_mut() = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    proxy::append_headers(response.headers_mut(), &answer.headers);
+    response
+}
+
+fn is_for_us(headers: &HeaderMap) -> bool {
+    let host = headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    };
+    HOSTS.contains(&name)
+}
+
+fn chosen_user(headers: &HeaderMap) -> Option<&'static User> {
+    let cookies = headers.get_all(COOKIE).iter().filter_map(|cookies| cookies.to_str().ok());
+    let mut pairs = cookies.flat_map(|cookies| cookies.split(';')).filter_map(|pair| pair.split_once('='));
+    pairs.find(|(name, _)| name.trim() == USER_COOKIE).and_then(|(_, subject)| User::find(subject.trim()))
+}
+
+/// What stands under `/quickstart/`.
+fn own_answer(path: &str, query: Option<&str>) -> Response<Body> {
+    match path {
+        "" => picker(),
+        "style.css" => pages::answer(StatusCode::OK, CSS, pages::STYLE).map(Either::Right),
+        "pick" => match query.and_then(|query| query.strip_prefix("user=")).and_then(User::find) {
+            Some(user) => go_to("/", &format!("{USER_COOKIE}={}", user.subject)),
+            None => text(StatusCode::NOT_FOUND, "There is no such user.\n"),
+        },
+        "leave" => go_to("/", &format!("{USER_COOKIE}=; Max-Age=0")),
+        _ => text(StatusCode::NOT_FOUND, "There is nothing here.\n"),
+    }
+}
+
+fn picker() -> Response<Body> {
+    let user = |user: &User| {
+        format!(
+            "<li><a href=\"{OWN}pick?user={}\"><strong lang=\"{}\">{}</strong> {}</a></li>\n",
+            user.subject,
+            user.language,
+            escape(user.name),
+            escape(user.about)
+        )
+    };
+    let users = USERS.iter().map(user).collect::<String>();
+    pages::answer(StatusCode::OK, HTML, fill(PICKER, &[("users", &users)])).map(Either::Right)
+}
+
+fn go_to(path: &'static str, cookie: &str) -> Response<Body> {
+    let mut response = text(StatusCode::SEE_OTHER, "");
+    let cookie = HeaderValue::try_from(format!("{cookie}; Path=/; HttpOnly; SameSite=Lax"))
+        .expect("subjects are plain labels");
+    response.headers_mut().insert(SET_COOKIE, cookie);
+    response.headers_mut().insert(LOCATION, HeaderValue::from_static(path));
+    response
+}
+
+fn text(status: StatusCode, text: &'static str) -> Response<Body> {
+    pages::answer(status, TEXT, text).map(Either::Right)
+}

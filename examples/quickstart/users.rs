@@ -1,0 +1,104 @@
+//! Who can be picked, and what the gateway says of them.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+/// Somebody who has signed in, as far as this gateway is concerned.
+#[derive(Debug)]
+pub(crate) struct User {
+    /// The `sub` claim. Each is a plain DNS label, so that it stands in the
+    /// workspace's name as it is.
+    pub(crate) subject: &'static str,
+    /// What the person is called.
+    pub(crate) name: &'static str,
+    /// The language that the name is in.
+    pub(crate) language: &'static str,
+    /// What the picker says of them.
+    pub(crate) about: &'static str,
+    /// The userinfo, as an identity provider would send it.
+    pub(crate) claims: &'static str,
+    /// Whether a workspace is started for them.
+    pub(crate) has_workspace: bool,
+}
+
+pub(crate) const USERS: [User; 4] = [
+    User {
+        subject: "alice",
+        name: "alice",
+        language: "en",
+        about: "has a workspace",
+        claims: r#"{"sub":"alice","preferred_username":"alice","name":"Alice"}"#,
+        has_workspace: true,
+    },
+    User {
+        subject: "bob",
+        name: "bob",
+        language: "en",
+        about: "has another one",
+        claims: r#"{"sub":"bob","preferred_username":"bob","name":"Bob"}"#,
+        has_workspace: true,
+    },
+    // The team is there for its bytes: with it the base64 has both characters
+    // that the URL-safe alphabet has not.
+    User {
+        subject: "jaehun",
+        name: "김재훈",
+        language: "ko",
+        about: "has a name of many bytes, and + and / in its base64",
+        claims: r#"{"sub":"jaehun","preferred_username":"김재훈","name":"김재훈","team":"쿠버네티스플랫폼팀"}"#,
+        has_workspace: true,
+    },
+    User {
+        subject: "zoe",
+        name: "zoe",
+        language: "en",
+        about: "has no workspace, and is told so",
+        claims: r#"{"sub":"zoe","preferred_username":"zoe","name":"Zoe"}"#,
+        has_workspace: false,
+    },
+];
+
+/// The template of the route's upstream, but for its port.
+pub(crate) const UPSTREAM_HOST: &str = "code-{sub}";
+
+impl User {
+    pub(crate) fn find(subject: &str) -> Option<&'static Self> {
+        USERS.iter().find(|user| user.subject == subject)
+    }
+
+    /// The value of `X-Userinfo`: standard base64 with padding, as
+    /// openid-connect writes it.
+    pub(crate) fn userinfo(&self) -> String {
+        STANDARD.encode(self.claims)
+    }
+
+    /// The name under which the runner looks for this user's workspace.
+    pub(crate) fn host(&self) -> String {
+        UPSTREAM_HOST.replace("{sub}", self.subject)
+    }
+}
+
+/// Those who have a workspace.
+pub(crate) fn owners() -> impl Iterator<Item = &'static User> {
+    USERS.iter().filter(|user| user.has_workspace)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_of_many_bytes_brings_both_special_characters_of_base64() {
+        let userinfo = User::find("jaehun").unwrap().userinfo();
+        assert!(userinfo.contains('+') && userinfo.contains('/'), "{userinfo}");
+    }
+
+    #[test]
+    fn the_claims_say_the_subject_and_the_name() {
+        for user in &USERS {
+            let claims: serde_json::Value = serde_json::from_str(user.claims).unwrap();
+            assert_eq!(claims["sub"], user.subject);
+            assert_eq!(claims["preferred_username"], user.name);
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! The quickstart as somebody meets it who has just cloned this: started, asked
+//! as several users, and stopped.
+
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{SinkExt as _, StreamExt as _};
+use http::{Method, Request};
+use http_body_util::{BodyExt as _, Full};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::net::TcpStream;
+use tokio::process::{Child, Command};
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+use tokio_tungstenite::tungstenite::{Error as WebSocketError, Message};
+
+// Of an example that other tests start, cargo runs no tests of its own: here
+// they are run.
+#[allow(dead_code)]
+#[path = "../../examples/quickstart/pages.rs"]
+mod pages;
+#[allow(dead_code)]
+#[path = "../../examples/quickstart/users.rs"]
+mod users;
+
+/// How long anything here may take before it counts as hung.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The base64 of `{"sub":"alice"}`, which a client sends who wants to be alice.
+const FORGED: &str = "eyJzdWIiOiJhbGljZSJ9";
+
+/// The quickstart's binary, built by the same `cargo test`.
+fn program() -> PathBuf {
+    let program = Path::new(env!("CARGO_BIN_EXE_kube-coders")).with_file_name("examples/quickstart");
+    assert!(
+        program.is_file(),
+        "{} is not there: `cargo test` builds it, and so does `cargo build --example quickstart`",
+        program.display()
+    );
+    program
+}
+
+/// A quickstart that runs. Dropped, it is killed.
+struct Quickstart {
+    process: Child,
+    /// Its gateway, as `127.0.0.1:port`.
+    gateway: String,
+}
+
+impl Quickstart {
+    /// Starts it on a free port and waits for what it says when it is ready.
+    async fn start() -> Self {
+        let mut process = Command::new(program())
+            .args(["--port", "0"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let ready = async {
+            while let Some(line) = lines.next_line().await.unwrap() {
+                if let Some(address) = line.strip_prefix("ready: http://") {
+                    return address.trim_end_matches('/').to_owned();
+                }
+            }
+            panic!("the quickstart ended before it was ready");
+        };
+        let gateway = timeout(PATIENCE, ready).await.expect("the quickstart becomes ready");
+        Self { process, gateway }
+    }
+
+    /// Asks as whoever the cookie names; with `""`, as nobody.
+    async fn ask(&self, user: &str, request: http::request::Builder, body: Bytes) -> Answer {
+        self.ask_host(&self.gateway, user, request, body).await
+    }
+
+    async fn ask_host(&self, host: &str, user: &str, request: http::request::Builder, body: Bytes) -> Answer {
+        let stream = TcpStream::connect(&self.gateway).await.unwrap();
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+        let connection = tokio::spawn(connection);
+        let mut request = request.header("host", host);
+        if !user.is_empty() {
+            request = request.header("cookie", format!("other=1; quickstart_user={user}"));
+        }
+        let response = sender.send_request(request.body(Full::new(body)).unwrap()).await.unwrap();
+        let (parts, body) = response.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        connection.abort();
+        Answer { parts, body: String::from_utf8(body.to_vec()).unwrap() }
+    }
+
+    async fn get(&self, user: &str, path: &str) -> Answer {
+        self.ask(user, Request::get(path), Bytes::new()).await
+    }
+
+    /// Says something on a WebSocket and returns what comes back.
+    async fn say(&self, user: &str, text: &str) -> Result<String, WebSocketError> {
+        let mut request = format!("ws://{}/echo", self.gateway).into_client_request()?;
+        let cookie = format!("quickstart_user={user}").try_into().unwrap();
+        request.headers_mut().insert("cookie", cookie);
+        let (mut socket, _) = tokio_tungstenite::connect_async(request).await?;
+        socket.send(Message::text(text)).await?;
+        let answer = socket.next().await.expect("an answer comes before the end")?;
+        Ok(answer.into_text()?.to_string())
+    }
+
+    async fn stop(mut self) -> ExitStatus {
+        let id = self.process.id().expect("it has not been waited for");
+        kill(Pid::from_raw(id.try_into().unwrap()), Signal::SIGTERM).unwrap();
+        timeout(PATIENCE, self.process.wait()).await.expect("the quickstart ends").unwrap()
+    }
+}
+
+struct Answer {
+    parts: http::response::Parts,
+    body: String,
+}
+
+impl Answer {
+    fn status(&self) -> u16 {
+        self.parts.status.as_u16()
+    }
+
+    fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.body))
+    }
+}
+
+#[tokio::test]
+async fn each_user_finds_their_own_workspace() {
+    let quickstart = Quickstart::start().await;
+    for (user, name) in [("alice", "alice"), ("bob", "bob"), ("jaehun", "김재훈")] {
+        let page = quickstart.get(user, "/").await;
+        assert_eq!(page.status(), 200);
+        assert!(page.body.contains(&format!("<title>{name}’s workspace</title>")), "{}", page.body);
+        let seen = quickstart.get(user, "/headers.json").await.json();
+        assert_eq!(seen["workspace"], user);
+        assert_eq!(seen["headers"]["x-forwarded-user"], user);
+        assert_eq!(seen["headers"]["x-forwarded-preferred-username"], name);
+        assert_eq!(seen["headers"]["host"], quickstart.gateway);
+        let answer = quickstart.say(user, "hello").await.unwrap();
+        assert_eq!(answer, format!("{name}'s workspace: hello"));
+    }
+    assert_eq!(quickstart.stop().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn whoever_has_no_workspace_or_no_name_is_refused() {
+    let quickstart = Quickstart::start().await;
+    let zoe = quickstart.get("zoe", "/").await;
+    assert_eq!((zoe.status(), &zoe.json()["code"]), (404, &"workspace-not-found".into()));
+    let nobody = quickstart.get("", "/x").await;
+    assert_eq!((nobody.status(), &nobody.json()["code"]), (401, &"identity-missing".into()));
+    for (user, expected) in [("zoe", 404), ("mallory", 401)] {
+        let Err(WebSocketError::Http(refused)) = quickstart.say(user, "hello").await else {
+            panic!("{user} is not refused")
+        };
+        assert_eq!(refused.status().as_u16(), expected);
+    }
+    assert_eq!(quickstart.stop().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn what_a_client_says_of_itself_is_dropped() {
+    let quickstart = Quickstart::start().await;
+    let forged = || Request::get("/headers.json").header("X-Userinfo", FORGED);
+    let nobody = quickstart.ask("", forged(), Bytes::new()).await;
+    assert_eq!((nobody.status(), &nobody.json()["code"]), (401, &"identity-missing".into()));
+
+    let dropped = ["X-Access-Token", "X-ID-Token", "X-Raw-ID-Token", "X-Refresh-Token"];
+    let request = dropped.iter().fold(forged(), |request, name| request.header(*name, FORGED));
+    let request = request.header("X-Kube-Coders-Stamp", FORGED).header("X-Forwarded-User", "alice");
+    let seen = quickstart.ask("bob", request, Bytes::new()).await.json();
+    assert_eq!((&seen["workspace"], &seen["headers"]["x-forwarded-user"]), (&"bob".into(), &"bob".into()));
+    for name in dropped.iter().chain(&["X-Userinfo", "X-Kube-Coders-Stamp"]) {
+        assert_eq!(seen["headers"][name.to_lowercase()], serde_json::Value::Null, "{name}");
+    }
+
+    assert_eq!(quickstart.stop().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn only_hosts_of_this_machine_are_served() {
+    let quickstart = Quickstart::start().await;
+    let port = quickstart.gateway.rsplit(':').next().unwrap();
+    for (host, expected) in [
+        (format!("localhost:{port}"), 200),
+        ("localhost".to_owned(), 200),
+        ("[::1]:1".to_owned(), 200),
+        (format!("rebound.example:{port}"), 421),
+        ("127.0.0.1.rebound.example".to_owned(), 421),
+        ("localhost:x".to_owned(), 421),
+    ] {
+        let answer = quickstart.ask_host(&host, "alice", Request::get("/"), Bytes::new()).await;
+        assert_eq!(answer.status(), expected, "{host}");
+    }
+    assert_eq!(quickstart.stop().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_user_is_picked_and_left() {
+    let quickstart = Quickstart::start().await;
+    let picker = quickstart.get("", "/").await;
+    assert_eq!(picker.status(), 200);
+    for user in ["alice", "bob", "jaehun", "zoe"] {
+        let link = format!("/quickstart/pick?user={user}");
+        assert!(picker.body.contains(&link), "{}", picker.body);
+        let picked = quickstart.get("", &link).await;
+        assert_eq!((picked.status(), &picked.parts.headers["location"]), (303, &"/".try_into().unwrap()));
+        let cookie = format!("quickstart_user={user}; Path=/; HttpOnly; SameSite=Lax");
+        assert_eq!(picked.parts.headers["set-cookie"], cookie);
+    }
+    let left = quickstart.get("alice", "/quickstart/leave").await;
+    assert_eq!(
+        left.parts.headers["set-cookie"],
+        "quickstart_user=; Max-Age=0; Path=/; HttpOnly; SameSite=Lax"
+    );
+    assert_eq!(quickstart.get("", "/quickstart/pick?user=mallory").await.status(), 404);
+    assert_eq!(quickstart.get("alice", "/quickstart/").await.body, picker.body);
+    assert_eq!(quickstart.stop().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn an_upload_arrives_whole() {
+    let quickstart = Quickstart::start().await;
+    let upload = Bytes::from(vec![b'x'; 3_000_000]);
+    let request = Request::builder().method(Method::POST).uri("/");
+    let answer = quickstart.ask("bob", request, upload).await;
+    assert_eq!(answer.body, "bob's workspace received 3000000 bytes\n");
+    assert_eq!(quickstart.stop().await.code(), Some(0));
+}
+
+/// Open WebSockets do not keep it from ending.
+#[tokio::test]
+async fn it_ends_while_a_websocket_is_open() {
+    let quickstart = Quickstart::start().await;
+    let mut request = format!("ws://{}/echo", quickstart.gateway).into_client_request().unwrap();
+    request.headers_mut().insert("cookie", "quickstart_user=alice".try_into().unwrap());
+    let (mut socket, _) = tokio_tungstenite::connect_async(request).await.unwrap();
+    assert_eq!(quickstart.stop().await.code(), Some(0));
+    assert!(!matches!(socket.next().await, Some(Ok(_))), "the WebSocket is closed");
+}
+
+/// Starts it with arguments that it can't follow, and returns what it says.
+async fn failure_of(command: &mut Command) -> String {
+    let output = timeout(PATIENCE, command.kill_on_drop(true).output()).await;
+    let output = output.expect("the quickstart ends").unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    String::from_utf8(output.stderr).unwrap()
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_told_with_its_flag() {
+    let taken = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let said = failure_of(Command::new(program()).args(["--port", &port.to_string()])).await;
+    assert!(said.starts_with(&format!("quickstart: listening at 127.0.0.1:{port}: ")), "{said}");
+    assert!(said.contains("--port 0"), "{said}");
+}
+
+#[tokio::test]
+async fn without_a_code_server_it_says_how_to_get_one() {
+    let said = failure_of(Command::new(program()).args(["--port=0", "--code-server"]).env("PATH", "")).await;
+    assert!(said.starts_with("quickstart: there is no code-server on PATH."), "{said}");
+    assert!(said.contains("npm install --global code-server"), "{said}");
+}
