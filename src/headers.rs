@@ -195,10 +195,8 @@ pub(crate) fn check_status(status: u16) -> Result<(), ChangeError> {
 pub(crate) struct Headers<'f>(Vec<(&'f [u8], &'f [u8])>);
 
 impl<'f> Headers<'f> {
-    pub(crate) fn collect(headers: impl Iterator<Item = (&'f [u8], &'f [u8])>, count: usize) -> Self {
-        let mut list = Vec::with_capacity(count);
-        list.extend(headers);
-        Self(list)
+    pub(crate) fn new(headers: Vec<(&'f [u8], &'f [u8])>) -> Self {
+        Self(headers)
     }
 
     pub(crate) fn all(&self) -> impl ExactSizeIterator<Item = (&'f [u8], &'f [u8])> + '_ {
@@ -233,7 +231,7 @@ mod tests {
 
     #[test]
     fn headers_are_found_without_regard_to_case_and_in_order() {
-        let headers = Headers::collect([(&b"a"[..], &b"1"[..]), (b"B", b"2"), (b"b", b"3")].into_iter(), 3);
+        let headers = Headers::new([(&b"a"[..], &b"1"[..]), (b"B", b"2"), (b"b", b"3")].to_vec());
         assert_eq!(headers.first("b"), Some(&b"2"[..]));
         assert_eq!(headers.named("b").collect::<Vec<_>>(), [b"2", b"3"]);
         assert_eq!(headers.first("c"), None);

@@ -99,21 +99,21 @@ pub struct Request<'f> {
 impl<'f> Request<'f> {
     /// `None` where the method is none of the protocol's.
     pub(crate) fn new(
-        call: &RequestCall<'f>,
+        call: RequestCall<'f>,
         extra_info: ExtraInfo<'f>,
         max_change_bytes: usize,
     ) -> Option<Self> {
-        let source = match *call.src_ip() {
+        let source = match *call.src_ip {
             [a, b, c, d] => Some(IpAddr::from([a, b, c, d])),
             ref bytes => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
         };
         Some(Self {
-            id: call.id(),
-            method: Method::from_number(call.method())?,
-            path: call.path(),
+            id: call.id,
+            method: Method::from_number(call.method)?,
+            path: call.path,
             source,
-            args: call.args().collect(),
-            headers: Headers::collect(call.headers(), call.header_count()),
+            args: call.args,
+            headers: Headers::new(call.headers),
             extra_info,
             changes: Changes::new(max_change_bytes),
         })

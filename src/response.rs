@@ -44,11 +44,11 @@ impl ResponseChanges {
 }
 
 impl<'f> Response<'f> {
-    pub(crate) fn new(call: &ResponseCall<'f>, extra_info: ExtraInfo<'f>, max_change_bytes: usize) -> Self {
+    pub(crate) fn new(call: ResponseCall<'f>, extra_info: ExtraInfo<'f>, max_change_bytes: usize) -> Self {
         Self {
-            id: call.id(),
-            status: call.status(),
-            headers: Headers::collect(call.headers(), 0),
+            id: call.id,
+            status: call.status,
+            headers: Headers::new(call.headers),
             extra_info,
             changes: ResponseChanges {
                 status: None,

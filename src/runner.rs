@@ -139,14 +139,16 @@ impl Runner {
             .inspect_err(|error| error!(%error, "no random number for a conf token"))
             .ok()?;
         match plugins.is_empty() {
-            true => warn!(key = call.key, "route prepared without a plugin: its requests go on unchanged"),
-            false => info!(key = call.key, ?plugins, "route prepared"),
+            true => {
+                warn!(key = %call.key.escape_ascii(), "route prepared without a plugin: its requests go on unchanged")
+            }
+            false => info!(key = %call.key.escape_ascii(), ?plugins, "route prepared"),
         }
         Some(token)
     }
 
     fn prepare_chain(&self, call: &PrepareConf<'_>) -> Option<Chain> {
-        let key = call.key;
+        let key = call.key.escape_ascii().to_string();
         if call.confs.len() > MAX_CHAIN {
             error!(key, plugins = call.confs.len(), limit = MAX_CHAIN, "conf refused: too many plugins");
             return None;
@@ -198,19 +200,20 @@ impl Runner {
                 return (Kind::RequestCall, After::Keep);
             }
         };
-        let Some(chain) = self.confs.chain(call.conf_token()) else {
-            debug!(token = call.conf_token(), "unknown conf token");
+        let Some(chain) = self.confs.chain(call.conf_token) else {
+            debug!(token = call.conf_token, "unknown conf token");
             encoder.error(ErrorCode::CONF_TOKEN_NOT_FOUND);
             return (Kind::Error, After::Keep);
         };
         let mut asker = ConnectionAsker { connection };
         let extra_info = ExtraInfo::new(&mut asker, self.ask_limits());
-        let Some(mut request) = Request::new(&call, extra_info, self.limits.bytes) else {
-            error!(call = call.id(), method = call.method(), "request call refused: no such method");
+        let (id, method) = (call.id, call.method);
+        let Some(mut request) = Request::new(call, extra_info, self.limits.bytes) else {
+            error!(call = id, method, "request call refused: no such method");
             let request_id = random_request_id();
             encode_rendered(
                 encoder,
-                call.id(),
+                id,
                 &Refusal::RunnerFailed.render(&Reader::new("", |_| None), &request_id),
             );
             return (Kind::RequestCall, After::Keep);
@@ -246,14 +249,14 @@ impl Runner {
                 return (Kind::ResponseCall, After::Keep);
             }
         };
-        let Some(chain) = self.confs.chain(call.conf_token()) else {
-            debug!(token = call.conf_token(), "unknown conf token");
+        let Some(chain) = self.confs.chain(call.conf_token) else {
+            debug!(token = call.conf_token, "unknown conf token");
             encoder.error(ErrorCode::CONF_TOKEN_NOT_FOUND);
             return (Kind::Error, After::Keep);
         };
         let mut asker = ConnectionAsker { connection };
         let extra_info = ExtraInfo::new(&mut asker, self.ask_limits());
-        let mut response = Response::new(&call, extra_info, self.limits.bytes);
+        let mut response = Response::new(call, extra_info, self.limits.bytes);
         let looked = self.run(look_at_response(&chain, &mut response)).await;
         if let Err(failure) = looked.and_then(|()| encode_response(encoder, &response)) {
             error!(call = response.id, error = %failure, "response call failed");

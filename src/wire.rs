@@ -1,15 +1,16 @@
 //! Payloads: FlatBuffers bytes ↔ typed values, as the runner sees them.
 //!
-//! Every payload is verified before a field of it is read. The schema is
+//! Nothing of a payload is believed before it is checked. The schema is
 //! `flatbuffers/ext-plugin.fbs`; text that a client may have sent is bytes.
 
 pub(crate) mod gateway_side;
+mod table;
 
-use flatbuffers::{FlatBufferBuilder, ForwardsUOffset, Vector, VerifierOptions, WIPOffset};
+use flatbuffers::{FlatBufferBuilder, ForwardsUOffset, Vector, WIPOffset};
 use thiserror::Error;
 
-use crate::frame::MAX_PAYLOAD;
 use generated::a6;
+use table::Table;
 
 #[allow(
     unsafe_code,
@@ -30,131 +31,87 @@ mod generated;
 
 pub(crate) use a6::err::Code as ErrorCode;
 
-/// How many tables a payload may hold. The smallest that carries something takes
-/// 12 bytes, so a payload of 16 MiB that is not made of shared parts has fewer.
-const MAX_TABLES: usize = 1 << 20;
-
-/// How large a payload may be with its shared parts written out, in bytes.
-/// The gateway shares none, so twice a frame leaves it room for tables' own cost.
-const MAX_APPARENT: usize = 2 * (MAX_PAYLOAD + 1);
-
 /// How large an encoder's buffer may be and still be kept for the next answer.
 const KEPT: usize = 64 * 1024;
 
 /// A payload that is not what its kind says.
-#[derive(Debug, Error)]
-#[error("malformed payload: {0}")]
-pub(crate) struct Malformed(Box<str>);
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub(crate) enum Malformed {
+    #[error("malformed payload: what stands at byte {at} reaches beyond the end")]
+    OutOfBounds { at: usize },
+    #[error("malformed payload: a list of {entries} entries")]
+    TooMany { entries: usize },
+    #[error("malformed payload: {0}")]
+    Unverified(Box<str>),
+}
 
 /// A name with its value.
 pub(crate) type Entry<'f> = (&'f [u8], Option<&'f [u8]>);
 
-type Entries<'f> = Option<Vector<'f, ForwardsUOffset<a6::TextEntry<'f>>>>;
-
-fn root<'f, T: flatbuffers::Follow<'f, Inner = T> + flatbuffers::Verifiable + 'f>(
-    payload: &'f [u8],
-) -> Result<T, Malformed> {
-    let options = VerifierOptions {
-        max_tables: MAX_TABLES,
-        max_apparent_size: MAX_APPARENT,
-        ..VerifierOptions::default()
-    };
-    // The verifier's own text ends in a full stop and spans lines; its first line says what is wrong.
-    flatbuffers::root_with_opts::<T>(&options, payload)
-        .map_err(|invalid| Malformed(invalid.to_string().lines().next().unwrap_or_default().into()))
-}
-
-fn entries(vector: Entries<'_>) -> impl Iterator<Item = Entry<'_>> {
-    vector.into_iter().flatten().map(|entry| {
-        let name = entry.name().map_or(&[][..], |name| name.bytes());
-        (name, entry.value().map(|value| value.bytes()))
-    })
-}
-
 /// A route's plugins with their confs, in their order.
 #[derive(Debug)]
 pub(crate) struct PrepareConf<'f> {
-    pub(crate) key: &'f str,
+    pub(crate) key: &'f [u8],
     pub(crate) confs: Vec<(&'f [u8], &'f [u8])>,
 }
 
 impl<'f> PrepareConf<'f> {
     pub(crate) fn decode(payload: &'f [u8]) -> Result<Self, Malformed> {
-        let call = root::<a6::prepare_conf::Req<'_>>(payload)?;
-        let confs = entries(call.conf()).map(|(name, conf)| (name, conf.unwrap_or_default())).collect();
-        Ok(Self { key: call.key().unwrap_or_default(), confs })
+        let table = Table::root(payload)?;
+        Ok(Self {
+            confs: table.entries(0, |(name, conf)| (name, conf.unwrap_or_default()))?,
+            key: table.bytes(1)?.unwrap_or_default(),
+        })
     }
 }
 
 /// A client's request.
+#[derive(Debug)]
 pub(crate) struct RequestCall<'f> {
-    table: a6::httpreq_call::Req<'f>,
+    pub(crate) id: u32,
+    /// 4 or 16 bytes from a gateway.
+    pub(crate) src_ip: &'f [u8],
+    /// The method's number in the schema.
+    pub(crate) method: u8,
+    pub(crate) path: &'f [u8],
+    pub(crate) args: Vec<Entry<'f>>,
+    pub(crate) headers: Vec<(&'f [u8], &'f [u8])>,
+    pub(crate) conf_token: u32,
 }
 
 impl<'f> RequestCall<'f> {
     pub(crate) fn decode(payload: &'f [u8]) -> Result<Self, Malformed> {
-        Ok(Self { table: root(payload)? })
-    }
-
-    pub(crate) fn id(&self) -> u32 {
-        self.table.id()
-    }
-
-    pub(crate) fn conf_token(&self) -> u32 {
-        self.table.conf_token()
-    }
-
-    /// 4 or 16 bytes from a gateway.
-    pub(crate) fn src_ip(&self) -> &'f [u8] {
-        self.table.src_ip().map_or(&[], |bytes| bytes.bytes())
-    }
-
-    /// The method's number in the schema.
-    pub(crate) fn method(&self) -> u8 {
-        self.table.method().0
-    }
-
-    pub(crate) fn path(&self) -> &'f [u8] {
-        self.table.path().map_or(&[], |bytes| bytes.bytes())
-    }
-
-    pub(crate) fn args(&self) -> impl Iterator<Item = Entry<'f>> + use<'f> {
-        entries(self.table.args())
-    }
-
-    pub(crate) fn headers(&self) -> impl Iterator<Item = (&'f [u8], &'f [u8])> + use<'f> {
-        entries(self.table.headers()).map(|(name, value)| (name, value.unwrap_or_default()))
-    }
-
-    pub(crate) fn header_count(&self) -> usize {
-        self.table.headers().map_or(0, |headers| headers.len())
+        let table = Table::root(payload)?;
+        Ok(Self {
+            id: table.u32(0)?,
+            src_ip: table.bytes(1)?.unwrap_or_default(),
+            method: table.u8(2)?,
+            path: table.bytes(3)?.unwrap_or_default(),
+            args: table.entries(4, |entry| entry)?,
+            headers: table.entries(5, |(name, value)| (name, value.unwrap_or_default()))?,
+            conf_token: table.u32(6)?,
+        })
     }
 }
 
 /// An upstream's response.
+#[derive(Debug)]
 pub(crate) struct ResponseCall<'f> {
-    table: a6::httpresp_call::Req<'f>,
+    pub(crate) id: u32,
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(&'f [u8], &'f [u8])>,
+    pub(crate) conf_token: u32,
 }
 
 impl<'f> ResponseCall<'f> {
     pub(crate) fn decode(payload: &'f [u8]) -> Result<Self, Malformed> {
-        Ok(Self { table: root(payload)? })
-    }
-
-    pub(crate) fn id(&self) -> u32 {
-        self.table.id()
-    }
-
-    pub(crate) fn conf_token(&self) -> u32 {
-        self.table.conf_token()
-    }
-
-    pub(crate) fn status(&self) -> u16 {
-        self.table.status()
-    }
-
-    pub(crate) fn headers(&self) -> impl Iterator<Item = (&'f [u8], &'f [u8])> + use<'f> {
-        entries(self.table.headers()).map(|(name, value)| (name, value.unwrap_or_default()))
+        let table = Table::root(payload)?;
+        Ok(Self {
+            id: table.u32(0)?,
+            status: table.u16(1)?,
+            headers: table.entries(2, |(name, value)| (name, value.unwrap_or_default()))?,
+            conf_token: table.u32(3)?,
+        })
     }
 }
 
@@ -168,7 +125,7 @@ pub(crate) enum Question<'a> {
 
 /// What the gateway said to a question; `None` where there is no such thing.
 pub(crate) fn decode_extra_info(payload: &[u8]) -> Result<Option<&[u8]>, Malformed> {
-    Ok(root::<a6::extra_info::Resp<'_>>(payload)?.result().map(|result| result.bytes()))
+    Table::root(payload)?.bytes(0)
 }
 
 /// The parts of a `Stop`.
