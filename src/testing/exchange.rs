@@ -15,6 +15,11 @@ use crate::wire::gateway_side::{RequestParts, Rewrite};
 /// How many headers a frame has at most (GATEWAY.md, HTTPReqCall).
 const MAX_HEADERS: usize = 100;
 
+/// The ports that a gateway listens at unless it is told otherwise. It says its
+/// own port in `X-Forwarded-Port`, whatever stands in `Host`.
+const HTTP_PORT: &str = "9080";
+const HTTPS_PORT: &str = "9443";
+
 /// A client's request as it comes to the gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientRequest {
@@ -138,17 +143,16 @@ impl ClientRequest {
     /// All headers as they stand at the gateway, those of its plugins last.
     fn all_headers(&self) -> Vec<(String, Vec<u8>)> {
         let host = self.header_value("host").unwrap_or_default().to_vec();
-        let default_port = if self.scheme == "https" { "443" } else { "80" };
-        let port = match host.iter().rposition(|byte| *byte == b':') {
-            Some(at) if !host[at..].contains(&b']') => host[at + 1..].to_vec(),
-            _ => default_port.as_bytes().to_vec(),
-        };
+        let port = if self.scheme == "https" { HTTPS_PORT } else { HTTP_PORT };
         let forwarded = [
             ("x-forwarded-proto", self.scheme.as_bytes().to_vec()),
             ("x-forwarded-host", host),
-            ("x-forwarded-port", port),
+            ("x-forwarded-port", port.as_bytes().to_vec()),
         ];
-        let client = self.headers.iter().filter(|(name, _)| forwarded.iter().all(|(known, _)| known != name));
+        let client = self
+            .headers
+            .iter()
+            .filter(|(name, _)| is_known_to_nginx(name) && forwarded.iter().all(|(known, _)| known != name));
         let forwarded = forwarded.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
         client.cloned().chain(forwarded).chain(self.added.iter().cloned()).collect()
     }
@@ -234,6 +238,12 @@ impl ForwardedRequest {
     pub fn header(&self, name: &str) -> Option<&[u8]> {
         self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| &value[..])
     }
+}
+
+/// Whether nginx takes a header at all: it ignores names that hold anything but
+/// letters, digits, `-` and, as APISIX sets it, `_` (`ignore_invalid_headers`).
+fn is_known_to_nginx(name: &str) -> bool {
+    name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
 }
 
 type Arg = (Vec<u8>, Option<Vec<u8>>);
