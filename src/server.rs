@@ -29,6 +29,11 @@ const IDLE: Duration = Duration::from_secs(200);
 /// opened: the gateway opened it to send one.
 const FIRST_CALL: Duration = Duration::from_secs(1);
 
+/// How long a drain keeps a connection that is idle. The gateway may be about to
+/// send a call on it, which a close at this very moment would lose; on a reload it
+/// kills us after 1 s (GATEWAY.md, Spawned by the gateway).
+const LAST_CALL: Duration = Duration::from_millis(500);
+
 /// How long the answer to an abandoned question may take: as long as the gateway
 /// itself waits to send it (GATEWAY.md, Connections).
 const LATE_ANSWER: Duration = Duration::from_secs(60);
@@ -176,6 +181,9 @@ where
     while let Some(frame) = next_call(connection, calls, stopped.as_mut(), idle.as_mut()).await? {
         calls += 1;
         match runner.answer(&frame, connection, &mut encoder).await? {
+            // Right behind an answer is where a close costs nothing: the gateway
+            // sees it before it takes the connection for another call.
+            After::Keep if stop.is_cancelled() && !connection.has_unread() => break,
             After::Keep => {}
             After::Close => break,
             After::TakeLateAnswer => {
@@ -207,10 +215,8 @@ where
     if connection.has_unread() {
         return connection.read_frame().await;
     }
-    if calls == 0 {
-        return timeout(FIRST_CALL, connection.read_frame()).await.unwrap_or(Ok(None));
-    }
-    connection.read_frame().now_or_never().unwrap_or(Ok(None))
+    let wait = if calls == 0 { FIRST_CALL } else { LAST_CALL };
+    timeout(wait, connection.read_frame()).await.unwrap_or(Ok(None))
 }
 
 /// Reads the answer to a question that was abandoned, so that the gateway, which
@@ -257,6 +263,69 @@ impl From<ReadError> for io::Error {
         match error {
             ReadError::Io(error) => error,
             other => Self::other(other),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{DuplexStream, duplex};
+    use tokio::task::yield_now;
+
+    use super::*;
+    use crate::conf::ConfCache;
+    use crate::frame::Kind;
+    use crate::plugin::Registry;
+    use crate::runner::CallLimits;
+    use crate::stamp::{StampKey, Stamper};
+
+    /// Serves one connection until its end; the number of calls answered.
+    async fn served(stream: DuplexStream, stop: &CancellationToken) -> u64 {
+        let limits = CallLimits { deadline: Duration::from_secs(5), questions: 1, bytes: 1 };
+        let stamper = Stamper { key: StampKey::random().unwrap(), lifetime: Duration::from_secs(60) };
+        let runner =
+            Runner::new(Registry::default(), ConfCache::new(Duration::from_secs(3600), 10), limits, stamper);
+        serve_calls(&mut Connection::new(stream), &runner, stop).await.unwrap()
+    }
+
+    async fn call(gateway: &mut Connection<DuplexStream>) {
+        let mut encoder = Encoder::new();
+        encoder.prepare_conf_call("route#1", &[]);
+        gateway.write_frame(Kind::PrepareConf, encoder.payload()).await.unwrap();
+        assert_eq!(gateway.read_frame().await.unwrap().unwrap().kind, Kind::PrepareConf);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn in_a_drain_an_idle_connection_gets_its_last_call() {
+        let (stop, (ours, theirs)) = (CancellationToken::new(), duplex(1024));
+        let calls = async {
+            let mut gateway = Connection::new(ours);
+            call(&mut gateway).await;
+            stop.cancel();
+            yield_now().await;
+            call(&mut gateway).await;
+            let since = Instant::now();
+            assert_eq!(gateway.read_frame().await.unwrap(), None);
+            assert_eq!(since.elapsed(), Duration::ZERO, "closed right behind the answer");
+        };
+        assert_eq!(tokio::join!(served(theirs, &stop), calls), (2, ()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn in_a_drain_silence_ends_a_connection() {
+        for (calls, wait) in [(0, FIRST_CALL), (1, LAST_CALL)] {
+            let (stop, (ours, theirs)) = (CancellationToken::new(), duplex(1024));
+            let silent = async {
+                let mut gateway = Connection::new(ours);
+                for _ in 0..calls {
+                    call(&mut gateway).await;
+                }
+                stop.cancel();
+                let since = Instant::now();
+                assert_eq!(gateway.read_frame().await.unwrap(), None);
+                assert_eq!(since.elapsed(), wait);
+            };
+            assert_eq!(tokio::join!(served(theirs, &stop), silent), (calls, ()));
         }
     }
 }
