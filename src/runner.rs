@@ -140,7 +140,7 @@ impl Runner {
             .ok()?;
         match plugins.is_empty() {
             true => {
-                warn!(key = %call.key.escape_ascii(), "route prepared without a plugin: its requests go on unchanged")
+                warn!(key = %call.key.escape_ascii(), "route prepared without a plugin: its requests go on unchanged");
             }
             false => info!(key = %call.key.escape_ascii(), ?plugins, "route prepared"),
         }

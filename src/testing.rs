@@ -307,11 +307,11 @@ impl Gateway {
     ) -> Result<RequestAnswer, CallError> {
         let id = self.calls.fetch_add(1, Ordering::Relaxed);
         let mut parts = request.to_parts(id);
-        let encode = |encoder: &mut Encoder, token| {
+        let encode = |token, encoder: &mut Encoder| {
             parts.conf_token = token;
             encoder.request_call(&parts);
         };
-        let answer = self.converse_with_token(route, Kind::RequestCall, encode, request, None).await?;
+        let answer = self.with_token(route, Kind::RequestCall, encode, request, None).await?;
         Ok(decode_request_answer(&answer.payload)?.1)
     }
 
@@ -330,11 +330,12 @@ impl Gateway {
         let id = self.calls.fetch_add(1, Ordering::Relaxed);
         let headers: Vec<_> =
             response.headers.iter().map(|(name, value)| (name.as_bytes(), Some(&value[..]))).collect();
-        let encode =
-            |encoder: &mut Encoder, token| encoder.response_call(id, token, response.status, &headers);
+        let encode = |token, encoder: &mut Encoder| {
+            encoder.response_call(id, token, response.status, &headers);
+        };
         let body = Some(&response.body[..]);
-        let answer = self.converse_with_token(route, Kind::ResponseCall, encode, request, body).await?;
-        let answer = decode_response_answer(&answer.payload)?.1;
+        let answer = self.with_token(route, Kind::ResponseCall, encode, request, body).await?;
+        let (_, answer) = decode_response_answer(&answer.payload)?;
         let headers = match answer.headers.is_empty() {
             false => answer.headers.into_iter().map(named).collect(),
             true => {
@@ -367,11 +368,11 @@ impl Gateway {
     ///
     /// The closure encodes and does not send: with an async one the future would
     /// not be `Send`, and a gateway could not be called from a spawned task.
-    async fn converse_with_token(
+    async fn with_token(
         &self,
         route: &Route,
         kind: Kind,
-        mut encode: impl FnMut(&mut Encoder, u32) + Send,
+        mut encode: impl FnMut(u32, &mut Encoder) + Send,
         request: &ClientRequest,
         response_body: Option<&[u8]>,
     ) -> Result<Frame, CallError> {
@@ -382,7 +383,7 @@ impl Gateway {
             // The call's own connection is opened first and stays silent meanwhile.
             let mut peer = self.connection().await?;
             let token = self.token(route).await?;
-            encode(&mut encoder, token);
+            encode(token, &mut encoder);
             match converse(&mut peer, kind, &mut encoder, request, response_body).await {
                 Ok(answer) => {
                     self.put_back(peer);
@@ -539,4 +540,20 @@ fn named((name, value): (Vec<u8>, Vec<u8>)) -> (String, Vec<u8>) {
 /// Whether the gateway drops an upstream's header when the runner gives no list.
 fn dropped_without_list(name: &str) -> bool {
     crate::headers::IGNORED_RESPONSE_HEADERS.contains(&name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Only has to compile: an author may call from a task of their own.
+    #[allow(dead_code)]
+    fn calls_can_be_spawned(gateway: Gateway, route: Route, request: ClientRequest) {
+        fn spawned(_: impl Future + Send + 'static) {}
+        spawned(async move {
+            let response = Answer::new(200);
+            let _ = gateway.call_for_response(&route, &request, &response).await;
+            gateway.call(&route, &request).await
+        });
+    }
 }

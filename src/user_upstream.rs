@@ -63,6 +63,9 @@ impl UserUpstream {
             IdentityError::Malformed(_) => Refusal::IdentityMalformed,
         })?;
         let claims = identity::decode(userinfo, &config.wanted).map_err(|_| Refusal::IdentityMalformed)?;
+        if !is_header_text(claims.subject()) {
+            return Err(Refusal::IdentityMalformed);
+        }
         if request.header("upgrade").is_some() && origin::is_foreign(request.headers()) {
             return Err(Refusal::ForeignOrigin);
         }
@@ -127,4 +130,90 @@ async fn refuse(refusal: Refusal, request: &mut Request<'_>) -> Result<Action, P
         stop = stop.header(name, value)?;
     }
     Ok(stop.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+
+    use super::*;
+    use crate::plugin::Registry;
+    use crate::resolver::NameServers;
+    use crate::runner::CallLimits;
+    use crate::testing::{ClientRequest, ForwardedRequest, Gateway, Outcome, Route};
+
+    async fn forwarded(claims: &str, request: ClientRequest) -> ForwardedRequest {
+        match outcome(claims, request).await {
+            Outcome::Forward(forwarded) => forwarded,
+            Outcome::Answer(answer) => panic!("{answer:?}"),
+        }
+    }
+
+    async fn outcome(claims: &str, request: ClientRequest) -> Outcome {
+        let servers = NameServers::Listed(vec!["127.0.0.1:1".parse().unwrap()]);
+        let mut registry = Registry::default();
+        assert!(registry.add(UserUpstream::new(Arc::new(Resolver::new(&servers).unwrap()))));
+        let limits = CallLimits { deadline: Duration::from_secs(5), questions: 10, bytes: 10_000 };
+        let conf = r#"{"identity": {"trust": "gateway"}, "upstream": "http://127.0.0.1:8443"}"#;
+        let request = match request.header_value("x-userinfo") {
+            Some(_) => request,
+            None => request.added_header("x-userinfo", STANDARD.encode(claims)),
+        };
+        let gateway = Gateway::with_registry(registry, limits);
+        gateway.call(&Route::new("r").plugin("user-upstream", conf), &request).await
+    }
+
+    #[tokio::test]
+    async fn a_subject_that_no_header_can_have_is_refused() {
+        for claims in [r#"{"sub": "a\r\nx: y"}"#, r#"{"sub": "a\u0000"}"#, r#"{"sub": "a\u007f"}"#] {
+            assert_eq!(outcome(claims, ClientRequest::get("/")).await.status(), Some(400), "{claims}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_workspace_sees_who_asks_and_nothing_to_act_as_them() {
+        let mut request = ClientRequest::get("/")
+            .header("x-forwarded-user", "mallory")
+            .header("x-forwarded-preferred-username", "mallory")
+            .header("x-refresh-token", "secret");
+        for name in ["x-access-token", "x-id-token", "x-raw-id-token"] {
+            request = request.added_header(name, "secret");
+        }
+        let forwarded = forwarded(r#"{"sub": "alice", "preferred_username": "Alice"}"#, request).await;
+        assert_eq!(forwarded.header("x-forwarded-user"), Some(&b"alice"[..]));
+        assert_eq!(forwarded.header("x-forwarded-preferred-username"), Some(&b"Alice"[..]));
+        for name in &IDENTITY_HEADERS {
+            assert_eq!(forwarded.header(name.as_str()), None, "{name}");
+        }
+        assert_eq!(
+            forwarded.upstream,
+            Some("http://127.0.0.1:8443".parse::<Upstream>().unwrap().for_subject("alice"))
+        );
+    }
+
+    #[tokio::test]
+    async fn a_user_name_that_no_header_can_have_is_left_out() {
+        for claims in [r#"{"sub": "alice"}"#, r#"{"sub": "alice", "preferred_username": "a\r\nx: y"}"#] {
+            let request = ClientRequest::get("/").header("x-forwarded-preferred-username", "mallory");
+            assert_eq!(forwarded(claims, request).await.header("x-forwarded-preferred-username"), None);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_may_stand_behind_the_hundredth_header_is_removed_unseen() {
+        let mut request = ClientRequest::get("/");
+        for n in 0..95 {
+            request = request.header(&format!("x-{n}"), "1");
+        }
+        // With the host, three that the gateway adds, and the identity there are 101,
+        // of which a frame holds 100.
+        let claims = r#"{"sub": "alice"}"#;
+        let request = request.added_header("x-userinfo", STANDARD.encode(claims));
+        let request = request.added_header("x-access-token", "secret");
+        let forwarded = forwarded(claims, request).await;
+        assert_eq!(forwarded.header("x-access-token"), None);
+    }
 }

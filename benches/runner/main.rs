@@ -9,6 +9,9 @@
 //! account of their threads. Each number is the median of several rounds; the
 //! machine's noise is in all three alike, so the ratios are what to trust.
 
+// To print is what it is for.
+#![allow(clippy::print_stdout)]
+
 mod calls;
 mod load;
 mod server;

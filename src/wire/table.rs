@@ -53,7 +53,8 @@ impl<'f> Table<'f> {
         let position = i64::try_from(start).ok().and_then(|start| start.checked_sub(i64::from(back)));
         let position = position.and_then(|position| usize::try_from(position).ok()).ok_or(outside)?;
         let length = usize::from(u16_at(payload, position)?);
-        let fields = payload.get(position..position + length).ok_or(Malformed::OutOfBounds { at: position })?;
+        let fields =
+            payload.get(position..position + length).ok_or(Malformed::OutOfBounds { at: position })?;
         Ok(Self { payload, start, fields })
     }
 

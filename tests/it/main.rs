@@ -1,7 +1,53 @@
-//! The integration tests.
+//! The integration tests: real sockets, real processes, nothing of the crate
+//! but what it shows.
 
-// All of this is tests, of which clippy knows only the functions marked so.
+// What a helper of a test can't do fails the test, as an `unwrap` in it would.
 #![allow(clippy::unwrap_used)]
 
-// The quickstart: its built binary started, asked as its users, and stopped.
+/// What a test does that can't run here: it says why, and is counted.
+mod skip;
+
+/// The protocol, read and written with nothing but the generated code.
+mod wire;
+
+/// One connection to a runner, frame by frame.
+mod peer;
+
+/// The real binary as a process, its log and its memory.
+mod program;
+
+/// A runner in this process with plugins of the tests.
+mod served;
+
+/// Workspaces to be sent to, and a gateway that goes there.
+mod workspace;
+
+/// What a real gateway sent: every frame is read, and every call answered.
+mod golden;
+
+/// The stand-in sends what the real gateway sent.
+mod stand_in;
+
+/// Frames as they should not come, and answers all the same.
+mod conversation;
+
+/// Calls that go wrong in a plugin, and the limits on them.
+mod limits;
+
+/// The whole path: two users, one URL, two workspaces.
+mod workspaces;
+
+/// Everything that fails is an answer of ours, and nothing goes anywhere.
+mod refusals;
+
+/// The life of the process: successors, signals, who may connect.
+mod process;
+
+/// What can be typed, and every example and configuration that is shipped.
+mod cli;
+
+/// The generated code is what the schema generates.
+mod schema;
+
+/// The quickstart: its built binary started, asked as its users, and stopped.
 mod quickstart;

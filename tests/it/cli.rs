@@ -1,0 +1,278 @@
+//! What can be typed, what is printed, and what is shipped to be pasted.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::peer::Peer;
+use crate::program::{BINARY, Program, Runner, kube_coders, listen_address, run};
+use crate::skip::skip;
+use crate::wire::Prepare;
+
+const EXAMPLES: [&str; 3] = ["greet", "body-guard", "header-route"];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+#[track_caller]
+fn read(path: impl AsRef<Path>) -> String {
+    std::fs::read_to_string(root().join(path)).unwrap()
+}
+
+#[test]
+fn every_name_is_the_one_that_was_made_independently() {
+    let vectors: Value = serde_json::from_str(&read("tests/vectors/labels.json")).unwrap();
+    let mut checked = 0;
+    for vector in vectors.as_array().unwrap() {
+        let Some(subject) = vector["value"].as_str().filter(|subject| !subject.contains('\0')) else {
+            continue;
+        };
+        let template = vector["template"].as_str().unwrap();
+        let printed = kube_coders(&["name", "--template", template, "--", subject]);
+        match vector["label"].as_str() {
+            Some(label) => {
+                assert_eq!((printed.code, printed.stdout), (Some(0), format!("{label}\n")), "{subject}");
+            }
+            None => {
+                assert_eq!((printed.code, printed.stdout), (Some(1), String::new()), "{subject}");
+                assert!(printed.stderr.starts_with("kube-coders: "), "{}", printed.stderr);
+            }
+        }
+        checked += 1;
+    }
+    assert!(checked > 40, "{checked}");
+    let printed = kube_coders(&["name", "alice", "", "Alice"]);
+    let names = "code-alice\ncode-alice---3bc51062973c458d\n";
+    assert_eq!(
+        (printed.code, printed.stdout.as_str()),
+        (Some(1), names),
+        "the others are printed all the same"
+    );
+}
+
+#[test]
+fn health_says_whether_a_runner_answers() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("runner.sock");
+    let health = || kube_coders(&["health", "--listen-address", &listen_address(&socket)]);
+    let nobody = health();
+    assert_eq!(nobody.code, Some(1));
+    assert!(nobody.stderr.starts_with("kube-coders: connecting to the runner: "), "{}", nobody.stderr);
+    let _runner = Runner::start_at(&socket, &[]);
+    assert_eq!((health().code, health().stderr), (Some(0), String::new()));
+    let variable = [("APISIX_LISTEN_ADDRESS", listen_address(&socket))];
+    assert_eq!(run(Command::new(BINARY).env_clear().envs(variable).arg("health")).code, Some(0));
+}
+
+#[test]
+fn call_prints_the_decision() {
+    let runner = Runner::start(&[]);
+    let address = listen_address(&runner.socket);
+    let conf = r#"{"identity": {"trust": "gateway"}, "upstream": "http://127.0.0.1:8443"}"#;
+    let call = |args: &[&str]| {
+        kube_coders(&[&["call", "--listen-address", &address, "--conf", conf], args].concat())
+    };
+    let printed = call(&["--userinfo", r#"{"sub": "alice", "preferred_username": "Alice"}"#, "/a?b=1"]);
+    assert_eq!(printed.code, Some(0), "{}", printed.stderr);
+    let (first, changes) = printed.stdout.split_once('\n').unwrap();
+    assert_eq!(first, "go on to http://127.0.0.1:8443 for \"alice\"");
+    for line in
+        ["remove x-userinfo", "set x-forwarded-user: alice", "set x-forwarded-preferred-username: Alice"]
+    {
+        assert!(changes.lines().any(|change| change.trim() == line), "{line}: {changes}");
+    }
+    assert!(!changes.contains("stamp"), "{changes}");
+    assert!(!changes.contains("x-access-token"), "what is not there is not removed: {changes}");
+
+    let printed = call(&[]);
+    assert_eq!(printed.code, Some(0));
+    assert!(
+        printed.stdout.starts_with("stop 401\n") && printed.stdout.contains("identity-missing"),
+        "{}",
+        printed.stdout
+    );
+
+    let refused = kube_coders(&["call", "--listen-address", &address, "--conf", "{}"]);
+    assert_eq!(refused.code, Some(2));
+    assert_eq!(refused.stderr, "kube-coders: the runner refused the conf: its log says where\n");
+}
+
+#[test]
+fn one_start_shows_every_mistake_and_listens_nowhere() {
+    let folder = tempfile::tempdir().unwrap();
+    let address = listen_address(&folder.path().join("runner.sock"));
+    let printed = kube_coders(&[
+        "run",
+        "--listen-address",
+        &address,
+        "--socket-mode",
+        "999",
+        "--call-deadline",
+        "2m",
+        "--forwarder-address",
+        "0.0.0.0:9181",
+        "--dns-server",
+        "localhost",
+    ]);
+    assert_eq!(printed.code, Some(2));
+    assert_eq!(
+        printed.stderr,
+        "kube-coders: these settings are wrong:\n\
+         --socket-mode \"999\": not permission bits in octal, such as 0660\n\
+         --call-deadline \"2m\": more than 1m\n\
+         --forwarder-address \"0.0.0.0:9181\": not a loopback address: only the gateway beside us may reach the forwarder\n\
+         --dns-server \"localhost\": not an address with a port, such as 10.96.0.10:53\n"
+    );
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    let printed = run(Command::new(BINARY).env_clear().env("APISIX_LISTEN_ADDRESS", "nowhere").arg("run"));
+    assert_eq!(printed.code, Some(2));
+    assert!(printed.stderr.contains("APISIX_LISTEN_ADDRESS \"nowhere\""), "{}", printed.stderr);
+}
+
+#[test]
+fn every_command_explains_itself() {
+    for command in [&[][..], &["run"], &["call"], &["name"], &["health"]] {
+        let printed = kube_coders(&[command, &["--help"]].concat());
+        assert_eq!(printed.code, Some(0), "{command:?}");
+        assert!(printed.stdout.contains("Usage: kube-coders"), "{command:?}: {}", printed.stdout);
+    }
+    assert_eq!(kube_coders(&["--version"]).stdout, format!("kube-coders {}\n", env!("CARGO_PKG_VERSION")));
+    assert_eq!(kube_coders(&["fly"]).code, Some(2));
+}
+
+/// The example's program, where the examples are built; `cargo test` does it.
+fn example(name: &str) -> Option<PathBuf> {
+    let program = Path::new(BINARY).parent().unwrap().join("examples").join(name);
+    if !program.exists() {
+        skip(&format!("the example {name} is not built: cargo build --examples"));
+        return None;
+    }
+    Some(program)
+}
+
+/// The text of the first block of this kind in a page.
+#[track_caller]
+fn block<'p>(page: &'p str, kind: &str) -> &'p str {
+    let (_, rest) = page.split_once(&format!("```{kind}\n")).unwrap();
+    rest.split_once("```").unwrap().0
+}
+
+/// The commands of a README, each as it would be typed for the built program,
+/// with the socket and port of this test.
+fn commands(page: &str, name: &str, program: &Path, socket: &Path) -> Vec<String> {
+    let text = block(page, "sh").replace("\\\n", " ");
+    let commands = text.lines().map(|line| {
+        let line = line.trim_end_matches('&').trim();
+        let line = line.strip_prefix(&format!("cargo run --example {name} -- ")).expect("the example is run");
+        assert!(line.contains(&format!("unix:/tmp/{name}.sock")), "{line}");
+        let words = line.split("--forwarder-address ").collect::<Vec<_>>();
+        let line = match words[..] {
+            [before, port] => {
+                format!("{before}--forwarder-address 127.0.0.1:0 {}", &port["127.0.0.1:0000".len()..])
+            }
+            _ => line.to_owned(),
+        };
+        let line = line.replace(&format!("/tmp/{name}.sock"), socket.to_str().unwrap());
+        format!("exec {} {line}", program.display())
+    });
+    commands.collect()
+}
+
+#[test]
+fn every_example_prints_what_its_page_says_and_takes_its_route() {
+    for name in EXAMPLES {
+        let Some(program) = example(name) else { return };
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("runner.sock");
+        let page = read(format!("examples/{name}/README.md"));
+        let commands = commands(&page, name, &program, &socket);
+        let [start, call] = &commands[..] else { panic!("{commands:?}") };
+        let runner = Program::start(Command::new("sh").args(["-c", start]));
+        runner.line(&["forwarder listens"]);
+        let printed = run(Command::new("sh").args(["-c", call]));
+        assert_eq!(printed.code, Some(0), "{call}: {}", printed.stderr);
+        assert_eq!(printed.stdout, block(&page, "text"), "{call}");
+
+        let confs = pre_req_confs(&format!("examples/{name}/route.yaml"));
+        assert_eq!(confs.len(), 1, "{name}");
+        assert_accepted(&socket, &confs);
+    }
+}
+
+#[test]
+fn every_example_is_in_the_list() {
+    let folders = std::fs::read_dir(root().join("examples")).unwrap().map(|entry| entry.unwrap().path());
+    let mut named: Vec<_> = folders
+        .filter(|folder| folder.join("route.yaml").exists())
+        .map(|folder| folder.file_name().unwrap().to_str().unwrap().to_owned())
+        .collect();
+    named.sort();
+    let mut listed = EXAMPLES.to_vec();
+    listed.sort_unstable();
+    assert_eq!(named, listed);
+}
+
+#[track_caller]
+fn yaml(path: &str) -> Value {
+    let text = read(path);
+    assert!(text.ends_with("\n#END\n"), "{path}: APISIX reads only a file that ends so");
+    serde_saphyr::from_str(&text).unwrap()
+}
+
+/// The plugins with their confs that a file's routes have, of those that the
+/// runner is asked about before the upstream.
+#[track_caller]
+fn pre_req_confs(path: &str) -> Vec<(String, String)> {
+    let file = yaml(path);
+    let mut confs = Vec::new();
+    for route in file["routes"].as_array().unwrap() {
+        let pre_req = &route["plugins"]["ext-plugin-pre-req"];
+        assert_eq!(pre_req["allow_degradation"], false, "{path}");
+        for conf in pre_req["conf"].as_array().unwrap() {
+            let text = |field: &str| conf[field].as_str().unwrap().to_owned();
+            confs.push((text("name"), text("value")));
+        }
+    }
+    assert!(!confs.is_empty(), "{path}");
+    confs
+}
+
+#[track_caller]
+fn assert_accepted(socket: &Path, confs: &[(String, String)]) {
+    let confs: Vec<_> = confs.iter().map(|(name, conf)| (&**name, &**conf)).collect();
+    let prepared = Peer::connect(socket).ask(&Prepare::new("route#1#ext-plugin-pre-req#1", &confs).frame());
+    assert_ne!(prepared.token(), 0);
+}
+
+#[test]
+fn the_shipped_route_is_accepted_and_closed() {
+    const FILE: &str = "apisix-conf/standalone/apisix.yaml";
+    let runner = Runner::start(&[]);
+    assert_accepted(&runner.socket, &pre_req_confs(FILE));
+    let file = yaml(FILE);
+    let routes = file["routes"].as_array().unwrap();
+    assert!(!routes.is_empty());
+    for route in routes {
+        assert_eq!(route["enable_websocket"], true);
+        assert_eq!(route["plugins"]["ext-plugin-pre-req"]["_meta"]["priority"], 2598);
+        assert!(route["upstream"]["nodes"].get("127.0.0.1:9181").is_some(), "the forwarder is the upstream");
+        assert_eq!(route["upstream"]["pass_host"], "pass");
+        let login = &route["plugins"]["openid-connect"];
+        for secret in [&login["client_secret"], &login["session"]["secret"]] {
+            assert!(secret.as_str().unwrap().starts_with("$env://"), "{secret}");
+        }
+        assert_ne!(login["set_userinfo_header"], false);
+        assert_ne!(login["ssl_verify"], false);
+    }
+    let config: Value = serde_saphyr::from_str(&read("apisix-conf/standalone/config.yaml")).unwrap();
+    let path = config["ext-plugin"]["path_for_test"].as_str().unwrap();
+    let help = kube_coders(&["run", "--help"]).stdout;
+    assert!(help.contains(&format!("unix:{path}")), "the runner's own default is {path}");
+    let known = config["nginx_config"]["envs"].as_array().unwrap();
+    for secret in read(FILE).split("$env://").skip(1) {
+        let name = secret.split_whitespace().next().unwrap();
+        assert!(known.iter().any(|known| known == name), "{name} is not handed to the workers");
+    }
+}

@@ -1,0 +1,270 @@
+//! The life of the real process: who takes over from whom, what ends it, and who
+//! may connect to it.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use kube_coders::testing::{ClientRequest, Gateway, Outcome, Route};
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+
+use crate::peer::{Peer, until};
+use crate::program::{BINARY, Program, Runner, listen_address, run};
+use crate::skip::skip;
+use crate::wire::{Call, extra_info};
+
+const UPSTREAM: &str = "user-upstream";
+const CONF: &str = r#"{"identity": {"trust": "gateway"}, "upstream": "http://127.0.0.1:1"}"#;
+
+/// A user who is not root, as a gateway's workers are.
+const NOBODY: &str = "65534";
+
+/// A folder that every user can look into.
+fn open_folder() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+    folder
+}
+
+/// A call that waits for the answer to a question.
+fn call_in_flight(socket: &Path) -> Peer {
+    let mut peer = Peer::connect(socket);
+    let token = peer.prepare(UPSTREAM, CONF);
+    let question = peer.ask(&Call::new(1, token).frame());
+    assert_eq!(question.question().as_deref(), Some("request_id"));
+    peer
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_runner_that_is_replaced_under_load_loses_only_calls_in_flight() {
+    const CLIENTS: usize = 8;
+    const SUCCESSORS: usize = 5;
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("runner.sock");
+    let mut runner = Runner::start_at(&socket, &[]);
+    let (stop, calls) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|_| {
+            let (gateway, stop, calls) = (Gateway::connect(&socket), Arc::clone(&stop), Arc::clone(&calls));
+            tokio::spawn(async move {
+                let route = Route::new("1").plugin(UPSTREAM, CONF);
+                let userinfo = STANDARD.encode(r#"{"sub": "alice"}"#);
+                let request = ClientRequest::get("/").added_header("X-Userinfo", userinfo);
+                let mut lost = Vec::new();
+                while !stop.load(Ordering::Relaxed) {
+                    calls.fetch_add(1, Ordering::Relaxed);
+                    match gateway.try_call(&route, &request).await {
+                        Ok(Outcome::Forward(_)) => {}
+                        other => lost.push(format!("{other:?}")),
+                    }
+                }
+                lost
+            })
+        })
+        .collect();
+    let some_calls = |so_far: u64| {
+        until("calls", || (calls.load(Ordering::Relaxed) > so_far + 200).then_some(()));
+    };
+    for _ in 0..SUCCESSORS {
+        some_calls(calls.load(Ordering::Relaxed));
+        let successor = Runner::start_at(&socket, &[]);
+        runner.program.signal(Signal::SIGTERM);
+        assert!(runner.program.ended().success());
+        runner = successor;
+    }
+    some_calls(calls.load(Ordering::Relaxed));
+    stop.store(true, Ordering::Relaxed);
+    let mut lost = Vec::new();
+    for client in clients {
+        lost.extend(client.await.unwrap());
+    }
+    let calls = calls.load(Ordering::Relaxed);
+    // A call that was on its way when its connection was closed is in flight; a
+    // client has one at a time. There is always a listener, and nothing else fails.
+    let in_flight = CLIENTS * SUCCESSORS;
+    assert!(lost.len() <= in_flight, "{} of {calls} calls were lost: {lost:#?}", lost.len());
+    assert!(lost.iter().all(|lost| lost == "Err(Closed)"), "{lost:#?}");
+}
+
+#[test]
+fn a_signal_lets_calls_finish_and_the_process_end() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let mut runner = Runner::start(&[]);
+        let mut peer = call_in_flight(&runner.socket);
+        let idle = &mut Peer::connect(&runner.socket);
+        idle.prepare(UPSTREAM, CONF);
+        runner.program.signal(signal);
+        runner.program.line(&["told to end", signal.as_str()]);
+        assert_eq!(idle.receive(), None, "an idle connection is closed");
+        until("the end of the socket's file", || (!runner.socket.exists()).then_some(()));
+        assert!(runner.program.is_running(), "a call is in flight");
+        assert_eq!(peer.ask(&extra_info(None)).refusal().0, 401);
+        assert!(runner.program.ended().success());
+        runner.program.line(&["drained"]);
+    }
+}
+
+#[test]
+fn a_second_signal_ends_the_process_at_once() {
+    for (first, second) in [(Signal::SIGTERM, Signal::SIGINT), (Signal::SIGINT, Signal::SIGTERM)] {
+        let mut runner = Runner::start(&["--call-deadline", "60s"]);
+        let mut peer = call_in_flight(&runner.socket);
+        runner.program.signal(first);
+        runner.program.line(&["told to end", first.as_str()]);
+        runner.program.signal(second);
+        runner.program.ended();
+        runner.program.line(&["ended before everything was finished"]);
+        assert_eq!(peer.receive(), None);
+        assert!(!runner.socket.exists());
+    }
+}
+
+#[test]
+fn a_drain_has_a_deadline() {
+    let mut runner = Runner::start(&["--call-deadline", "60s", "--drain-deadline", "100ms"]);
+    let mut peer = call_in_flight(&runner.socket);
+    runner.program.signal(Signal::SIGTERM);
+    assert!(runner.program.ended().success());
+    runner.program.line(&["drain deadline reached", "connections=1"]);
+    assert_eq!(peer.receive(), None);
+}
+
+#[test]
+fn the_socket_s_file_goes_with_its_last_owner() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("runner.sock");
+    let mut first = Runner::start_at(&socket, &[]);
+    let mut second = Runner::start_at(&socket, &[]);
+    first.program.signal(Signal::SIGTERM);
+    first.program.ended();
+    Peer::connect(&socket).prepare(UPSTREAM, CONF);
+    second.program.signal(Signal::SIGTERM);
+    second.program.ended();
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left behind");
+}
+
+/// As APISIX starts a runner, with no variable more.
+fn spawned_by(program: &str, socket: &Path, expire: &str) -> Command {
+    let mut command = Command::new(program);
+    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap());
+    command.env("APISIX_LISTEN_ADDRESS", listen_address(socket)).env("APISIX_CONF_EXPIRE_TIME", expire);
+    command
+}
+
+#[test]
+fn a_runner_that_the_gateway_starts_needs_nothing_but_its_environment() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("apisix-1.sock");
+    let mut command = spawned_by(BINARY, &socket, "1");
+    let runner = Program::start(command.args(["run", "--forwarder-address", "127.0.0.1:0"]));
+    let line = runner.line(&["runner listens", "mode=\"0666\"", "children of the gateway's process"]);
+    assert!(line.contains(socket.to_str().unwrap()), "{line}");
+    let runner = Runner::from_program(runner, &socket);
+    assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o666);
+    // The token is kept for 1.2 times the second that the gateway keeps it.
+    let mut peer = Peer::connect(&runner.socket);
+    let token = peer.prepare(UPSTREAM, CONF);
+    until("the end of a token", || {
+        let answer = peer.ask(&Call::new(1, token).frame());
+        match answer.error_code() {
+            Some(code) => {
+                assert_eq!(code, 2);
+                Some(())
+            }
+            None => {
+                assert_eq!(peer.ask(&extra_info(None)).refusal().0, 401);
+                None
+            }
+        }
+    });
+}
+
+#[test]
+fn a_runner_does_not_outlive_the_gateway_that_started_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("apisix-1.sock");
+    let mut agent = spawned_by("sh", &socket, "3600");
+    agent.args(["-c", "\"$0\" run --forwarder-address 127.0.0.1:0; :", BINARY]);
+    let agent = Program::start(&mut agent);
+    agent.line(&["forwarder listens"]);
+    agent.signal(Signal::SIGKILL);
+    agent.line(&["the gateway that started this runner is gone"]);
+    agent.all_ended();
+    assert!(!socket.exists());
+}
+
+/// The binary where every user can run it, if this test can become another user.
+fn for_another_user(folder: &TempDir) -> Option<PathBuf> {
+    if !nix::unistd::geteuid().is_root() {
+        skip("only root can connect as another user");
+        return None;
+    }
+    if run(Command::new("setpriv").arg("--version")).code != Some(0) {
+        skip("setpriv (util-linux) is missing");
+        return None;
+    }
+    let copy = folder.path().join("kube-coders");
+    fs::copy(BINARY, &copy).unwrap();
+    fs::set_permissions(&copy, Permissions::from_mode(0o755)).unwrap();
+    Some(copy)
+}
+
+/// The exit code of `health` as nobody.
+fn health_as_nobody(binary: &Path, socket: &Path) -> Option<i32> {
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"]).arg(binary);
+    run(command.args(["health", "--listen-address", &listen_address(socket)])).code
+}
+
+#[test]
+fn another_user_is_refused_by_name_and_admitted_by_flag() {
+    let folder = open_folder();
+    let Some(binary) = for_another_user(&folder) else { return };
+    let socket = folder.path().join("runner.sock");
+    let runner = Runner::start_at(&socket, &["--socket-mode", "0666"]);
+    for _ in 0..3 {
+        assert_eq!(health_as_nobody(&binary, &socket), Some(1));
+    }
+    runner.program.line(&["peer refused", "uid=65534", "--allow-uid 65534"]);
+    Peer::connect(&socket).prepare(UPSTREAM, CONF);
+    let lines = runner.program.lines();
+    assert_eq!(lines.iter().filter(|line| line.contains("peer refused")).count(), 1, "{lines:?}");
+
+    let runner = Runner::start_at(&socket, &["--allow-uid", NOBODY]);
+    assert_eq!(health_as_nobody(&binary, &socket), Some(0));
+    runner.program.line(&["runner listens", "0666", "uid 0, 65534"]);
+
+    let _runner = Runner::start_at(&socket, &[]);
+    assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(health_as_nobody(&binary, &socket), Some(1));
+}
+
+#[test]
+fn the_gateway_s_workers_are_admitted_whatever_their_user() {
+    // The master starts the privileged agent, which starts the runner, and then
+    // the workers, which are its children and nobody's.
+    const MASTER: &str = r#"
+        sh -c '"$0" run --forwarder-address 127.0.0.1:0; :' "$0" &
+        nobody="setpriv --reuid 65534 --regid 65534 --clear-groups $0 health"
+        read -r _
+        $nobody 2>&1; echo "worker $?" >&2
+        sh -c "$nobody; exit \$?" 2>&1; echo "stranger $?" >&2
+        read -r _
+    "#;
+    let folder = open_folder();
+    let Some(binary) = for_another_user(&folder) else { return };
+    let socket = folder.path().join("apisix-1.sock");
+    let mut master = spawned_by("sh", &socket, "3600");
+    let mut master = Program::start(master.args(["-c", MASTER]).arg(&binary));
+    master.line(&["forwarder listens"]);
+    master.say("the runner listens");
+    assert!(master.line(&["worker "]).ends_with("worker 0"));
+    assert!(master.line(&["stranger "]).ends_with("stranger 1"));
+    master.line(&["peer refused", "uid=65534", "--allow-uid 65534"]);
+}

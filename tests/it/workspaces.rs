@@ -1,0 +1,130 @@
+//! Two users, one URL, two workspaces: gateway, runner, forwarder, workspace,
+//! each as it is in earnest.
+
+use std::net::IpAddr;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use futures_util::{SinkExt as _, StreamExt as _};
+use kube_coders::testing::{ClientRequest, NameServer, Route};
+use sha2::{Digest as _, Sha256};
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+use tokio_tungstenite::tungstenite::http::{HeaderName, HeaderValue};
+
+use crate::program::Runner;
+use crate::workspace::{Edge, Seen, header, hex, start_two};
+
+/// How much the process may grow, in KiB, while 64 MiB pass.
+const GROWTH: u64 = 8 * 1024;
+
+struct House {
+    _names: NameServer,
+    runner: Runner,
+    edge: Edge,
+    route: Route,
+}
+
+async fn house() -> House {
+    let names = NameServer::start().await.unwrap();
+    let port = start_two("alice", "bob").await;
+    for (user, address) in [("alice", "127.0.0.2"), ("bob", "127.0.0.3")] {
+        names.set(&format!("code-{user}.coders.test"), [address.parse::<IpAddr>().unwrap()]);
+    }
+    let runner = Runner::start(&["--dns-server", &names.address().to_string()]);
+    let edge = Edge::new(&runner.socket, runner.forwarder);
+    let conf = format!(
+        r#"{{"identity": {{"trust": "gateway"}}, "upstream": "http://code-{{sub}}.coders.test:{port}"}}"#
+    );
+    House { _names: names, runner, edge, route: Route::new("workspaces").plugin("user-upstream", &conf) }
+}
+
+fn by(user: &str, request: ClientRequest) -> ClientRequest {
+    let userinfo = format!(r#"{{"sub": "{user}", "preferred_username": "{user} of test"}}"#);
+    request.added_header("X-Userinfo", STANDARD.encode(userinfo))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_users_with_one_url_land_in_two_workspaces() {
+    let house = house().await;
+    for user in ["alice", "bob", "alice"] {
+        let request = ClientRequest::get("/a%2Fb//c?x=%20&y")
+            .header("Host", "coders.test")
+            .header("X-Forwarded-User", "mallory")
+            .header("Cookie", "vscode=1");
+        let request =
+            by(user, request).added_header("X-Access-Token", "t0ken").added_header("X-ID-Token", "t");
+        let Seen { status, body, .. } = house.edge.request(&house.route, &request).await;
+        assert_eq!(status, 200, "{body}");
+        let (first, head) = body.split_once('\n').unwrap();
+        assert!(first.starts_with(&format!("{user} got 0 bytes")), "{body}");
+        assert!(head.starts_with("GET /a%2Fb//c?x=%20&y HTTP/1.1\r\n"), "{body}");
+        assert_eq!(header(head, "host"), Some("coders.test"));
+        assert_eq!(header(head, "cookie"), Some("vscode=1"));
+        assert_eq!(header(head, "x-forwarded-user"), Some(user));
+        assert_eq!(header(head, "x-forwarded-preferred-username"), Some(&*format!("{user} of test")));
+        for gone in ["x-userinfo", "x-access-token", "x-id-token", "x-kube-coders-stamp"] {
+            assert_eq!(header(head, gone), None, "{gone}");
+        }
+        assert_eq!(head.to_ascii_lowercase().matches("x-forwarded-user:").count(), 1, "{head}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_users_with_one_url_have_two_websockets() {
+    let house = house().await;
+    let mut sockets = Vec::new();
+    for user in ["alice", "bob"] {
+        let upgrade = ClientRequest::get("/ws?reconnectionToken=1")
+            .header("Host", "coders.test")
+            .header("Origin", "https://coders.test")
+            .header("Upgrade", "websocket")
+            .header("Connection", "Upgrade");
+        let forwarded = house.edge.decide(&house.route, &by(user, upgrade)).await.unwrap();
+        let mut request = "ws://coders.test/ws?reconnectionToken=1".into_client_request().unwrap();
+        for (name, value) in forwarded.headers {
+            request
+                .headers_mut()
+                .insert(name.parse::<HeaderName>().unwrap(), HeaderValue::from_bytes(&value).unwrap());
+        }
+        let stream = house.edge.connect().await;
+        let (socket, response) = tokio_tungstenite::client_async(request, stream).await.unwrap();
+        assert_eq!(response.status(), 101);
+        sockets.push((user, socket));
+    }
+    for round in 0..3 {
+        for (user, socket) in &mut sockets {
+            socket.send(format!("round {round}").into()).await.unwrap();
+            let answer = socket.next().await.unwrap().unwrap();
+            assert_eq!(answer.to_text().unwrap(), format!("{user}: round {round}"));
+        }
+    }
+    for (_, mut socket) in sockets {
+        socket.close(None).await.unwrap();
+        while socket.next().await.is_some_and(|message| message.is_ok()) {}
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_arrives_whole_and_is_never_held() {
+    let house = house().await;
+    let small = house.edge.request(&house.route, &by("alice", ClientRequest::get("/"))).await;
+    assert_eq!(small.status, 200, "{}", small.body);
+    let before = house.runner.memory();
+
+    let pieces: Vec<Vec<u8>> = (0..64_u32)
+        .map(|piece| (0..1 << 18).flat_map(|word: u32| (word ^ piece << 24).to_be_bytes()).collect())
+        .collect();
+    let mut hash = Sha256::new();
+    pieces.iter().for_each(|piece| hash.update(piece));
+    let length = pieces.iter().map(Vec::len).sum::<usize>();
+    assert_eq!(length, 64 << 20);
+
+    let post = kube_coders::Method::from_name("POST").unwrap();
+    let request = ClientRequest::new(post, "/upload").header("Content-Length", length.to_string());
+    let forwarded = house.edge.decide(&house.route, &by("bob", request)).await.unwrap();
+    let seen = house.edge.forward(&forwarded, &pieces).await;
+    let (first, _) = seen.body.split_once('\n').unwrap();
+    assert_eq!(first, format!("bob got {length} bytes, sha256 {}", hex(&hash.finalize())));
+    let grown = house.runner.memory().peak - before.now;
+    assert!(grown < GROWTH, "grown by {grown} KiB from {before:?}");
+}
