@@ -276,7 +276,7 @@ impl ConfError {
 }
 
 /// Reads a conf as its plugin's config.
-fn parse_conf<C: DeserializeOwned>(conf: &[u8]) -> Result<C, ConfError> {
+pub(crate) fn parse_conf<C: DeserializeOwned>(conf: &[u8]) -> Result<C, ConfError> {
     let conf = if conf.is_empty() { b"null" } else { conf };
     let mut json = serde_json::Deserializer::from_slice(conf);
     let config = serde_path_to_error::deserialize(&mut json)

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::de::{Deserialize, Deserializer, Error as _};
 use thiserror::Error;
@@ -51,12 +52,12 @@ impl FromStr for Scheme {
 /// Labels hold letters, digits, `-` and `_`, one to 63 of them, and a name at
 /// most 253 bytes.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct HostName(Box<str>);
+pub struct HostName(Arc<str>);
 
 impl HostName {
     /// A name that is known to be one: `text.parse::<HostName>()` would give it
     /// back unchanged.
-    pub(crate) fn from_checked(text: Box<str>) -> Self {
+    pub(crate) fn from_checked(text: Arc<str>) -> Self {
         debug_assert!(
             text.parse::<Self>().is_ok_and(|name| name.0 == text),
             "a host name that was not checked"
@@ -149,7 +150,7 @@ pub struct Upstream {
     scheme: Scheme,
     host: HostName,
     port: u16,
-    subject: Option<Box<str>>,
+    subject: Option<Arc<str>>,
 }
 
 impl Upstream {
@@ -168,7 +169,7 @@ impl Upstream {
     /// The same destination on behalf of a subject: whoever the request's
     /// identity says is asking.
     #[must_use]
-    pub fn for_subject(mut self, subject: impl Into<Box<str>>) -> Self {
+    pub fn for_subject(mut self, subject: impl Into<Arc<str>>) -> Self {
         self.subject = Some(subject.into());
         self
     }

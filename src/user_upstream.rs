@@ -8,6 +8,7 @@ mod config;
 pub(crate) mod identity;
 mod label;
 mod origin;
+mod remembered;
 mod template;
 
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use crate::request_id::{random_request_id, sane_request_id};
 use crate::resolver::{ResolveError, Resolver};
 use crate::upstream::Upstream;
 use config::{Trust, UserUpstreamConfig};
-use identity::{Claims, IdentityError};
+use identity::IdentityError;
 pub(crate) use template::{HostTemplate, TemplateError};
 
 /// What says who somebody is, or lets act as them, and is nothing for a
@@ -56,26 +57,43 @@ impl UserUpstream {
         &self,
         config: &UserUpstreamConfig,
         request: &Request<'_>,
-    ) -> Result<(Claims, Upstream), Refusal> {
+    ) -> Result<Arc<Decision>, Refusal> {
         let Trust::Gateway = config.identity.trust;
         let userinfo = identity::find(request.headers()).map_err(|error| match error {
             IdentityError::Missing => Refusal::IdentityMissing,
             IdentityError::Malformed(_) => Refusal::IdentityMalformed,
         })?;
-        let claims = identity::decode(userinfo, &config.wanted).map_err(|_| Refusal::IdentityMalformed)?;
-        if !is_header_text(claims.subject()) {
-            return Err(Refusal::IdentityMalformed);
-        }
         if request.header("upgrade").is_some() && origin::is_foreign(request.headers()) {
             return Err(Refusal::ForeignOrigin);
         }
-        let upstream = config.upstream.render(&claims).map_err(|_| Refusal::NoWorkspaceName)?;
-        match self.resolver.resolve(upstream.host()).await {
-            Ok(_) => Ok((claims, upstream)),
+        let decision = config.remembered.get_or_read(userinfo, || decide_anew(config, userinfo))?;
+        match self.resolver.resolve(decision.upstream.host()).await {
+            Ok(_) => Ok(decision),
             Err(ResolveError::NotFound) => Err(Refusal::WorkspaceNotFound),
             Err(ResolveError::Unavailable) => Err(Refusal::ResolverUnavailable),
         }
     }
+}
+
+/// Who an identity header says is asking, and where they go: nothing but the
+/// header and the conf decides it.
+pub(crate) struct Decision {
+    /// With the subject, which a header can hold.
+    upstream: Upstream,
+    /// The user name, if there is one that a header can hold.
+    username: Option<Box<str>>,
+}
+
+fn decide_anew(config: &UserUpstreamConfig, userinfo: &[u8]) -> Result<Decision, Refusal> {
+    let claims = identity::decode(userinfo, &config.wanted).map_err(|_| Refusal::IdentityMalformed)?;
+    if !is_header_text(claims.subject()) {
+        return Err(Refusal::IdentityMalformed);
+    }
+    let upstream = config.upstream.render(&claims).map_err(|_| Refusal::NoWorkspaceName)?;
+    Ok(Decision {
+        upstream: upstream.for_subject(claims.subject()),
+        username: claims.username().filter(|name| is_header_text(name)).map(Box::from),
+    })
 }
 
 impl Plugin for UserUpstream {
@@ -87,19 +105,19 @@ impl Plugin for UserUpstream {
         config: &UserUpstreamConfig,
         request: &mut Request<'_>,
     ) -> Result<Action, PluginError> {
-        let (claims, upstream) = match self.decide(config, request).await {
+        let decision = match self.decide(config, request).await {
             Ok(decided) => decided,
             Err(refusal) => return refuse(refusal, request).await,
         };
         for name in &IDENTITY_HEADERS {
             remove(name, request)?;
         }
-        request.set_header(&FORWARDED_USER, claims.subject())?;
-        match claims.username().filter(|name| is_header_text(name)) {
-            Some(name) => request.set_header(&FORWARDED_USERNAME, name)?,
+        request.set_header(&FORWARDED_USER, decision.upstream.subject().unwrap_or_default())?;
+        match &decision.username {
+            Some(name) => request.set_header(&FORWARDED_USERNAME, name.as_bytes())?,
             None => remove(&FORWARDED_USERNAME, request)?,
         }
-        request.upstream(upstream.for_subject(claims.subject()));
+        request.upstream(decision.upstream.clone());
         Ok(Action::Continue)
     }
 }

@@ -23,11 +23,16 @@ use calls::Calls;
 use load::{Measured, Target};
 use server::{Server, Subject};
 
+/// The command's, for all alike.
+#[cfg(feature = "mimalloc")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// How many connections call at a time.
 const CONNECTIONS: [usize; 4] = [1, 8, 32, 64];
 
 /// How often each pair of server and number of connections is measured.
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 7;
 
 /// How long one measurement lasts, after a fifth of it to warm up.
 const ROUND: Duration = Duration::from_millis(1000);
