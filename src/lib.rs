@@ -85,3 +85,8 @@ pub use plugin::{Action, Plugin, PluginError, Stop};
 pub use request::{Method, Request};
 pub use response::Response;
 pub use upstream::{HostName, Scheme, Upstream, UpstreamError};
+
+/// Compiles the README's plugin as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -193,6 +193,17 @@ mod tests {
     }
 
     #[test]
+    fn the_readme_lists_every_refusal() {
+        let readme = include_str!("../README.md");
+        for (_, status, code, _) in TABLE {
+            let row = |line: &&str| {
+                line.contains(&format!("| {status}")) && line.ends_with(&format!("| `{code}` |"))
+            };
+            assert_eq!(readme.lines().filter(row).count(), 1, "{code}");
+        }
+    }
+
+    #[test]
     fn everything_but_a_navigation_gets_a_problem() {
         for (refusal, status, code, wait) in TABLE {
             let rendered = refusal.render(&script(), "id-1");

@@ -157,7 +157,11 @@ fn a_conf_that_is_refused_is_logged_without_its_content() {
             "{\"identity\": {\"trust\": \"gateway\"},\n \"upstream\": \"http://S S:1\"}",
             &["user-upstream", "upstream: ", "(line 2, column "],
         ),
-        (UPSTREAM, r#"{"identity": "S"}"#, &["identity: invalid type: string, expected an object", "(line 1, column "]),
+        (
+            UPSTREAM,
+            r#"{"identity": "S"}"#,
+            &["identity: invalid type: string, expected an object", "(line 1, column "],
+        ),
         (UPSTREAM, "{\"identity\":\n\n S", &["user-upstream", "(line 3, column "]),
         (
             UPSTREAM,

@@ -46,6 +46,9 @@ mod process;
 /// What can be typed, and every example and configuration that is shipped.
 mod cli;
 
+/// What the README says of commands, settings and files.
+mod readme;
+
 /// The generated code is what the schema generates.
 mod schema;
 

@@ -1,0 +1,85 @@
+use std::collections::BTreeMap;
+
+use crate::program::{BINARY, run};
+
+fn readme() -> String {
+    std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap()
+}
+
+/// The first column's backquoted words of the rows under a heading, each with
+/// the second column.
+fn rows(readme: &str, heading: &str) -> Vec<(Vec<String>, String)> {
+    let (_, section) = readme.split_once(&format!("\n## {heading}\n")).unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    let lines = section.lines().filter(|line| line.starts_with("| `"));
+    let rows = lines.map(|line| {
+        let mut columns = line.trim_matches('|').split(" | ");
+        let quoted = columns.next().unwrap().split('`').skip(1).step_by(2).map(str::to_owned).collect();
+        (quoted, columns.next().unwrap().trim().to_owned())
+    });
+    let rows: Vec<_> = rows.collect();
+    assert!(rows.len() > 3, "{heading}: {rows:?}");
+    rows
+}
+
+/// The flags of a command's help, each with what it says of its default.
+fn help(command: &str) -> BTreeMap<String, Option<String>> {
+    let printed = run(std::process::Command::new(BINARY).args([command, "--help"]));
+    assert_eq!(printed.code, Some(0));
+    let mut flags = BTreeMap::new();
+    let mut flag = None;
+    for line in printed.stdout.lines() {
+        if let Some(name) = line.trim_start().strip_prefix("--") {
+            let name = name.split([' ', '\n']).next().unwrap();
+            flag = Some(name.to_owned());
+            flags.insert(name.to_owned(), None);
+        }
+        let default = line.split_once("[default: ").and_then(|(_, rest)| rest.split(']').next());
+        if let (Some(default), Some(flag)) = (default, &flag) {
+            flags.insert(flag.clone(), Some(default.to_owned()));
+        }
+    }
+    flags
+}
+
+#[test]
+fn every_flag_of_run_is_in_the_readme_with_its_default() {
+    let mut flags = help("run");
+    assert!(flags.len() > 10, "{flags:?}");
+    for (names, default) in rows(&readme(), "Settings") {
+        for name in names {
+            let known = flags.remove(name.strip_prefix("--").unwrap());
+            let known = known.unwrap_or_else(|| panic!("run has no {name}"));
+            // A default in words is told at more length by the help.
+            if let Some(known) = known.filter(|known| !known.contains(' ')) {
+                assert_eq!(default, known, "{name}");
+            }
+        }
+    }
+    assert!(flags.is_empty(), "not in the README: {flags:?}");
+}
+
+#[test]
+fn every_command_of_the_readme_is_there_with_its_flags() {
+    for (usages, _) in rows(&readme(), "Commands") {
+        let words: Vec<&str> = usages[0].split_whitespace().collect();
+        assert_eq!(words[0], "kube-coders");
+        let flags = help(words[1]);
+        for word in &words[2..] {
+            if let Some(flag) = word.trim_matches(['[', ']']).strip_prefix("--") {
+                assert!(flags.contains_key(flag), "{} has no --{flag}", words[1]);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_file_that_the_readme_links_to_is_there() {
+    let readme = readme();
+    let links: Vec<&str> = readme.split("](").skip(1).filter_map(|rest| rest.split(')').next()).collect();
+    let files: Vec<_> = links.into_iter().filter(|link| !link.starts_with("http")).collect();
+    assert!(!files.is_empty());
+    for file in files {
+        assert!(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(file).exists(), "{file}");
+    }
+}
