@@ -39,8 +39,8 @@
 //! # Invariants
 //!
 //! - `frame` knows no FlatBuffers; `wire` knows no sockets.
-//! - `plugin`, `request`, `response`, `headers`, `extra_info`, `upstream` and
-//!   `testing` know no shipped plugin.
+//! - `plugin`, `request`, `response`, `headers`, `changes`, `extra_info`,
+//!   `upstream` and `testing` know no shipped plugin.
 //! - `user_upstream` reaches the gateway only through the public SDK: it is a
 //!   plugin that anyone could have written.
 //! - `runner` and `forwarder` share only `resolver`, `upstream`, `refusal` and
@@ -54,6 +54,7 @@ mod frame;
 mod connection;
 mod wire;
 mod headers;
+mod changes;
 mod extra_info;
 mod request;
 mod response;
@@ -78,9 +79,10 @@ mod call;
 mod command;
 pub mod testing;
 
+pub use changes::ChangeError;
 pub use command::{Command, CommandError};
 pub use extra_info::AskError;
-pub use headers::{ChangeError, HeaderName};
+pub use headers::HeaderName;
 pub use plugin::{Action, Plugin, PluginError, Stop};
 pub use request::{Method, Request};
 pub use response::Response;

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
-use crate::headers::{ChangeError, HeaderName, check_status, check_value};
+use crate::changes::{ChangeError, check_status, check_value};
+use crate::headers::HeaderName;
 use crate::request::Request;
 use crate::response::Response;
 

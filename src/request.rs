@@ -5,10 +5,9 @@ use std::net::IpAddr;
 
 use bytes::Bytes;
 
+use crate::changes::{ChangeError, Changes, check_added_response_header, check_request_header, check_value};
 use crate::extra_info::{AskError, ExtraInfo};
-use crate::headers::{
-    ChangeError, HeaderName, Headers, check_added_response_header, check_request_header, check_value,
-};
+use crate::headers::{HeaderName, Headers};
 use crate::upstream::Upstream;
 use crate::wire::RequestCall;
 
@@ -340,76 +339,5 @@ impl fmt::Debug for Request<'_> {
             .field("id", &self.id)
             .field("method", &self.method)
             .finish_non_exhaustive()
-    }
-}
-
-/// What the plugins of a chain want changed.
-#[derive(Debug)]
-pub(crate) struct Changes {
-    pub(crate) path: Option<Vec<u8>>,
-    pub(crate) headers: Vec<(HeaderName, Option<Vec<u8>>)>,
-    pub(crate) args: Vec<(Vec<u8>, Option<Vec<u8>>)>,
-    pub(crate) response_headers: Vec<(HeaderName, Vec<u8>)>,
-    pub(crate) body: Option<Vec<u8>>,
-    pub(crate) upstream: Option<Upstream>,
-    bytes: usize,
-    max_bytes: usize,
-}
-
-impl Changes {
-    pub(crate) fn new(max_bytes: usize) -> Self {
-        Self {
-            path: None,
-            // As many as the shipped plugin makes, in one allocation.
-            headers: Vec::with_capacity(8),
-            args: Vec::new(),
-            response_headers: Vec::new(),
-            body: None,
-            upstream: None,
-            bytes: 0,
-            max_bytes,
-        }
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.path.is_none()
-            && self.headers.is_empty()
-            && self.args.is_empty()
-            && self.response_headers.is_empty()
-            && self.body.is_none()
-            && self.upstream.is_none()
-    }
-
-    /// Counts the bytes of a change, and what it takes to hold it.
-    pub(crate) fn charge(&mut self, bytes: usize) -> Result<(), ChangeError> {
-        const PER_CHANGE: usize = 64;
-        self.bytes = self.bytes.saturating_add(bytes).saturating_add(PER_CHANGE);
-        match self.bytes > self.max_bytes {
-            true => Err(ChangeError::TooLarge { limit: self.max_bytes }),
-            false => Ok(()),
-        }
-    }
-
-    fn header(&mut self, name: HeaderName, value: Option<&[u8]>) -> Result<(), ChangeError> {
-        self.charge(name.as_str().len() + value.map_or(0, <[u8]>::len))?;
-        let value = value.map(<[u8]>::to_vec);
-        match self.headers.iter_mut().find(|(known, _)| *known == name) {
-            Some(change) => change.1 = value,
-            None => self.headers.push((name, value)),
-        }
-        Ok(())
-    }
-
-    fn arg(&mut self, name: &[u8], value: Option<&[u8]>) -> Result<(), ChangeError> {
-        if name.is_empty() {
-            return Err(ChangeError::ArgName);
-        }
-        self.charge(name.len() + value.map_or(0, <[u8]>::len))?;
-        let value = value.map(<[u8]>::to_vec);
-        match self.args.iter_mut().find(|(known, _)| known == name) {
-            Some(change) => change.1 = value,
-            None => self.args.push((name.to_vec(), value)),
-        }
-        Ok(())
     }
 }

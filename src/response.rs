@@ -4,8 +4,9 @@ use std::fmt;
 
 use bytes::Bytes;
 
+use crate::changes::{ChangeError, check_status, check_value};
 use crate::extra_info::{AskError, ExtraInfo};
-use crate::headers::{ChangeError, HeaderName, Headers, check_status, check_value};
+use crate::headers::{HeaderName, Headers};
 use crate::wire::ResponseCall;
 
 /// Headers that the gateway makes itself for the response that it sends.

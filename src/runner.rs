@@ -11,13 +11,14 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tracing::{debug, error, info, warn};
 
+use crate::changes::Changes;
 use crate::conf::{Chain, ChainId, ConfCache};
 use crate::connection::{Connection, Frame};
 use crate::extra_info::{Ask, AskError, AskLimits, Asked, ExtraInfo};
 use crate::frame::{Kind, MAX_PAYLOAD};
 use crate::plugin::{Action, PluginError, Registry, Stop};
 use crate::refusal::{Reader, Refusal, Rendered};
-use crate::request::{Changes, Request};
+use crate::request::Request;
 use crate::request_id::{random_request_id, sane_request_id};
 use crate::response::Response;
 use crate::stamp::{STAMP_HEADER, Stamper};

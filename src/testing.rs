@@ -28,6 +28,7 @@
 
 mod exchange;
 mod name_server;
+mod outcome;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -36,7 +37,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite, duplex};
 use tokio::net::UnixStream;
 use tokio::sync::Mutex;
@@ -44,7 +44,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::conf::ConfCache;
-use crate::connection::{Connection, Frame, ReadError};
+use crate::connection::{Connection, Frame};
 use crate::frame::Kind;
 use crate::plugin::{Plugin, Registry};
 use crate::runner::{CallLimits, Runner};
@@ -54,10 +54,11 @@ use crate::wire::gateway_side::{
     RequestAnswer, Rewrite, decode_error, decode_prepared, decode_question, decode_request_answer,
     decode_response_answer,
 };
-use crate::wire::{Encoder, ErrorCode, Malformed, Question};
+use crate::wire::{Encoder, ErrorCode, Question};
 
 pub use exchange::{ClientRequest, ForwardedRequest};
 pub use name_server::{Mode, NameServer};
+pub use outcome::{Answer, CallError, Outcome, Route};
 
 /// How many idle connections a gateway's worker keeps (GATEWAY.md, Connections).
 const POOL: usize = 32;
@@ -76,129 +77,6 @@ const PIPE: usize = 64 * 1024;
 
 /// How large a request's body may be for a plugin that asks for it.
 const MAX_BODY: usize = 16 * 1024 * 1024;
-
-/// A route with a runner's plugins.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Route {
-    id: String,
-    confs: Vec<(String, String)>,
-    allow_degradation: bool,
-}
-
-impl Route {
-    /// A route without plugins that answers 503 when the runner fails.
-    #[must_use]
-    pub fn new(id: &str) -> Self {
-        Self { id: id.to_owned(), confs: Vec::new(), allow_degradation: false }
-    }
-
-    /// The same with one plugin more: its name and its conf, a JSON text.
-    #[must_use]
-    pub fn plugin(mut self, name: &str, conf: &str) -> Self {
-        self.confs.push((name.to_owned(), conf.to_owned()));
-        self
-    }
-
-    /// The same, letting requests pass as if there were no plugin when the
-    /// runner fails.
-    #[must_use]
-    pub fn allow_degradation(mut self) -> Self {
-        self.allow_degradation = true;
-        self
-    }
-
-    fn key(&self) -> String {
-        format!("route#{}#ext-plugin-pre-req#1", self.id)
-    }
-}
-
-/// What became of a client's request.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// It goes on to the upstream.
-    Forward(ForwardedRequest),
-    /// The client gets this, and no upstream is asked.
-    Answer(Answer),
-}
-
-impl Outcome {
-    /// The answer's status; `None` where the request goes on.
-    #[must_use]
-    pub fn status(&self) -> Option<u16> {
-        match self {
-            Self::Forward(_) => None,
-            Self::Answer(answer) => Some(answer.status),
-        }
-    }
-}
-
-/// An answer to the client, or an upstream's response.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
-    /// The status.
-    pub status: u16,
-    /// Names in lower case, repeated ones in their order.
-    pub headers: Vec<(String, Vec<u8>)>,
-    /// Empty where there is none.
-    pub body: Vec<u8>,
-}
-
-impl Answer {
-    /// An answer without headers and body.
-    #[must_use]
-    pub fn new(status: u16) -> Self {
-        Self { status, headers: Vec::new(), body: Vec::new() }
-    }
-
-    /// The first value of a header, by its name in lower case.
-    #[must_use]
-    pub fn header(&self, name: &str) -> Option<&[u8]> {
-        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| &value[..])
-    }
-}
-
-/// Why a call to the runner failed, as a gateway would log it.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum CallError {
-    /// Nobody listens, or not in time.
-    #[error("connecting to the runner: {0}")]
-    Connect(std::io::Error),
-    /// The runner closed the connection instead of answering.
-    #[error("the runner closed the connection instead of answering")]
-    Closed,
-    /// The runner did not answer within a gateway's 60 s.
-    #[error("the runner did not answer within {} s", READ.as_secs())]
-    Timeout,
-    /// The runner does not know the conf token, whatever it was just given.
-    #[error("the runner does not know the conf token that it gave")]
-    UnknownToken,
-    /// The runner answered with an error.
-    #[error("the runner answered with error {0}")]
-    Refused(u8),
-    /// The runner's answer is not what the protocol says.
-    #[error("the runner's answer is malformed: {0}")]
-    Malformed(Box<str>),
-    /// The runner asked for a body that is too large.
-    #[error("the request's body is over {MAX_BODY} bytes")]
-    BodyTooLarge,
-}
-
-impl From<Malformed> for CallError {
-    fn from(malformed: Malformed) -> Self {
-        Self::Malformed(malformed.to_string().into())
-    }
-}
-
-impl From<ReadError> for CallError {
-    fn from(error: ReadError) -> Self {
-        match error {
-            ReadError::Header(error) => Self::Malformed(error.to_string().into()),
-            ReadError::Slow => Self::Timeout,
-            ReadError::Cut | ReadError::Io(_) => Self::Closed,
-        }
-    }
-}
 
 trait Stream: AsyncRead + AsyncWrite + Unpin + Send + Sync {}
 impl<S: AsyncRead + AsyncWrite + Unpin + Send + Sync> Stream for S {}
@@ -539,7 +417,7 @@ fn named((name, value): (Vec<u8>, Vec<u8>)) -> (String, Vec<u8>) {
 
 /// Whether the gateway drops an upstream's header when the runner gives no list.
 fn dropped_without_list(name: &str) -> bool {
-    crate::headers::IGNORED_RESPONSE_HEADERS.contains(&name)
+    crate::changes::IGNORED_RESPONSE_HEADERS.contains(&name)
 }
 
 #[cfg(test)]
