@@ -1,0 +1,243 @@
+//! Connections: reuse, limits, the drain.
+
+use super::super::pool::Destination;
+use super::super::workspace::Connection;
+use super::super::*;
+use super::harness::*;
+use crate::upstream::Upstream;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpStream;
+
+#[tokio::test]
+async fn connections_are_reused_on_both_sides() {
+    let (served, workspace) = (Served::new().await, Workspace::new().await);
+    let mut gateway = served.connect().await;
+    gateway.write(served.get("/0", &workspace)).await;
+    let mut inside = workspace.accept().await;
+    for turn in 0..5 {
+        assert!(inside.head().await.starts_with(&format!("GET /{turn} HTTP/1.1\r\n")));
+        inside.answer("hello").await;
+        assert_eq!(gateway.response().await.1, "hello");
+        let mut next = served.connect().await;
+        std::mem::swap(&mut gateway, &mut next);
+        // The first connection is as good as a new one.
+        if turn % 2 == 0 {
+            gateway = next;
+        }
+        gateway.write(served.get(&format!("/{}", turn + 1), &workspace)).await;
+    }
+    assert!(workspace.is_untouched().await);
+}
+
+#[tokio::test]
+async fn connections_are_not_shared_between_upstreams() {
+    let (served, alice, bob) = (Served::new().await, Workspace::new().await, Workspace::new().await);
+    let mut gateway = served.connect().await;
+    for workspace in [&alice, &bob] {
+        gateway.write(served.get("/", workspace)).await;
+        let mut inside = workspace.accept().await;
+        inside.head().await;
+        inside.answer("").await;
+        gateway.response().await;
+        // Alice's connection stays open while Bob's is made.
+        std::mem::forget(inside);
+    }
+    assert!(alice.is_untouched().await && bob.is_untouched().await);
+}
+
+/// Many users at once, over connections of the gateway's that they share, on
+/// more than one thread: what each reads comes from their own workspace.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn nobody_is_answered_by_another_workspace() {
+    let served = Arc::new(Served::with(ForwarderLimits { max_idle: 3, ..Default::default() }, DRAIN).await);
+    let mut workspaces = Vec::new();
+    for number in 0..4 {
+        let workspace = Arc::new(Workspace::new().await);
+        workspaces.push(Arc::clone(&workspace));
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = workspace.listener.accept().await {
+                tokio::spawn(async move {
+                    let mut peer = Peer::new(stream);
+                    while peer.stream.peek(&mut [0]).await.is_ok_and(|count| count > 0) {
+                        let line = peer.until("\r\n").await;
+                        peer.head().await;
+                        peer.answer(&format!("{number} {line}")).await;
+                    }
+                });
+            }
+        });
+    }
+    let gateways = (0..8).map(|gateway| {
+        let (served, workspaces) = (Arc::clone(&served), workspaces.clone());
+        tokio::spawn(async move {
+            let mut peer = served.connect().await;
+            for turn in 0..100 {
+                let number = (gateway + turn * 7) % workspaces.len();
+                peer.write(served.get(&format!("/{gateway}/{turn}"), &workspaces[number])).await;
+                assert_eq!(peer.response().await.1, format!("{number} GET /{gateway}/{turn} HTTP/1.1\r\n"));
+            }
+        })
+    });
+    for gateway in gateways.collect::<Vec<_>>() {
+        gateway.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_connection_serves_only_so_many_requests() {
+    let limits = ForwarderLimits { max_requests: 2, ..ForwarderLimits::default() };
+    let (served, workspace) = (Served::with(limits, DRAIN).await, Workspace::new().await);
+    let mut gateway = served.connect().await;
+    for _ in 0..3 {
+        gateway.write(served.get("/1", &workspace)).await;
+        let mut inside = workspace.accept().await;
+        inside.head().await;
+        inside.answer("").await;
+        gateway.response().await;
+        gateway.write(served.get("/2", &workspace)).await;
+        inside.head().await;
+        // The last response passes as a whole, piece by piece.
+        inside.write("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nla").await;
+        gateway.head().await;
+        assert_eq!(gateway.exactly(2).await, "la");
+        inside.write("st").await;
+        assert_eq!(gateway.exactly(2).await, "st");
+        assert_eq!(inside.rest().await, "");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_the_workspace_will_close_is_not_kept() {
+    let (served, workspace) = (Served::new().await, Workspace::new().await);
+    let mut gateway = served.connect().await;
+    for line in ["Keep-Alive: timeout=1", "Connection: close"] {
+        gateway.write(served.get("/", &workspace)).await;
+        let mut inside = workspace.accept().await;
+        inside.head().await;
+        inside.write(format!("HTTP/1.1 200 OK\r\n{line}\r\nContent-Length: 0\r\n\r\n")).await;
+        gateway.response().await;
+        assert_eq!(inside.rest().await, "");
+    }
+}
+
+#[tokio::test]
+async fn idle_connections_have_a_limit_and_an_end() {
+    let limits =
+        ForwarderLimits { max_idle: 1, idle: Duration::from_millis(200), ..ForwarderLimits::default() };
+    let served = Served::with(limits, DRAIN).await;
+    let (alice, bob) = (Workspace::new().await, Workspace::new().await);
+    let mut gateway = served.connect().await;
+    let mut inside = Vec::new();
+    for workspace in [&alice, &bob] {
+        gateway.write(served.get("/", workspace)).await;
+        let mut peer = workspace.accept().await;
+        peer.head().await;
+        peer.answer("").await;
+        gateway.response().await;
+        inside.push(peer);
+    }
+    // Bob's made Alice's go, and then its own time came.
+    assert_eq!(inside[0].rest().await, "");
+    assert_eq!(inside[1].rest().await, "");
+}
+
+#[tokio::test]
+async fn every_address_is_tried() {
+    let workspace = Workspace::new().await;
+    let tasks = Tasks::new();
+    let addresses = ["127.0.0.2".parse().unwrap(), "127.0.0.1".parse().unwrap()];
+    let opened = Connection::open(&addresses, workspace.address.port(), PATIENCE, &tasks).await;
+    assert_eq!(opened.ok().unwrap().address(), addresses[1]);
+    let refused = Connection::open(&addresses[..1], workspace.address.port(), PATIENCE, &tasks).await;
+    assert!(refused.is_err());
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_not_used_for_an_address_that_the_name_has_lost() {
+    let workspace = Workspace::new().await;
+    let (tasks, pool) = (Tasks::new(), Pool::new(10, PATIENCE));
+    let upstream: Upstream = format!("http://code-alice:{}", workspace.address.port()).parse().unwrap();
+    let destination = Destination::of(&upstream);
+    let (old, new) = ("127.0.0.1".parse().unwrap(), "127.0.0.2".parse().unwrap());
+    let addresses = [old];
+    let open = || Connection::open(&addresses, workspace.address.port(), PATIENCE, &tasks);
+    pool.put(destination.clone(), open().await.ok().unwrap(), PATIENCE);
+    assert!(pool.take(&destination, &[new, old]).is_some());
+    assert!(pool.take(&destination, &[new, old]).is_none());
+    pool.put(destination.clone(), open().await.ok().unwrap(), PATIENCE);
+    assert!(pool.take(&destination, &[new]).is_none());
+    workspace.accept().await;
+    // It was closed, not kept for better days.
+    assert_eq!(workspace.accept().await.rest().await, "");
+    assert!(pool.take(&destination, &[old]).is_none());
+}
+
+#[tokio::test]
+async fn the_number_of_connections_is_limited() {
+    let limits = ForwarderLimits { max_connections: 1, ..ForwarderLimits::default() };
+    let (served, workspace) = (Served::with(limits, DRAIN).await, Workspace::new().await);
+    let mut first = served.connect().await;
+    first.write(served.upgrade(&workspace)).await;
+    let mut inside = workspace.accept().await;
+    inside.head().await;
+    let mut second = served.connect().await;
+    second.write("GET / HTTP/1.1\r\nHost: h\r\n\r\n").await;
+    // A tunnel holds its place until it ends.
+    inside.write("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo/1\r\n\r\n").await;
+    first.head().await;
+    for _ in 0..10 {
+        first.write("x").await;
+        inside.exactly(1).await;
+        let mut nothing = [0; 1];
+        assert!(second.stream.try_read(&mut nothing).is_err());
+    }
+    drop(first);
+    drop(inside);
+    assert_refused(&second.response().await, 403, "stamp-refused");
+}
+
+#[tokio::test]
+async fn a_drain_finishes_requests_and_closes_idle_connections() {
+    let (served, workspace) = (Served::new().await, Workspace::new().await);
+    let (mut busy, mut idle) = (served.connect().await, served.connect().await);
+    idle.write(served.get("/", &workspace)).await;
+    let mut idle_inside = workspace.accept().await;
+    idle_inside.head().await;
+    busy.write(served.get("/", &workspace)).await;
+    let mut busy_inside = workspace.accept().await;
+    busy_inside.head().await;
+    idle_inside.answer("").await;
+    idle.response().await;
+
+    served.stop.cancel();
+    assert_eq!(idle.rest().await, "");
+    assert_eq!(idle_inside.rest().await, "");
+    assert!(TcpStream::connect(served.address).await.is_err());
+    busy_inside.answer("finished").await;
+    assert_eq!(busy.response().await.1, "finished");
+    assert_eq!(busy.rest().await, "");
+    assert_eq!(busy_inside.rest().await, "");
+    within(served.serving).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_tunnel_lives_until_the_drain_deadline() {
+    let served = Served::with(ForwarderLimits::default(), Duration::from_secs(1)).await;
+    let workspace = Workspace::new().await;
+    let mut gateway = served.connect().await;
+    gateway.write(served.upgrade(&workspace)).await;
+    let mut inside = workspace.accept().await;
+    inside.head().await;
+    inside.write("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo/1\r\n\r\n").await;
+    gateway.head().await;
+    let mut idle = served.connect().await;
+
+    served.stop.cancel();
+    assert_eq!(idle.rest().await, "");
+    gateway.write("still open").await;
+    assert_eq!(inside.exactly(10).await, "still open");
+    within(served.serving).await.unwrap();
+    assert_eq!(gateway.rest().await, "");
+    assert_eq!(inside.rest().await, "");
+}

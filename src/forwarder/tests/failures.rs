@@ -1,0 +1,156 @@
+//! Workspaces that fail.
+
+use super::super::*;
+use super::harness::*;
+use crate::upstream::Upstream;
+use std::time::{Duration, SystemTime};
+
+#[tokio::test]
+async fn a_connection_that_died_while_idle_is_replaced() {
+    let (served, workspace) = (Served::new().await, Workspace::new().await);
+    let mut gateway = served.connect().await;
+    for turn in 0..20 {
+        let stamp = served.stamp(&workspace);
+        gateway.write(format!("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n{stamp}\r\nbody")).await;
+        let mut inside = workspace.accept().await;
+        inside.head().await;
+        assert_eq!(inside.exactly(4).await, "body");
+        inside.answer("").await;
+        let (head, _) = gateway.response().await;
+        assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{turn}: {head}");
+        // Dropped here: closed, whether the forwarder has seen it or not.
+    }
+}
+
+#[tokio::test]
+async fn a_workspace_that_does_not_listen_is_starting() {
+    let served = Served::new().await;
+    let workspace = Workspace::new().await;
+    let request = served.get("/", &workspace);
+    drop(workspace);
+    let mut gateway = served.connect().await;
+    gateway.write(request).await;
+    let response = gateway.response().await;
+    assert_refused(&response, 503, "workspace-starting");
+    assert!(response.0.contains("retry-after: 5\r\n"), "{}", response.0);
+}
+
+#[tokio::test]
+async fn a_name_that_can_not_be_resolved_is_said_to_be() {
+    let served = Served::new().await;
+    let mut gateway = served.connect().await;
+    let upstream: Upstream = "http://code-alice.test:1".parse().unwrap();
+    let stamp = served.key.make(&upstream, SystemTime::now() + Duration::from_secs(60));
+    gateway.write(format!("GET / HTTP/1.1\r\nHost: h\r\nX-Kube-Coders-Stamp: {stamp}\r\n\r\n")).await;
+    assert_refused(&gateway.response().await, 503, "resolver-unavailable");
+}
+
+#[tokio::test]
+async fn a_silent_workspace_is_starting() {
+    let limits = ForwarderLimits { response_head: Duration::from_millis(50), ..ForwarderLimits::default() };
+    let (served, workspace) = (Served::with(limits, DRAIN).await, Workspace::new().await);
+    let mut gateway = served.connect().await;
+    gateway.write(served.get("/", &workspace)).await;
+    let mut inside = workspace.accept().await;
+    assert_refused(&gateway.response().await, 503, "workspace-starting");
+    // Its answer would come too late for anybody.
+    inside.head().await;
+    assert_eq!(inside.rest().await, "");
+}
+
+#[tokio::test]
+async fn a_workspace_is_not_late_while_the_request_is_still_coming() {
+    let wait = Duration::from_millis(500);
+    let limits = ForwarderLimits { response_head: wait, ..ForwarderLimits::default() };
+    let (served, workspace) = (Served::with(limits, DRAIN).await, Workspace::new().await);
+    let mut gateway = served.connect().await;
+    let stamp = served.stamp(&workspace);
+    gateway.write(format!("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n{stamp}\r\n")).await;
+    let mut inside = workspace.accept().await;
+    inside.head().await;
+    let started = std::time::Instant::now();
+    while started.elapsed() < 2 * wait {
+        gateway.write("1\r\nx\r\n").await;
+        assert_eq!(inside.until("x\r\n").await, "1\r\nx\r\n");
+    }
+    gateway.write("0\r\n\r\n").await;
+    inside.until("0\r\n\r\n").await;
+    inside.answer("done").await;
+    assert_eq!(gateway.response().await.1, "done");
+}
+
+#[tokio::test]
+async fn a_workspace_that_breaks_off_has_failed_and_is_not_asked_again() {
+    let (served, workspace) = (Served::new().await, Workspace::new().await);
+    let mut gateway = served.connect().await;
+    for (turn, answer) in ["", "HTTP/1.1 200 O", "nonsense\r\n\r\n"].iter().enumerate() {
+        // On a connection that was used before, too.
+        gateway.write(served.get(&format!("/{turn}/first"), &workspace)).await;
+        let mut inside = workspace.accept().await;
+        assert!(inside.head().await.starts_with(&format!("GET /{turn}/first ")));
+        inside.answer("").await;
+        gateway.response().await;
+        gateway.write(served.get(&format!("/{turn}/second"), &workspace)).await;
+        inside.head().await;
+        inside.write(answer).await;
+        drop(inside);
+        assert_refused(&gateway.response().await, 502, "workspace-failed");
+        assert!(workspace.is_untouched().await);
+    }
+}
+
+#[tokio::test]
+async fn a_response_that_can_not_be_passed_on_is_a_failure() {
+    let (served, workspace) = (Served::new().await, Workspace::new().await);
+    let mut gateway = served.connect().await;
+    let many = "X: y\r\n".repeat(MAX_HEADERS + 1);
+    let long = format!("X: {}\r\n", "y".repeat(MAX_HEAD));
+    for lines in ["Transfer-Encoding: gzip, chunked\r\n", &many, &long] {
+        gateway.write(served.get("/", &workspace)).await;
+        let mut inside = workspace.accept().await;
+        inside.head().await;
+        inside.write(format!("HTTP/1.1 200 OK\r\n{lines}\r\n")).await;
+        assert_refused(&gateway.response().await, 502, "workspace-failed");
+    }
+}
+
+#[tokio::test]
+async fn a_request_head_has_a_limit() {
+    let (served, workspace) = (Served::new().await, Workspace::new().await);
+    let many = "X: y\r\n".repeat(MAX_HEADERS - 2);
+    let long = format!("X: {}\r\n", "y".repeat(MAX_HEAD));
+    for (lines, is_taken) in [(many.clone(), true), (many + "X: y\r\n", false), (long, false)] {
+        let mut gateway = served.connect().await;
+        let stamp = served.stamp(&workspace);
+        gateway.write(format!("GET / HTTP/1.1\r\nHost: h\r\n{stamp}{lines}\r\n")).await;
+        if is_taken {
+            workspace.accept().await.head().await;
+        } else {
+            assert!(gateway.head().await.starts_with("HTTP/1.1 431 "));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_response_that_breaks_off_is_not_completed() {
+    let (served, workspace) = (Served::new().await, Workspace::new().await);
+    let mut gateway = served.connect().await;
+    gateway.write(served.get("/", &workspace)).await;
+    let mut inside = workspace.accept().await;
+    inside.head().await;
+    inside.write("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhe\r\n").await;
+    drop(inside);
+    gateway.head().await;
+    assert!(!gateway.rest().await.contains("0\r\n\r\n"));
+}
+
+#[tokio::test]
+async fn a_workspace_hears_that_the_gateway_has_gone() {
+    let (served, workspace) = (Served::new().await, Workspace::new().await);
+    let mut gateway = served.connect().await;
+    gateway.write(served.get("/", &workspace)).await;
+    let mut inside = workspace.accept().await;
+    inside.head().await;
+    drop(gateway);
+    assert_eq!(inside.rest().await, "");
+}
