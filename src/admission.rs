@@ -19,6 +19,10 @@ const LOG_EVERY: Duration = Duration::from_secs(60);
 /// For how many users the time of the last log line is remembered.
 const MAX_REMEMBERED: usize = 1024;
 
+/// The first process of a container, which inherits every orphan. Where it is the
+/// gateway's own, a child of it is a worker only if it runs the same program.
+const INIT: i32 = 1;
+
 /// Which peers are served.
 #[derive(Debug)]
 pub(crate) struct Admission {
@@ -44,7 +48,9 @@ impl GatewayProcess {
     fn is_parent_of(self, pid: i32, uid: u32) -> bool {
         // The number could be another process's by now, so it must also be the same user's.
         let owner = fs::metadata(format!("/proc/{pid}")).map(|process| process.uid());
-        owner.is_ok_and(|owner| owner == uid) && parent_of(pid) == Some(self.master)
+        owner.is_ok_and(|owner| owner == uid)
+            && parent_of(pid) == Some(self.master)
+            && (self.master != INIT || runs_the_same(pid, self.master))
     }
 }
 
@@ -99,6 +105,11 @@ impl RefusedPeers {
     }
 }
 
+fn runs_the_same(one: i32, other: i32) -> bool {
+    let program = |pid| fs::read_link(format!("/proc/{pid}/exe"));
+    program(one).is_ok_and(|one| program(other).is_ok_and(|other| one == other))
+}
+
 /// The parent of a process, from the fourth field of its `stat` (proc(5)).
 fn parent_of(pid: i32) -> Option<i32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -139,6 +150,7 @@ mod tests {
             "another user's process"
         );
         assert!(!GatewayProcess { master: pid }.is_parent_of(pid, peer.uid()), "another gateway's process");
+        assert!(runs_the_same(pid, pid) && !runs_the_same(pid, parent) && !runs_the_same(pid, i32::MAX));
         assert_eq!(GatewayProcess::above(pid), Some(GatewayProcess { master: parent }));
         assert_eq!(GatewayProcess::above(i32::MAX), None);
         assert_eq!(

@@ -68,7 +68,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "COUNT", default_value = "4096", help_heading = "Limits")]
     pub(crate) max_confs: String,
 
-    /// How long a call may take, such as 5s or 800ms, less than the gateway's 60 s
+    /// How long a call may take, such as 5s or 800ms, at most 59s, since the gateway waits 60 s
     #[arg(long, value_name = "DURATION", default_value = "5s", help_heading = "Limits")]
     pub(crate) call_deadline: String,
 
@@ -92,7 +92,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "COUNT", default_value = "16384", help_heading = "Forwarder")]
     pub(crate) max_forwarder_connections: String,
 
-    /// A file with the stamps' key, at least 32 bytes [default: a random key that ends with the process]
+    /// A file with the stamps' key, at least 32 bytes [default: the socket's path with .key behind it, made at the first start]
     #[arg(long, value_name = "FILE", help_heading = "Forwarder")]
     pub(crate) stamp_key_file: Option<String>,
 

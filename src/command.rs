@@ -1,5 +1,6 @@
 //! The command line with an author's plugins in it.
 
+use std::env::VarError;
 use std::ffi::OsString;
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
@@ -113,8 +114,8 @@ impl Command {
     fn execute(self) -> Result<ExitCode, Failure> {
         let cli = Cli::try_parse().map_err(Failure::Arguments)?;
         let environment = Environment {
-            listen_address: std::env::var("APISIX_LISTEN_ADDRESS").ok(),
-            conf_expire_time: std::env::var("APISIX_CONF_EXPIRE_TIME").ok(),
+            listen_address: variable("APISIX_LISTEN_ADDRESS")?,
+            conf_expire_time: variable("APISIX_CONF_EXPIRE_TIME")?,
         };
         match cli.command {
             Subcommands::Run(args) => self.run(&args, &environment),
@@ -193,6 +194,14 @@ impl Command {
             Some(name) => Err(RunError::SameName(name)),
             None => Ok(self.registry),
         }
+    }
+}
+
+fn variable(name: &str) -> Result<Option<String>, Mistakes> {
+    match std::env::var(name) {
+        Ok(value) => Ok(Some(value)),
+        Err(VarError::NotPresent) => Ok(None),
+        Err(VarError::NotUnicode(value)) => Err(Mistakes::one(format!("{name} {value:?}: not UTF-8"))),
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
+use tracing::warn;
 
 use crate::plugin::Prepared;
 
@@ -85,10 +86,12 @@ impl ConfCache {
     pub(crate) fn insert(&self, id: ChainId, chain: Chain) -> Result<u32, getrandom::Error> {
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        entries.make_room(self.capacity, now);
-        if let Some(token) = entries.by_id.get(&id) {
+        if let Some(token) = entries.by_id.get(&id)
+            && entries.by_token.get(token).is_some_and(|entry| entry.expires > now)
+        {
             return Ok(*token);
         }
+        entries.make_room(self.capacity, now);
         let token = loop {
             let token = getrandom::u32()?;
             if token != 0 && !entries.by_token.contains_key(&token) {
@@ -110,6 +113,11 @@ impl Entries {
             let next = self.by_token.iter().min_by_key(|(_, entry)| entry.expires).map(|(token, _)| *token);
             let Some(next) = next else { break };
             self.by_token.remove(&next);
+            warn!(
+                capacity,
+                cure = "--max-confs",
+                "conf forgotten before its time: the gateway prepares it again"
+            );
         }
         let Self { by_token, by_id } = self;
         by_id.retain(|id, token| by_token.get(token).is_some_and(|entry| entry.id == *id));

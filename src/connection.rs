@@ -22,6 +22,10 @@ const KEPT: usize = 64 * 1024;
 /// as the gateway itself gives a send (GATEWAY.md, Connections).
 const REST_OF_FRAME: Duration = Duration::from_secs(60);
 
+/// How long a peer may take to read what is written: as long as the gateway
+/// itself waits for an answer.
+const WRITE: Duration = Duration::from_secs(60);
+
 /// Frames over any stream.
 ///
 /// Reading and writing may be dropped at any point: what was read stays here,
@@ -111,6 +115,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         Ok(Some(Frame { kind, payload: self.read.split_to(length).freeze() }))
     }
 
+    async fn write_unwritten(&mut self) -> io::Result<()> {
+        while !self.unwritten.is_empty() {
+            // Only what was written goes, so that a drop loses nothing.
+            match self.stream.write(&self.unwritten).await? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                written => self.unwritten.advance(written),
+            }
+        }
+        Ok(())
+    }
+
     /// Writes a frame, after whatever an earlier, dropped write left behind.
     pub(crate) async fn write_frame(&mut self, kind: Kind, payload: &[u8]) -> io::Result<()> {
         let header = Header { kind, length: payload.len() }
@@ -119,13 +134,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         self.unwritten.reserve(HEADER + payload.len());
         self.unwritten.extend_from_slice(&header);
         self.unwritten.extend_from_slice(payload);
-        while !self.unwritten.is_empty() {
-            // Only what was written goes, so that a drop loses nothing.
-            match self.stream.write(&self.unwritten).await? {
-                0 => return Err(io::ErrorKind::WriteZero.into()),
-                written => self.unwritten.advance(written),
-            }
-        }
+        timeout(WRITE, self.write_unwritten()).await.map_err(|_| io::ErrorKind::TimedOut)??;
         if self.unwritten.capacity() > KEPT {
             self.unwritten = BytesMut::new();
         }
@@ -198,6 +207,15 @@ mod tests {
             written.expect("written");
             read.expect("read");
             assert_eq!(got, expected);
+        });
+    }
+
+    #[test]
+    fn a_peer_that_does_not_read_is_given_up() {
+        runtime().block_on(async {
+            let (_peer, ours) = duplex(3);
+            let written = Connection::new(ours).write_frame(Kind::ExtraInfo, b"longer").await;
+            assert_eq!(written.expect_err("nobody reads").kind(), io::ErrorKind::TimedOut);
         });
     }
 

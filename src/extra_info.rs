@@ -145,8 +145,10 @@ impl<'c> ExtraInfo<'c> {
         self.questions += 1;
         // Stays set where this future is dropped before the answer came.
         self.waiting = true;
-        let answer = self.asker.ask(question).await?;
-        self.waiting = false;
+        let answer = self.asker.ask(question).await;
+        // Something else than the answer came: the answer may come yet.
+        self.waiting = matches!(answer, Err(AskError::Unexpected));
+        let answer = answer?;
         self.bytes += answer.as_ref().map_or(0, Bytes::len);
         if self.bytes > self.limits.bytes {
             return Err(AskError::TooLarge { limit: self.limits.bytes });

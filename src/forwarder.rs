@@ -78,7 +78,7 @@ impl Default for ForwarderLimits {
     /// The values of the gateway's own upstream, but for the connections.
     fn default() -> Self {
         Self {
-            max_connections: 4096,
+            max_connections: 16_384,
             connect: Duration::from_secs(6),
             response_head: Duration::from_secs(300),
             idle: Duration::from_secs(60),
@@ -118,6 +118,8 @@ impl Forwarder {
         stop: CancellationToken,
         drain: Duration,
     ) {
+        // Whoever drops this future wants an end, not tasks without a master.
+        let _ended = self.tasks.deadline.clone().drop_guard();
         self.tasks.spawn(Arc::clone(&self.pool).close_expired(stop.clone()));
         let places = Arc::new(Semaphore::new(self.limits.max_connections));
         let accepting = async {
@@ -133,9 +135,25 @@ impl Forwarder {
             () = stop.cancelled() => {}
             () = accepting => {}
         }
-        drop(listener);
+        self.serve_queued(listener, &places, &stop);
         self.pool.close();
         self.tasks.finish(drain).await;
+    }
+
+    /// Serves who is in the listener's queue, whom its end would cut off.
+    fn serve_queued(
+        self: &Arc<Self>,
+        listener: TcpListener,
+        places: &Arc<Semaphore>,
+        stop: &CancellationToken,
+    ) {
+        let Ok(queue) = listener.into_std() else { return };
+        while let Ok((stream, _)) = queue.accept() {
+            let Ok(place) = Arc::clone(places).try_acquire_owned() else { return };
+            if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
+                self.tasks.spawn(Arc::clone(self).connection(stream, Arc::new(place), stop.clone()));
+            }
+        }
     }
 
     /// Answers the requests of one connection of the gateway's.

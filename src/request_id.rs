@@ -1,11 +1,21 @@
 //! The id by which a person who was refused and a line of the log find each
 //! other.
 
+use std::time::Duration;
+
+/// How long an answer waits for the gateway to say the request's id.
+pub(crate) const REQUEST_ID_WAIT: Duration = Duration::from_millis(500);
+
 /// How long an id may be and still be shown, in bytes.
 const MAX_LENGTH: usize = 128;
 
+/// The id that somebody gave, if it is one to show, else one of our own.
+pub(crate) fn shown_request_id(given: Option<&[u8]>) -> String {
+    given.and_then(sane_request_id).map_or_else(random_request_id, str::to_owned)
+}
+
 /// The id, if it is one to show: visible ASCII, not too long.
-pub(crate) fn sane_request_id(id: &[u8]) -> Option<&str> {
+fn sane_request_id(id: &[u8]) -> Option<&str> {
     let sane = (1..=MAX_LENGTH).contains(&id.len()) && id.iter().all(u8::is_ascii_graphic);
     std::str::from_utf8(id).ok().filter(|_| sane)
 }
@@ -16,4 +26,26 @@ pub(crate) fn random_request_id() -> String {
     // Without random numbers the id is all zeros: it names a request, it guards nothing.
     let _ = getrandom::fill(&mut bytes);
     format!("{:032x}", u128::from_be_bytes(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_that_is_not_to_be_shown_is_replaced() {
+        let longest = "x".repeat(MAX_LENGTH);
+        assert_eq!(shown_request_id(Some(longest.as_bytes())), longest);
+        for given in [
+            None,
+            Some(&b""[..]),
+            Some(b"a b"),
+            Some(b"a\n"),
+            Some("ü".as_bytes()),
+            Some(&[b'x'; MAX_LENGTH + 1]),
+        ] {
+            let shown = shown_request_id(given);
+            assert!(shown.len() == 32 && shown.bytes().all(|byte| byte.is_ascii_hexdigit()), "{shown}");
+        }
+    }
 }

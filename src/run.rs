@@ -1,7 +1,9 @@
 //! The whole process put together: sockets bound, parts started, drain awaited.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::unistd::getppid;
@@ -12,6 +14,7 @@ use tracing::{info, warn};
 use crate::admission::{Admission, GatewayProcess};
 use crate::conf::ConfCache;
 use crate::forwarder::{Forwarder, ForwarderLimits};
+use crate::key_file::{KeyError, key_beside, read_or_make_key};
 use crate::plugin::Registry;
 use crate::resolver::Resolver;
 use crate::runner::Runner;
@@ -19,7 +22,7 @@ use crate::server::Server;
 use crate::settings::Settings;
 use crate::shutdown::Shutdown;
 use crate::socket_file::BindError;
-use crate::stamp::Stamper;
+use crate::stamp::{StampKey, Stamper};
 use crate::user_upstream::UserUpstream;
 
 /// How many connections may wait to be accepted.
@@ -30,8 +33,10 @@ const BACKLOG: u32 = 1024;
 pub(crate) enum RunError {
     #[error("the plugin name {0:?} is taken twice")]
     SameName(&'static str),
-    #[error("--listen-address {path:?}: {error}")]
-    Socket { path: std::path::PathBuf, error: BindError },
+    #[error("the socket {path:?} (--listen-address or APISIX_LISTEN_ADDRESS): {error}")]
+    Socket { path: PathBuf, error: BindError },
+    #[error("the stamps' key {path:?} (or --stamp-key-file): {error}")]
+    Key { path: PathBuf, error: KeyError },
     #[error("--forwarder-address {address}: {error}")]
     Forwarder { address: SocketAddr, error: io::Error },
     #[error("reading the system's name servers: {0}")]
@@ -40,21 +45,23 @@ pub(crate) enum RunError {
 
 /// Runs until it is told to stop, then drains.
 pub(crate) async fn run(
-    settings: Settings,
+    mut settings: Settings,
     mut registry: Registry,
     shutdown: &Shutdown,
 ) -> Result<(), RunError> {
+    // First of all, so that a parent which dies while we start is missed.
+    let parent = getppid();
+    let stamp_key = stamp_key(&mut settings)?;
     let resolver =
         Resolver::new(&settings.name_servers).map_err(|error| RunError::Names(error.to_string()))?;
     let resolver = Arc::new(resolver);
     if !registry.add(UserUpstream::new(Arc::clone(&resolver))) {
         return Err(RunError::SameName(<UserUpstream as crate::Plugin>::NAME));
     }
-    let parent = getppid();
     let gateway = settings.spawned.then(|| GatewayProcess::above(parent.as_raw())).flatten();
     let admission = Admission::new(settings.allowed_uids, gateway);
 
-    let forwarder_listener = listen_loopback(settings.forwarder)
+    let forwarder_listener = listen_at(settings.forwarder, &settings.socket.path)
         .map_err(|error| RunError::Forwarder { address: settings.forwarder, error })?;
     let bound = settings.socket.bind();
     let (listener, file) =
@@ -73,13 +80,13 @@ pub(crate) async fn run(
         );
     }
 
-    let stamper = Stamper { key: settings.stamp_key.clone(), lifetime: settings.stamp_lifetime };
+    let stamper = Stamper { key: stamp_key.clone(), lifetime: settings.stamp_lifetime };
     let confs = ConfCache::new(settings.conf_expire_time, settings.max_confs);
     let runner = Arc::new(Runner::new(registry, confs, settings.call, stamper));
     let server = Server::new(runner, admission, settings.max_connections);
     let limits =
         ForwarderLimits { max_connections: settings.max_forwarder_connections, ..ForwarderLimits::default() };
-    let forwarder = Forwarder::new(settings.stamp_key, resolver, limits);
+    let forwarder = Forwarder::new(stamp_key, resolver, limits);
 
     let serving = async {
         tokio::join!(
@@ -101,10 +108,27 @@ pub(crate) async fn run(
     Ok(())
 }
 
-/// Listens beside a predecessor that has not let the port go yet: on a reload
-/// the gateway starts the new runner while the old one still runs (GATEWAY.md,
-/// Spawned by the gateway).
-fn listen_loopback(address: SocketAddr) -> io::Result<TcpListener> {
+fn stamp_key(settings: &mut Settings) -> Result<StampKey, RunError> {
+    if let Some(key) = settings.stamp_key.take() {
+        return Ok(key);
+    }
+    let path = key_beside(&settings.socket.path);
+    read_or_make_key(&path).map_err(|error| RunError::Key { path, error })
+}
+
+/// Listens at the forwarder's address, beside a predecessor that has not let it
+/// go yet: on a reload the gateway starts the new runner while the old one still
+/// runs (GATEWAY.md, Spawned by the gateway). Anybody else there would get
+/// requests with our stamps, and we theirs.
+fn listen_at(address: SocketAddr, socket: &Path) -> io::Result<TcpListener> {
+    let is_taken = address.port() != 0 && TcpStream::connect(address).is_ok();
+    let has_predecessor = || UnixStream::connect(socket).is_ok();
+    if is_taken && !has_predecessor() {
+        return Err(io::Error::new(
+            io::ErrorKind::AddrInUse,
+            "another process listens there, and no runner at this socket",
+        ));
+    }
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
     socket.set_reuseport(true)?;

@@ -11,27 +11,21 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tracing::{debug, error, info, warn};
 
-use crate::changes::Changes;
+use crate::answers::{self, TooLong};
 use crate::conf::{Chain, ChainId, ConfCache};
 use crate::connection::{Connection, Frame};
 use crate::extra_info::{Ask, AskError, AskLimits, Asked, ExtraInfo};
-use crate::frame::{Kind, MAX_PAYLOAD};
-use crate::plugin::{Action, PluginError, Registry, Stop};
-use crate::refusal::{Reader, Refusal, Rendered};
+use crate::frame::Kind;
+use crate::plugin::{Action, PluginError, Registry};
+use crate::refusal::Reader;
 use crate::request::Request;
-use crate::request_id::{random_request_id, sane_request_id};
+use crate::request_id::{REQUEST_ID_WAIT, shown_request_id};
 use crate::response::Response;
-use crate::stamp::{STAMP_HEADER, Stamper};
-use crate::wire::{
-    Encoder, ErrorCode, PrepareConf, Question, RequestCall, ResponseCall, ResponseParts, RewriteParts,
-    StopParts, decode_extra_info,
-};
+use crate::stamp::Stamper;
+use crate::wire::{Encoder, ErrorCode, PrepareConf, Question, RequestCall, ResponseCall, decode_extra_info};
 
 /// How many plugins one chain may have.
 const MAX_CHAIN: usize = 100;
-
-/// How long a failed call waits for the request's id, which its answer shows.
-const REQUEST_ID_WAIT: Duration = Duration::from_millis(500);
 
 /// What one call may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,8 +67,8 @@ enum CallFailure {
     Panic(String),
     #[error("no answer within {}", humantime::format_duration(*.0))]
     Deadline(Duration),
-    #[error("the answer is longer than a frame can be, {MAX_PAYLOAD} bytes")]
-    TooLong,
+    #[error("{0}")]
+    TooLong(#[from] TooLong),
 }
 
 impl Runner {
@@ -192,12 +186,7 @@ impl Runner {
             Err(malformed) => {
                 // A stop, not an error: at an error a gateway may skip the plugin.
                 error!(error = %malformed, "request call refused");
-                let request_id = random_request_id();
-                encode_rendered(
-                    encoder,
-                    0,
-                    &Refusal::RunnerFailed.render(&Reader::new("", |_| None), &request_id),
-                );
+                answers::request_failed(encoder, 0, &unknown_reader(), &shown_request_id(None));
                 return (Kind::RequestCall, After::Keep);
             }
         };
@@ -211,24 +200,17 @@ impl Runner {
         let (id, method) = (call.id, call.method);
         let Some(mut request) = Request::new(call, extra_info, self.limits.bytes) else {
             error!(call = id, method, "request call refused: no such method");
-            let request_id = random_request_id();
-            encode_rendered(
-                encoder,
-                id,
-                &Refusal::RunnerFailed.render(&Reader::new("", |_| None), &request_id),
-            );
+            answers::request_failed(encoder, id, &unknown_reader(), &shown_request_id(None));
             return (Kind::RequestCall, After::Keep);
         };
         let verdict = self.run(request_verdict(&chain, &mut request)).await;
-        let answered = verdict.and_then(|action| self.encode_action(encoder, &request, &action));
+        let answered =
+            verdict.and_then(|action| Ok(answers::action(encoder, &request, &action, &self.stamper)?));
         if let Err(failure) = answered {
             error!(call = request.id, error = %failure, "request call failed");
             let request_id = request_id(&mut request.extra_info).await;
-            encode_rendered(
-                encoder,
-                request.id,
-                &Refusal::RunnerFailed.render(&request_reader(&request), &request_id),
-            );
+            let reader = Reader::new(request.method().as_str(), |name| request.header(name));
+            answers::request_failed(encoder, request.id, &reader, &request_id);
         }
         (Kind::RequestCall, after(&request.extra_info))
     }
@@ -246,7 +228,7 @@ impl Runner {
             Ok(call) => call,
             Err(malformed) => {
                 error!(error = %malformed, "response call refused");
-                encode_failed_response(encoder, 0, &random_request_id());
+                answers::response_failed(encoder, 0, &unknown_reader(), &shown_request_id(None));
                 return (Kind::ResponseCall, After::Keep);
             }
         };
@@ -259,10 +241,10 @@ impl Runner {
         let extra_info = ExtraInfo::new(&mut asker, self.ask_limits());
         let mut response = Response::new(call, extra_info, self.limits.bytes);
         let looked = self.run(look_at_response(&chain, &mut response)).await;
-        if let Err(failure) = looked.and_then(|()| encode_response(encoder, &response)) {
+        if let Err(failure) = looked.and_then(|()| Ok(answers::response(encoder, &response)?)) {
             error!(call = response.id, error = %failure, "response call failed");
             let request_id = request_id(&mut response.extra_info).await;
-            encode_failed_response(encoder, response.id, &request_id);
+            answers::response_failed(encoder, response.id, &unknown_reader(), &request_id);
         }
         (Kind::ResponseCall, after(&response.extra_info))
     }
@@ -279,65 +261,6 @@ impl Runner {
 
     fn ask_limits(&self) -> AskLimits {
         AskLimits { questions: self.limits.questions, bytes: self.limits.bytes }
-    }
-
-    fn encode_action(
-        &self,
-        encoder: &mut Encoder,
-        request: &Request<'_>,
-        action: &Action,
-    ) -> Result<(), CallFailure> {
-        match action {
-            Action::Continue => self.encode_changes(encoder, request.id, &request.changes),
-            // A body that can't fit is not even copied.
-            Action::Stop(stop) if stop.body.len() > MAX_PAYLOAD => return Err(CallFailure::TooLong),
-            Action::Stop(stop) => encode_stop(encoder, request.id, stop),
-        }
-        check_length(encoder)
-    }
-
-    fn encode_changes(&self, encoder: &mut Encoder, id: u32, changes: &Changes) {
-        if changes.is_empty() {
-            return encoder.unchanged(id);
-        }
-        let stamp = changes.upstream.as_ref().map(|upstream| self.stamper.stamp(upstream));
-        let mut headers: Vec<_> = changes
-            .headers
-            .iter()
-            .map(|(name, value)| (name.as_str().as_bytes(), value.as_deref()))
-            .collect();
-        if let Some(stamp) = &stamp {
-            // The last of a name wins, so no plugin can put another stamp there.
-            headers.push((STAMP_HEADER.as_bytes(), Some(stamp.as_bytes())));
-        }
-        let args: Vec<_> = changes.args.iter().map(|(name, value)| (&name[..], value.as_deref())).collect();
-        let added = changes.response_headers.iter();
-        let response_headers: Vec<_> =
-            added.map(|(name, value)| (name.as_str().as_bytes(), Some(&value[..]))).collect();
-        encoder.rewrite(
-            id,
-            RewriteParts {
-                path: changes.path.as_deref(),
-                headers: &headers,
-                args: &args,
-                response_headers: &response_headers,
-                body: changes.body.as_deref().unwrap_or_default(),
-            },
-        );
-    }
-}
-
-fn encode_response(encoder: &mut Encoder, response: &Response<'_>) -> Result<(), CallFailure> {
-    let status = response.changes.status.unwrap_or(0);
-    let body = response.changes.body.as_deref().unwrap_or_default();
-    encoder.response(response.id, ResponseParts { status, headers: &response.resulting_headers(), body });
-    check_length(encoder)
-}
-
-fn check_length(encoder: &Encoder) -> Result<(), CallFailure> {
-    match encoder.payload().len() > MAX_PAYLOAD {
-        true => Err(CallFailure::TooLong),
-        false => Ok(()),
     }
 }
 
@@ -376,33 +299,12 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
 /// had in time.
 async fn request_id(extra_info: &mut ExtraInfo<'_>) -> String {
     let asked = timeout(REQUEST_ID_WAIT, extra_info.variable("request_id")).await;
-    let known = asked.ok().and_then(Result::ok).flatten();
-    known.as_deref().and_then(sane_request_id).map_or_else(random_request_id, str::to_owned)
+    shown_request_id(asked.ok().and_then(Result::ok).flatten().as_deref())
 }
 
-fn request_reader(request: &Request<'_>) -> Reader {
-    Reader::new(request.method().as_str(), |name| request.header(name))
-}
-
-fn encode_stop(encoder: &mut Encoder, id: u32, stop: &Stop) {
-    let headers: Vec<_> =
-        stop.headers.iter().map(|(name, value)| (name.as_str().as_bytes(), Some(&value[..]))).collect();
-    encoder.stop(id, StopParts { status: stop.status, headers: &headers, body: &stop.body });
-}
-
-fn encode_rendered(encoder: &mut Encoder, id: u32, rendered: &Rendered) {
-    let headers: Vec<_> =
-        rendered.headers.iter().map(|(name, value)| (name.as_bytes(), Some(value.as_bytes()))).collect();
-    encoder.stop(id, StopParts { status: rendered.status, headers: &headers, body: &rendered.body });
-}
-
-/// An error would let the upstream's body through (GATEWAY.md, HTTPRespCall), so
-/// the failure is a response of ours.
-fn encode_failed_response(encoder: &mut Encoder, id: u32, request_id: &str) {
-    let rendered = Refusal::RunnerFailed.render(&Reader::new("", |_| None), request_id);
-    let headers: Vec<_> =
-        rendered.headers.iter().map(|(name, value)| (name.as_bytes(), Some(value.as_bytes()))).collect();
-    encoder.response(id, ResponseParts { status: rendered.status, headers: &headers, body: &rendered.body });
+/// Of a call that could not be read, nobody knows what its client can read.
+fn unknown_reader() -> Reader {
+    Reader::new("", |_| None)
 }
 
 /// Asks on the connection of the call itself, as the protocol wants it.

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -90,7 +89,7 @@ impl Server {
                     Ok((stream, _)) => self.admit(stream, &mut connections, &stop),
                     Err(error) => {
                         error!(%error, "accepting a connection");
-                        sleep(ACCEPT_PAUSE).await;
+                        let _ = timeout(ACCEPT_PAUSE, stop.cancelled()).await;
                     }
                 },
                 Some(ended) = connections.join_next() => log_panic(ended),
@@ -99,10 +98,15 @@ impl Server {
         }
         drop(file);
         // Who connected before the file went is in the queue and will send a call.
-        while let Some(Ok((stream, _))) = listener.accept().now_or_never() {
-            self.admit(stream, &mut connections, &stop);
+        // The kernel is asked itself: the runtime may not know yet what it has.
+        if let Ok(queue) = listener.into_std() {
+            while let Ok((stream, _)) = queue.accept() {
+                let stream = stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream));
+                if let Ok(stream) = stream {
+                    self.admit(stream, &mut connections, &stop);
+                }
+            }
         }
-        drop(listener);
         let deadline = Instant::now() + drain;
         while let Ok(Some(ended)) = timeout_at(deadline, connections.join_next()).await {
             log_panic(ended);

@@ -11,10 +11,11 @@ use nix::unistd::{Group, User};
 use tracing::level_filters::LevelFilter;
 
 use crate::cli::{RunArgs, SocketArgs};
+use crate::key_file::read_key;
 use crate::resolver::NameServers;
 use crate::runner::CallLimits;
 use crate::socket_file::SocketFile;
-use crate::stamp::{MIN_KEY, StampKey};
+use crate::stamp::StampKey;
 
 /// Where the runner listens if nobody says anything.
 const DEFAULT_SOCKET: &str = "unix:/run/kube-coders/runner.sock";
@@ -23,15 +24,12 @@ const DEFAULT_SOCKET: &str = "unix:/run/kube-coders/runner.sock";
 /// PrepareConf).
 const DEFAULT_CONF_EXPIRE_TIME: &str = "3600";
 
-/// How long a gateway waits for an answer (GATEWAY.md, Connections): a later one
-/// reaches nobody.
-const GATEWAY_WAITS: Duration = Duration::from_secs(60);
+/// How long a call may take at most. A gateway waits 60 s for an answer
+/// (GATEWAY.md, Connections), and a call that failed waits a moment for its id.
+const MAX_DEADLINE: Duration = Duration::from_secs(59);
 
 /// What an expiry may be at most, so that no sum of times overflows.
 const MAX_TIME: Duration = Duration::from_secs(10 * 365 * 86_400);
-
-/// How large a stamp's key file may be, in bytes: a key, not a disk.
-const MAX_KEY_FILE: u64 = 64 * 1024;
 
 /// What a gateway says in the environment of a runner that it starts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -56,7 +54,8 @@ pub(crate) struct Settings {
     pub(crate) drain: Duration,
     pub(crate) forwarder: SocketAddr,
     pub(crate) max_forwarder_connections: usize,
-    pub(crate) stamp_key: StampKey,
+    /// `None` for the one beside the socket.
+    pub(crate) stamp_key: Option<StampKey>,
     pub(crate) stamp_lifetime: Duration,
     pub(crate) name_servers: NameServers,
     pub(crate) log_level: LevelFilter,
@@ -74,13 +73,18 @@ impl fmt::Display for Mistakes {
 
 impl std::error::Error for Mistakes {}
 
+impl Mistakes {
+    pub(crate) fn one(mistake: String) -> Self {
+        Self(vec![mistake])
+    }
+}
+
 /// Checks values one by one and remembers what was wrong.
 #[derive(Default)]
 struct Checker(Vec<String>);
 
 impl Checker {
-    /// The value, or its default's stand-in after noting the mistake; the
-    /// settings are then never used.
+    /// The value, or `None` after noting the mistake.
     fn check<T>(&mut self, name: &str, text: &str, checked: Result<T, String>) -> Option<T> {
         checked.map_err(|why| self.0.push(format!("{name} {text:?}: {why}"))).ok()
     }
@@ -124,7 +128,7 @@ impl Settings {
         };
         let max_connections = checker.count("--max-connections", &args.max_connections, 1 << 20);
         let max_confs = checker.count("--max-confs", &args.max_confs, 1 << 20);
-        let deadline = checker.duration("--call-deadline", &args.call_deadline, GATEWAY_WAITS);
+        let deadline = checker.duration("--call-deadline", &args.call_deadline, MAX_DEADLINE);
         let questions = checker.count("--max-questions", &args.max_questions, 1 << 16);
         let bytes = checker.count("--max-call-bytes", &args.max_call_bytes, 1 << 28);
         let drain = checker.duration("--drain-deadline", &args.drain_deadline, MAX_TIME);
@@ -133,8 +137,11 @@ impl Settings {
         let max_forwarder_connections =
             checker.count("--max-forwarder-connections", &args.max_forwarder_connections, 1 << 20);
         let stamp_key = match &args.stamp_key_file {
-            Some(file) => checker.check("--stamp-key-file", file, key_from(Path::new(file))),
-            None => checker.check("the stamps' key", "random", StampKey::random().map_err(|e| e.to_string())),
+            Some(file) => {
+                let key = read_key(Path::new(file)).map_err(|error| error.to_string());
+                checker.check("--stamp-key-file", file, key).map(Some)
+            }
+            None => Some(None),
         };
         let stamp_lifetime = checker.duration("--stamp-lifetime", &args.stamp_lifetime, MAX_TIME);
         let stamp_lifetime = stamp_lifetime.and_then(|lifetime| {
@@ -175,7 +182,7 @@ impl Settings {
 /// The path of the socket of a runner that is to be called.
 pub(crate) fn checked_socket_path(args: &SocketArgs, environment: &Environment) -> Result<PathBuf, Mistakes> {
     let (name, address, _) = listen_address(args, environment);
-    socket_path(address).map_err(|why| Mistakes(vec![format!("{name} {address:?}: {why}")]))
+    socket_path(address).map_err(|why| Mistakes::one(format!("{name} {address:?}: {why}")))
 }
 
 /// Who says where the runner listens, what, and whether that is a gateway that
@@ -265,18 +272,6 @@ fn loopback(text: &str) -> Result<SocketAddr, String> {
         true => Ok(address),
         false => Err("not a loopback address: only the gateway beside us may reach the forwarder".to_owned()),
     }
-}
-
-fn key_from(file: &Path) -> Result<StampKey, String> {
-    let metadata = std::fs::metadata(file).map_err(|error| error.to_string())?;
-    if !metadata.is_file() {
-        return Err("not a file".to_owned());
-    }
-    if metadata.len() > MAX_KEY_FILE {
-        return Err(format!("{} bytes, more than {MAX_KEY_FILE}", metadata.len()));
-    }
-    let secret = std::fs::read(file).map_err(|error| error.to_string())?;
-    StampKey::new(&secret).ok_or_else(|| format!("{} bytes, less than {MIN_KEY}", secret.len()))
 }
 
 fn log_level(text: &str) -> Result<LevelFilter, String> {
@@ -415,7 +410,7 @@ mod tests {
             "--socket-mode \"999\": not permission bits in octal, such as 0660".to_owned(),
             "--max-connections \"0\": not a number from 1 to 1048576".to_owned(),
             "--max-confs \"many\": not a number from 1 to 1048576".to_owned(),
-            "--call-deadline \"2m\": more than 1m".to_owned(),
+            "--call-deadline \"2m\": more than 59s".to_owned(),
             "--max-questions \"+1\": not a number from 1 to 65536".to_owned(),
             "--max-call-bytes \"1e9\": not a number from 1 to 268435456".to_owned(),
             "--drain-deadline \"0s\": must be more than nothing".to_owned(),

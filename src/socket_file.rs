@@ -56,6 +56,7 @@ impl SocketFile {
         let beside = self.path_beside()?;
         let listener = StdListener::bind(&beside).map_err(failed("binding beside the path"))?;
         let made = self.furnish(&beside).and_then(|bound| {
+            let _locked = lock_folder(&self.path);
             fs::rename(&beside, &self.path).map_err(failed("renaming the socket to its path"))?;
             Ok(bound)
         });
@@ -96,9 +97,18 @@ impl SocketFile {
     }
 }
 
+/// Keeps other runners from the socket's folder until it is dropped. Where a file
+/// system has no locks there is none, and only the moment of a takeover is open.
+fn lock_folder(path: &Path) -> Option<fs::File> {
+    let folder = fs::File::open(path.parent()?).ok()?;
+    folder.lock().ok().map(|()| folder)
+}
+
 impl Drop for BoundFile {
     /// A runner that took over has its own file at the path by now, which stays.
     fn drop(&mut self) {
+        // Between the look and the removal nobody may rename another file there.
+        let _locked = lock_folder(&self.path);
         let ours = fs::symlink_metadata(&self.path)
             .is_ok_and(|there| there.dev() == self.device && there.ino() == self.inode);
         if ours {

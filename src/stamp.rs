@@ -152,7 +152,7 @@ fn decode(content: &[u8]) -> Option<(u64, Upstream)> {
     let upstream = Upstream::new(Scheme::Http, host, u16::from_be_bytes(*port)).ok()?;
     let upstream = match has_subject {
         0 => upstream,
-        _ => upstream.for_subject(std::str::from_utf8(subject).ok()?),
+        _ => upstream.for_subject(std::str::from_utf8(subject).ok()?).ok()?,
     };
     Some((u64::from_be_bytes(*expires), upstream))
 }
@@ -182,7 +182,7 @@ mod tests {
     }
 
     fn alice() -> Upstream {
-        "http://code-alice:8443".parse::<Upstream>().unwrap().for_subject("alice")
+        "http://code-alice:8443".parse::<Upstream>().unwrap().for_subject("alice").unwrap()
     }
 
     #[test]
@@ -253,9 +253,9 @@ mod tests {
 
     #[test]
     fn a_stamp_says_for_whom_and_where() {
-        let bob = "http://code-alice:8443".parse::<Upstream>().unwrap().for_subject("bob");
+        let bob = "http://code-alice:8443".parse::<Upstream>().unwrap().for_subject("bob").unwrap();
         let nobody: Upstream = "http://code-alice:8443".parse().unwrap();
-        let elsewhere = "http://code-alice:8444".parse::<Upstream>().unwrap().for_subject("alice");
+        let elsewhere = "http://code-alice:8444".parse::<Upstream>().unwrap().for_subject("alice").unwrap();
         let stamps: Vec<_> = [alice(), bob.clone(), nobody.clone(), elsewhere]
             .iter()
             .map(|to| key().make(to, at(100)))
@@ -292,7 +292,7 @@ mod tests {
         ) {
             let upstream = Upstream::new(Scheme::Http, host.parse().unwrap(), port).unwrap();
             let upstream = match subject {
-                Some(subject) => upstream.for_subject(subject),
+                Some(subject) => upstream.for_subject(subject).unwrap(),
                 None => upstream,
             };
             let stamp = key().make(&upstream, at(lifetime));

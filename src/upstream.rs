@@ -15,6 +15,9 @@ pub(crate) const MAX_NAME: usize = 253;
 /// How long one label of a DNS name may be, in bytes (RFC 1035, section 2.3.4).
 pub(crate) const MAX_LABEL: usize = 63;
 
+/// How long a subject may be, in characters (OpenID Connect Core 1.0, section 2).
+const MAX_SUBJECT: usize = 255;
+
 /// How a workspace is spoken to.
 ///
 /// `https` is not there yet.
@@ -142,7 +145,7 @@ impl fmt::Debug for HostName {
 ///
 /// let upstream: Upstream = "http://code-alice:8443".parse()?;
 /// assert_eq!(upstream.host().as_str(), "code-alice");
-/// assert_eq!(upstream.for_subject("alice").to_string(), "http://code-alice:8443");
+/// assert_eq!(upstream.for_subject("alice")?.to_string(), "http://code-alice:8443");
 /// # Ok::<(), kube_coders::UpstreamError>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -168,10 +171,18 @@ impl Upstream {
 
     /// The same destination on behalf of a subject: whoever the request's
     /// identity says is asking.
-    #[must_use]
-    pub fn for_subject(mut self, subject: impl Into<Arc<str>>) -> Self {
-        self.subject = Some(subject.into());
-        self
+    ///
+    /// # Errors
+    ///
+    /// A subject that is empty or longer than 255 characters (OpenID Connect
+    /// Core 1.0, section 2).
+    pub fn for_subject(mut self, subject: impl Into<Arc<str>>) -> Result<Self, UpstreamError> {
+        let subject = subject.into();
+        if subject.is_empty() || subject.chars().nth(MAX_SUBJECT).is_some() {
+            return Err(UpstreamError::Subject);
+        }
+        self.subject = Some(subject);
+        Ok(self)
     }
 
     /// How the upstream is spoken to.
@@ -250,6 +261,9 @@ pub enum UpstreamError {
     /// Between scheme and port stands neither a DNS name nor an IP address.
     #[error("the upstream's host is neither a DNS name nor an IP address (IPv6 in brackets)")]
     Host,
+    /// The subject is empty or too long.
+    #[error("a subject has 1 to {MAX_SUBJECT} characters")]
+    Subject,
     /// The port is missing or not between 1 and 65535.
     #[error("the upstream needs a port from 1 to 65535 behind its host, and nothing after it")]
     Port,
@@ -271,6 +285,16 @@ mod tests {
         check("http://Code-Alice.Example:80", Ok("http://code-alice.example:80"));
         check("http://127.0.0.1:65535", Ok("http://127.0.0.1:65535"));
         check("http://[::1]:1", Ok("http://[::1]:1"));
+    }
+
+    #[test]
+    fn a_subject_has_a_length() {
+        let upstream = || "http://a:1".parse::<Upstream>().unwrap();
+        assert_eq!(upstream().for_subject("김".repeat(255)).unwrap().subject(), Some(&*"김".repeat(255)));
+        for subject in [String::new(), "김".repeat(256)] {
+            let error = upstream().for_subject(subject).unwrap_err();
+            assert_eq!(error.to_string(), "a subject has 1 to 255 characters");
+        }
     }
 
     #[test]

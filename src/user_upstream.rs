@@ -13,17 +13,18 @@ mod template;
 
 use std::sync::Arc;
 
+use tokio::time::timeout;
 use tracing::info;
 
 use crate::headers::HeaderName;
 use crate::plugin::{Action, Plugin, PluginError, Stop};
 use crate::refusal::{Reader, Refusal};
 use crate::request::Request;
-use crate::request_id::{random_request_id, sane_request_id};
+use crate::request_id::{REQUEST_ID_WAIT, shown_request_id};
 use crate::resolver::{ResolveError, Resolver};
 use crate::upstream::Upstream;
 use config::{Trust, UserUpstreamConfig};
-use identity::IdentityError;
+use identity::{IdentityError, Malformed};
 pub(crate) use template::{HostTemplate, TemplateError};
 
 /// What says who somebody is, or lets act as them, and is nothing for a
@@ -85,13 +86,16 @@ pub(crate) struct Decision {
 }
 
 fn decide_anew(config: &UserUpstreamConfig, userinfo: &[u8]) -> Result<Decision, Refusal> {
-    let claims = identity::decode(userinfo, &config.wanted).map_err(|_| Refusal::IdentityMalformed)?;
+    let claims = identity::decode(userinfo, &config.wanted).map_err(|malformed| match malformed {
+        Malformed::Subject => Refusal::NoWorkspaceName,
+        _ => Refusal::IdentityMalformed,
+    })?;
     if !is_header_text(claims.subject()) {
         return Err(Refusal::IdentityMalformed);
     }
     let upstream = config.upstream.render(&claims).map_err(|_| Refusal::NoWorkspaceName)?;
     Ok(Decision {
-        upstream: upstream.for_subject(claims.subject()),
+        upstream: upstream.for_subject(claims.subject()).map_err(|_| Refusal::NoWorkspaceName)?,
         username: claims.username().filter(|name| is_header_text(name)).map(Box::from),
     })
 }
@@ -138,8 +142,8 @@ fn is_header_text(text: &str) -> bool {
 }
 
 async fn refuse(refusal: Refusal, request: &mut Request<'_>) -> Result<Action, PluginError> {
-    let known = request.var("request_id").await.ok().flatten();
-    let request_id = known.as_deref().and_then(sane_request_id).map_or_else(random_request_id, str::to_owned);
+    let known = timeout(REQUEST_ID_WAIT, request.var("request_id")).await;
+    let request_id = shown_request_id(known.ok().and_then(Result::ok).flatten().as_deref());
     info!(code = refusal.code(), request_id, "request refused");
     let reader = Reader::new(request.method().as_str(), |name| request.header(name));
     let rendered = refusal.render(&reader, &request_id);
@@ -208,7 +212,7 @@ mod tests {
         }
         assert_eq!(
             forwarded.upstream,
-            Some("http://127.0.0.1:8443".parse::<Upstream>().unwrap().for_subject("alice"))
+            Some("http://127.0.0.1:8443".parse::<Upstream>().unwrap().for_subject("alice").unwrap())
         );
     }
 

@@ -18,7 +18,7 @@ use super::pool::Destination;
 use super::workspace::{ConnectError, Connection, SendError};
 use super::{Forwarder, Place, headers, tunnel};
 use crate::refusal::{Reader, Refusal};
-use crate::request_id::{random_request_id, sane_request_id};
+use crate::request_id::shown_request_id;
 use crate::resolver::ResolveError;
 use crate::stamp::{STAMP_HEADER, StampError};
 use crate::upstream::Upstream;
@@ -267,8 +267,7 @@ fn refuse(refusal: Refusal, reader: &Reader, request_id: &str) -> Response<Vec<u
 /// The gateway's id of the request if it sent one that we may show, else one of
 /// our own.
 fn request_id(headers: &HeaderMap) -> String {
-    let given = headers.get(REQUEST_ID).and_then(|id| sane_request_id(id.as_bytes()));
-    given.map_or_else(random_request_id, str::to_owned)
+    shown_request_id(headers.get(REQUEST_ID).map(HeaderValue::as_bytes))
 }
 
 #[cfg(test)]

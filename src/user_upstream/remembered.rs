@@ -8,12 +8,13 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// How many identities are remembered, in all: the users who are at work at one
-/// gateway at one time.
+/// How many identities are remembered for one conf: the users who are at work at
+/// one gateway at one time.
 const CAPACITY: usize = 4096;
 
 /// How long an identity header may be and still be remembered, in bytes. With
-/// the capacity it bounds the memory, to 16 MiB and what comes of each.
+/// the capacity it bounds the memory of a conf, to 16 MiB and what comes of each;
+/// headers are about 1 KiB long.
 const MAX_VALUE: usize = 4096;
 
 /// How many parts have a lock of their own, so that calls seldom meet at one.
@@ -32,9 +33,11 @@ pub(crate) struct Remembered<V> {
 /// Two generations: what is used moves to the young one, and when that is full
 /// the old one goes, with all that was not used since.
 struct Shard<V> {
-    young: HashMap<u64, Entry<V>>,
-    old: HashMap<u64, Entry<V>>,
+    young: Generation<V>,
+    old: Generation<V>,
 }
+
+type Generation<V> = HashMap<u64, Entry<V>>;
 
 struct Entry<V> {
     value: Box<[u8]>,
@@ -43,7 +46,7 @@ struct Entry<V> {
 
 impl<V> Remembered<V> {
     pub(crate) fn new() -> Self {
-        let shard = || Mutex::new(Shard { young: HashMap::new(), old: HashMap::new() });
+        let shard = || Mutex::new(Shard { young: Generation::new(), old: Generation::new() });
         Self { hasher: RandomState::new(), shards: std::array::from_fn(|_| shard()) }
     }
 
@@ -60,7 +63,8 @@ impl<V> Remembered<V> {
         let shard =
             &self.shards[usize::try_from(hash % SHARDS as u64).expect("less than the number of shards")];
         // A panic elsewhere leaves a whole entry or none.
-        if let Some(outcome) = shard.lock().unwrap_or_else(PoisonError::into_inner).get(hash, value) {
+        let found = shard.lock().unwrap_or_else(PoisonError::into_inner).get(hash, value);
+        if let Some((outcome, _forgotten)) = found {
             return Ok(outcome);
         }
         let outcome = Arc::new(read()?);
@@ -73,21 +77,22 @@ impl<V> Remembered<V> {
 }
 
 impl<V> Shard<V> {
-    fn get(&mut self, hash: u64, value: &[u8]) -> Option<Arc<V>> {
+    /// What came of it, and what is forgotten for remembering it longer.
+    fn get(&mut self, hash: u64, value: &[u8]) -> Option<(Arc<V>, Generation<V>)> {
         // Two values may have one hash, so the hash only says where to look.
         let is_it = |entry: &&Entry<V>| *entry.value == *value;
         if let Some(entry) = self.young.get(&hash) {
-            return Some(entry).filter(is_it).map(|entry| Arc::clone(&entry.outcome));
+            return Some(entry).filter(is_it).map(|entry| (Arc::clone(&entry.outcome), Generation::new()));
         }
         let outcome = self.old.get(&hash).filter(is_it).map(|entry| Arc::clone(&entry.outcome))?;
         let entry = self.old.remove(&hash).expect("it was just found");
-        self.insert(hash, entry);
-        Some(outcome)
+        let forgotten = self.insert(hash, entry);
+        Some((outcome, forgotten))
     }
 
-    /// Returns the generation that is forgotten for it.
-    fn insert(&mut self, hash: u64, entry: Entry<V>) -> HashMap<u64, Entry<V>> {
-        let mut forgotten = HashMap::new();
+    /// Returns the generation that is forgotten for it, to be freed after the lock.
+    fn insert(&mut self, hash: u64, entry: Entry<V>) -> Generation<V> {
+        let mut forgotten = Generation::new();
         if self.young.len() >= GENERATION {
             forgotten = std::mem::replace(&mut self.old, std::mem::take(&mut self.young));
         }

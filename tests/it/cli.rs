@@ -121,7 +121,7 @@ fn one_start_shows_every_mistake_and_listens_nowhere() {
         printed.stderr,
         "kube-coders: these settings are wrong:\n\
          --socket-mode \"999\": not permission bits in octal, such as 0660\n\
-         --call-deadline \"2m\": more than 1m\n\
+         --call-deadline \"2m\": more than 59s\n\
          --forwarder-address \"0.0.0.0:9181\": not a loopback address: only the gateway beside us may reach the forwarder\n\
          --dns-server \"localhost\": not an address with a port, such as 10.96.0.10:53\n"
     );

@@ -2,6 +2,7 @@
 //! may connect to it.
 
 use std::fs::{self, Permissions};
+use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,9 +16,10 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use crate::peer::{Peer, until};
-use crate::program::{BINARY, Program, Runner, listen_address, run};
+use crate::program::{BINARY, Program, Runner, kube_coders, listen_address, run};
 use crate::skip::skip;
 use crate::wire::{Call, extra_info};
+use crate::workspace::{self, Behaviour, Edge};
 
 const UPSTREAM: &str = "user-upstream";
 const CONF: &str = r#"{"identity": {"trust": "gateway"}, "upstream": "http://127.0.0.1:1"}"#;
@@ -113,7 +115,7 @@ fn a_signal_lets_calls_finish_and_the_process_end() {
 #[test]
 fn a_second_signal_ends_the_process_at_once() {
     for (first, second) in [(Signal::SIGTERM, Signal::SIGINT), (Signal::SIGINT, Signal::SIGTERM)] {
-        let mut runner = Runner::start(&["--call-deadline", "60s"]);
+        let mut runner = Runner::start(&["--call-deadline", "59s"]);
         let mut peer = call_in_flight(&runner.socket);
         runner.program.signal(first);
         runner.program.line(&["told to end", first.as_str()]);
@@ -127,12 +129,50 @@ fn a_second_signal_ends_the_process_at_once() {
 
 #[test]
 fn a_drain_has_a_deadline() {
-    let mut runner = Runner::start(&["--call-deadline", "60s", "--drain-deadline", "100ms"]);
+    let mut runner = Runner::start(&["--call-deadline", "59s", "--drain-deadline", "100ms"]);
     let mut peer = call_in_flight(&runner.socket);
     runner.program.signal(Signal::SIGTERM);
     assert!(runner.program.ended().success());
     runner.program.line(&["drain deadline reached", "connections=1"]);
     assert_eq!(peer.receive(), None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_two_runners_live_at_one_socket_each_takes_the_others_stamps() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("runner.sock");
+    let workspace = workspace::start("alice", (Ipv4Addr::LOCALHOST, 0).into(), Behaviour::Serve).await;
+    let conf = format!(r#"{{"identity": {{"trust": "gateway"}}, "upstream": "http://{workspace}"}}"#);
+    let route = Route::new("1").plugin(UPSTREAM, &conf);
+    let userinfo = STANDARD.encode(r#"{"sub": "alice"}"#);
+    let request = ClientRequest::get("/").added_header("X-Userinfo", userinfo);
+
+    let first = Runner::start_at(&socket, &[]);
+    let by_first = Edge::new(&socket, first.forwarder).decide(&route, &request).await.unwrap();
+    // The second takes the socket over, and shares the forwarder's port meanwhile.
+    let shared = first.forwarder.to_string();
+    let second = Runner::start_at(&socket, &["--forwarder-address", &shared]);
+    assert_eq!(second.forwarder, first.forwarder);
+    let edge = Edge::new(&socket, first.forwarder);
+    let by_second = edge.decide(&route, &request).await.unwrap();
+    // Which of the two a connection reaches is the kernel's choice.
+    for forwarded in [by_first, by_second] {
+        for _ in 0..32 {
+            let seen = edge.forward(&forwarded, &[]).await;
+            assert_eq!(seen.status, 200, "{seen:?}");
+        }
+    }
+
+    // A runner at another socket is another's, and its stamps would be refused.
+    let elsewhere = listen_address(&folder.path().join("another.sock"));
+    let other = kube_coders(&["run", "--listen-address", &elsewhere, "--forwarder-address", &shared]);
+    assert_eq!(other.code, Some(2));
+    assert_eq!(
+        other.stderr,
+        format!(
+            "kube-coders: --forwarder-address {shared}: another process listens there, and no runner at this socket\n"
+        )
+    );
 }
 
 #[test]
@@ -146,7 +186,8 @@ fn the_socket_s_file_goes_with_its_last_owner() {
     Peer::connect(&socket).prepare(UPSTREAM, CONF);
     second.program.signal(Signal::SIGTERM);
     second.program.ended();
-    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left behind");
+    let left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["runner.sock.key"], "the key stays for whoever comes next, and nothing else");
 }
 
 /// As APISIX starts a runner, with no variable more.

@@ -129,7 +129,10 @@ impl Runner {
     pub(crate) fn start_at(socket: &Path, args: &[&str]) -> Self {
         let mut command = Command::new(BINARY);
         command.env_clear().arg("run").arg("--listen-address").arg(listen_address(socket));
-        command.args(["--forwarder-address", "127.0.0.1:0"]).args(args);
+        if !args.contains(&"--forwarder-address") {
+            command.args(["--forwarder-address", "127.0.0.1:0"]);
+        }
+        command.args(args);
         Self::from_program(Program::start(&mut command), socket)
     }
 

@@ -163,7 +163,10 @@ async fn who_is_not_known_is_refused_by_the_runner() {
         ("not JSON", userinfo("sub=alice"), malformed),
         ("not an object", userinfo(r#"["alice"]"#), malformed),
         ("over 16 KiB", userinfo(&long), malformed),
-        ("a subject of 256 characters", by(&"a".repeat(256)), malformed),
+        ("a claim twice", userinfo(r#"{"sub": "alice", "sub": "bob"}"#), malformed),
+        ("a subject that no header can have", userinfo(r#"{"sub": "a\u0000"}"#), malformed),
+        ("a subject of 256 characters", by(&"a".repeat(256)), nameless),
+        ("no subject", userinfo(r#"{"name": "alice"}"#), nameless),
     ] {
         check_plain(&house, &request, expected, case).await;
     }

@@ -58,7 +58,7 @@ impl Served {
 
     pub(super) fn stamp_until(&self, to: SocketAddr, expires: SystemTime) -> String {
         let upstream: Upstream = format!("http://{to}").parse().unwrap();
-        self.key.make(&upstream.for_subject("alice"), expires)
+        self.key.make(&upstream.for_subject("alice").unwrap(), expires)
     }
 
     /// The header line with a good stamp for this workspace.
