@@ -21,7 +21,7 @@ pub(crate) enum CallCommandError {
     Argument { flag: &'static str, text: String, why: String },
     #[error("{path}: {error}")]
     Call { path: String, error: CallError },
-    #[error("the runner refused the conf: its log says where")]
+    #[error("the runner refused the conf: its log says why, in a line with \"conf refused\"")]
     ConfRefused,
     #[error("writing the decision: {0}")]
     Write(#[from] std::io::Error),

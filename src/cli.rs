@@ -61,7 +61,7 @@ pub(crate) struct RunArgs {
     pub(crate) allow_uid: Vec<String>,
 
     /// How many connections of the gateway are served at a time
-    #[arg(long, value_name = "COUNT", default_value = "8192", help_heading = "Limits")]
+    #[arg(long, value_name = "COUNT", default_value = "4096", help_heading = "Limits")]
     pub(crate) max_connections: String,
 
     /// How many prepared confs are kept
@@ -89,7 +89,7 @@ pub(crate) struct RunArgs {
     pub(crate) forwarder_address: String,
 
     /// How many connections the forwarder serves at a time
-    #[arg(long, value_name = "COUNT", default_value = "16384", help_heading = "Forwarder")]
+    #[arg(long, value_name = "COUNT", default_value = "4096", help_heading = "Forwarder")]
     pub(crate) max_forwarder_connections: String,
 
     /// A file with the stamps' key, at least 32 bytes [default: the socket's path with .key behind it, made at the first start]

@@ -6,9 +6,11 @@ use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use thiserror::Error;
 use tokio::runtime;
 use tracing::level_filters::LevelFilter;
+use tracing::warn;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -131,6 +133,7 @@ impl Command {
     fn run(self, args: &RunArgs, environment: &Environment) -> Result<ExitCode, Failure> {
         let settings = Settings::check(args, environment)?;
         log_to_stderr(settings.log_level);
+        raise_open_files(&settings);
         let registry = self.registry()?;
         block_on(async {
             let shutdown = Shutdown::default();
@@ -194,6 +197,22 @@ impl Command {
             Some(name) => Err(RunError::SameName(name)),
             None => Ok(self.registry),
         }
+    }
+}
+
+/// Lets the process have as many open files as it may, and says so where that is
+/// fewer than its limits on connections promise.
+fn raise_open_files(settings: &Settings) {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most).map(|()| most));
+    // A connection of the forwarder's has one to a workspace beside it.
+    let needed = settings.max_connections + 2 * settings.max_forwarder_connections;
+    match raised {
+        Ok(most) if most >= needed as u64 => {}
+        Ok(most) => {
+            warn!(open_files = most, needed, cure = "ulimit -n, or fewer connections", "too few open files");
+        }
+        Err(error) => warn!(%error, "raising the limit of open files"),
     }
 }
 

@@ -156,3 +156,78 @@ impl<'c> ExtraInfo<'c> {
         Ok(answer)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    /// Gives these answers, and none after them.
+    struct Answers(VecDeque<Result<Option<Bytes>, AskError>>);
+
+    impl Ask for Answers {
+        fn ask<'a>(&'a mut self, _: Question<'a>) -> Asked<'a> {
+            match self.0.pop_front() {
+                Some(answer) => Box::pin(std::future::ready(answer)),
+                None => Box::pin(std::future::pending()),
+            }
+        }
+    }
+
+    const LIMITS: AskLimits = AskLimits { questions: 2, bytes: 4 };
+
+    fn answers(answers: impl IntoIterator<Item = Result<Option<Bytes>, AskError>>) -> Answers {
+        Answers(answers.into_iter().collect())
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_kept_and_each_question_counts_once() {
+        let mut gateway = answers([Ok(Some("7".into())), Ok(None)]);
+        let mut extra_info = ExtraInfo::new(&mut gateway, LIMITS);
+        for _ in 0..3 {
+            assert_eq!(extra_info.variable("route_id").await.unwrap().as_deref(), Some(&b"7"[..]));
+            assert_eq!(extra_info.request_body().await.unwrap(), None);
+        }
+        let error = extra_info.variable("scheme").await.unwrap_err();
+        assert_eq!(error.to_string(), "a call may ask 2 questions, and this was one more");
+        assert_eq!(extra_info.variable("").await.unwrap_err().to_string(), "a variable needs a name");
+        assert!(!extra_info.is_abandoned());
+    }
+
+    #[tokio::test]
+    async fn answers_over_the_limit_are_refused() {
+        let mut gateway = answers([Ok(Some("12345".into()))]);
+        let error = ExtraInfo::new(&mut gateway, LIMITS).response_body().await.unwrap_err();
+        assert_eq!(error.to_string(), "the answers to a call's questions are more than 4 bytes");
+    }
+
+    #[tokio::test]
+    async fn an_abandoned_question_ends_the_questions_of_its_call() {
+        let mut gateway = answers([]);
+        let mut extra_info = ExtraInfo::new(&mut gateway, LIMITS);
+        assert!(extra_info.variable("route_id").now_or_never().is_none());
+        assert!(extra_info.is_abandoned());
+        let error = extra_info.variable("scheme").await.unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "an earlier question was abandoned, so its answer would be taken for this one's"
+        );
+    }
+
+    #[tokio::test]
+    async fn only_an_answer_that_may_still_come_is_waited_for() {
+        for (failure, text, is_owed) in [
+            (AskError::Closed, "the gateway closed the connection instead of answering a question", false),
+            (AskError::Unexpected, "the gateway sent something else than the answer to a question", true),
+            (AskError::Malformed("x".into()), "the gateway's answer to a question: x", false),
+        ] {
+            let mut gateway = answers([Err(failure)]);
+            let mut extra_info = ExtraInfo::new(&mut gateway, LIMITS);
+            assert_eq!(extra_info.variable("route_id").await.unwrap_err().to_string(), text);
+            assert_eq!(extra_info.is_abandoned(), is_owed, "{text}");
+        }
+    }
+}

@@ -78,7 +78,7 @@ impl Default for ForwarderLimits {
     /// The values of the gateway's own upstream, but for the connections.
     fn default() -> Self {
         Self {
-            max_connections: 16_384,
+            max_connections: 4096,
             connect: Duration::from_secs(6),
             response_head: Duration::from_secs(300),
             idle: Duration::from_secs(60),

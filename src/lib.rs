@@ -41,10 +41,13 @@
 //! - `frame` knows no FlatBuffers; `wire` knows no sockets.
 //! - `plugin`, `request`, `response`, `headers`, `changes`, `extra_info`,
 //!   `upstream` and `testing` know no shipped plugin.
-//! - `user_upstream` reaches the gateway only through the public SDK: it is a
-//!   plugin that anyone could have written.
-//! - `runner` and `forwarder` share only `resolver`, `upstream`, `refusal` and
-//!   the stamp's key. Neither calls the other.
+//! - `user_upstream` reaches the gateway only through the public SDK; what else
+//!   it uses, `resolver`, `refusal` and `request_id`, speaks to no gateway.
+//! - `runner` and `forwarder` share only `upstream`, the stamp's key, `refusal`
+//!   and `request_id`, and `forwarder` and `user_upstream` the `resolver`.
+//!   Neither calls the other.
+//! - `testing` is a gateway. Of what is shipped, only the commands that call a
+//!   running runner use it.
 //! - Only `command` reads the environment, installs a subscriber and starts a
 //!   runtime; only `main` exits.
 //! - Only `server`, `forwarder` and `testing` spawn tasks.

@@ -20,8 +20,11 @@ use crate::response::Response;
 /// a conf, a JSON text, which becomes the [`Config`](Plugin::Config) once, when
 /// it is prepared.
 ///
-/// A plugin that fails, panics or takes longer than a call's deadline answers
-/// its call with 503 `runner-failed` and hurts no other call.
+/// A plugin that fails, panics or takes longer than a call's deadline (5 s, unless
+/// `--call-deadline` says otherwise) answers its call with 503 `runner-failed` and
+/// hurts no other call. At the deadline its future is dropped, which is possible
+/// only while it waits: code that blocks its thread holds up other calls too, and
+/// under `panic = "abort"` a panic ends the process.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a plugin",
     label = "not a plugin",
@@ -267,7 +270,11 @@ impl ConfError {
 
     fn from_json(field: String, error: &serde_json::Error) -> Self {
         // The name of an unknown field is the operator's typing, so it is shown, but not as it may please.
-        let field = if field == "." { String::new() } else { field.escape_debug().take(MAX_FIELD).collect() };
+        let field = if field == "." || field == "?" {
+            String::new()
+        } else {
+            field.escape_debug().take(MAX_FIELD).collect()
+        };
         let text = error.to_string();
         let position = (error.line() > 0).then(|| (error.line(), error.column()));
         let suffix = format!(" at line {} column {}", error.line(), error.column());

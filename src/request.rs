@@ -341,3 +341,128 @@ impl fmt::Debug for Request<'_> {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::plugin::{Action, Plugin, PluginError};
+    use crate::testing::{ClientRequest, ForwardedRequest, Gateway, Outcome, Route};
+
+    /// What a plugin of a test does with a request.
+    type Deed = Box<dyn Fn(&mut Request<'_>) -> Vec<Result<(), ChangeError>> + Send + Sync>;
+
+    struct Does(Deed, Arc<Mutex<Vec<String>>>);
+
+    impl Plugin for Does {
+        const NAME: &'static str = "does";
+        type Config = ();
+
+        async fn on_request(&self, (): &(), request: &mut Request<'_>) -> Result<Action, PluginError> {
+            let errors = (self.0)(request).into_iter().filter_map(Result::err);
+            self.1.lock().unwrap().extend(errors.map(|error| error.to_string()));
+            Ok(Action::Continue)
+        }
+    }
+
+    async fn forwarded(
+        request: ClientRequest,
+        deed: impl Fn(&mut Request<'_>) -> Vec<Result<(), ChangeError>> + Send + Sync + 'static,
+    ) -> (ForwardedRequest, Vec<String>) {
+        let errors = Arc::default();
+        let gateway = Gateway::with_plugin(Does(Box::new(deed), Arc::clone(&errors)));
+        let outcome = gateway.call(&Route::new("r").plugin("does", "null"), &request).await;
+        let Outcome::Forward(forwarded) = outcome else { panic!("{outcome:?}") };
+        let errors = errors.lock().unwrap().clone();
+        (forwarded, errors)
+    }
+
+    #[tokio::test]
+    async fn a_request_is_read_as_the_gateway_sent_it() {
+        let request = ClientRequest::new(Method::Mkcol, "/a%20b/%FF?x=1&flag&x=%26&empty=")
+            .header("X-Two", "1")
+            .header("x-two", "2")
+            .header("x-raw", b"\xff")
+            .from_source("::1".parse().unwrap());
+        let (forwarded, errors) = forwarded(request, |request| {
+            assert_eq!((request.method(), request.method().as_str()), (Method::Mkcol, "MKCOL"));
+            assert_eq!((request.path(), request.path_str()), (&b"/a b/\xff"[..], None));
+            assert_eq!(request.source(), Some("::1".parse().unwrap()));
+            assert_eq!(request.headers_named("X-TWO").collect::<Vec<_>>(), [b"1", b"2"]);
+            assert_eq!((request.header("x-raw"), request.header_str("x-raw")), (Some(&b"\xff"[..]), None));
+            assert_eq!(request.header_str("host"), Some("gateway.test"));
+            assert_eq!(request.arg("x"), Some(&b"1"[..]));
+            assert_eq!(
+                (request.arg("flag"), request.arg("empty"), request.arg("none")),
+                (Some(&b""[..]), Some(&b""[..]), None)
+            );
+            assert_eq!(request.args().filter(|(name, _)| *name == b"x").count(), 2);
+            Vec::new()
+        })
+        .await;
+        assert_eq!(forwarded.target, b"/a%20b/%FF?x=1&flag&x=%26&empty=", "reading is no change");
+        assert_eq!(errors, <[String; 0]>::default());
+    }
+
+    #[tokio::test]
+    async fn changes_arrive() {
+        let request = ClientRequest::new(Method::Post, "/a?x=1").header("x-gone", "1").body("body");
+        let (forwarded, errors) = forwarded(request, |request| {
+            vec![
+                request.set_path("/new path"),
+                request.set_arg("y", "2"),
+                request.set_arg("y", "3"),
+                request.remove_arg("x"),
+                request.set_body("new body"),
+                request.set_header("x-set", "first"),
+                request.set_header("X-Set", "last"),
+                request.remove_header("x-gone"),
+                request.set_header("host", "other"),
+                request.add_response_header("x-added", "1"),
+            ]
+        })
+        .await;
+        assert_eq!(errors, <[String; 0]>::default());
+        assert_eq!(String::from_utf8_lossy(&forwarded.target), "/new%20path?y=3");
+        assert_eq!(forwarded.body.as_deref(), Some(&b"new body"[..]));
+        assert_eq!(forwarded.header("x-set"), Some(&b"last"[..]));
+        assert_eq!(forwarded.header("host"), Some(&b"other"[..]));
+        assert_eq!(forwarded.header("x-gone"), None);
+        assert_eq!(forwarded.response_headers, [("x-added".to_owned(), b"1".to_vec())]);
+        assert_eq!(forwarded.upstream, None);
+    }
+
+    #[tokio::test]
+    async fn what_the_wire_can_not_say_is_refused_and_changes_nothing() {
+        let (forwarded, errors) = forwarded(ClientRequest::get("/a"), |request| {
+            vec![
+                request.set_path("no-slash"),
+                request.set_arg("", "1"),
+                request.remove_arg(""),
+                request.set_body(""),
+                request.set_header("a b", "1"),
+                request.set_header("x-empty", ""),
+                request.remove_header("host"),
+                request.remove_header("content-length"),
+                request.add_response_header("location", "/"),
+                request.set_header("x-large", vec![b'x'; 33 << 20]),
+            ]
+        })
+        .await;
+        let expected = [
+            "a path begins with \"/\": without, the gateway takes it for a part of the upstream's name",
+            "an argument needs a name",
+            "an argument needs a name",
+            "an empty body leaves the body as it was: the protocol can't say empty",
+            "not a header name: letters, digits and !#$%&'*+-.^_`|~ only, at least one",
+            "empty value for header \"x-empty\": the gateway would delete it, so use remove_header",
+            "request header \"host\" can't be changed: without it no request is valid",
+            "request header \"content-length\" can't be changed: a length without its body stalls the request, and a new body brings its own",
+            "response header \"location\" can't be set: the gateway ignores it",
+            "the changes of this call are more than 33554432 bytes",
+        ];
+        assert_eq!(errors, expected);
+        assert_eq!((&forwarded.target[..], forwarded.header("x-large")), (&b"/a"[..], None));
+    }
+}

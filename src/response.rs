@@ -196,3 +196,126 @@ impl fmt::Debug for Response<'_> {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plugin::{Action, Plugin, PluginError};
+    use crate::request::Request;
+    use crate::testing::{Answer, ClientRequest, Gateway, Route};
+
+    /// Changes what its conf says.
+    struct Change;
+
+    impl Plugin for Change {
+        const NAME: &'static str = "change";
+        type Config = String;
+
+        async fn on_request(&self, _: &String, _: &mut Request<'_>) -> Result<Action, PluginError> {
+            Ok(Action::Continue)
+        }
+
+        async fn on_response(&self, config: &String, response: &mut Response<'_>) -> Result<(), PluginError> {
+            match config.as_str() {
+                "nothing" => {}
+                "status" => response.set_status(418)?,
+                "headers" => {
+                    assert_eq!(response.headers_named("set-cookie").collect::<Vec<_>>(), [b"a=1", b"b=2"]);
+                    response.set_header("Set-Cookie", "c=3")?;
+                    response.remove_header("x-up")?;
+                    let route = response.var("route_id").await?.unwrap_or_default();
+                    response.set_header("x-route", route)?;
+                }
+                "body" => {
+                    let body = response.body().await?.unwrap_or_default();
+                    assert_eq!(response.status(), 200);
+                    response.set_body([&body[..], b", changed"].concat())?;
+                }
+                error => return Err(error.into()),
+            }
+            Ok(())
+        }
+    }
+
+    fn upstreams() -> Answer {
+        let header = |name: &str, value: &str| (name.to_owned(), value.into());
+        Answer {
+            status: 200,
+            headers: vec![
+                header("content-type", "text/html"),
+                header("x-up", "1"),
+                header("set-cookie", "a=1"),
+                header("set-cookie", "b=2"),
+                header("content-length", "4"),
+            ],
+            body: b"body".to_vec(),
+        }
+    }
+
+    async fn client_gets(change: &str) -> Answer {
+        let route = Route::new("r").plugin("change", &format!("{change:?}"));
+        let gateway = Gateway::with_plugin(Change);
+        gateway.call_for_response(&route, &ClientRequest::get("/"), &upstreams()).await.unwrap()
+    }
+
+    /// What a client gets of the upstream's when nothing is changed: the gateway
+    /// measures the body itself.
+    fn untouched() -> Answer {
+        let mut answer = upstreams();
+        answer.headers.pop();
+        answer
+    }
+
+    #[tokio::test]
+    async fn what_nobody_changes_arrives_with_its_content_type() {
+        assert_eq!(client_gets("nothing").await, untouched());
+    }
+
+    #[tokio::test]
+    async fn status_headers_and_body_can_be_changed() {
+        assert_eq!(client_gets("status").await, Answer { status: 418, ..untouched() });
+        assert_eq!(client_gets("body").await, Answer { body: b"body, changed".to_vec(), ..untouched() });
+        let headers = client_gets("headers").await.headers;
+        let expected = [("content-type", "text/html"), ("set-cookie", "c=3"), ("x-route", "test")];
+        let expected = expected.map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec()));
+        assert_eq!(headers, expected);
+    }
+
+    #[tokio::test]
+    async fn a_failure_lets_nothing_of_the_upstreams_through() {
+        let answer = client_gets("a failure").await;
+        assert_eq!(answer.status, 503);
+        assert_eq!(answer.header("content-type"), Some(&b"application/problem+json"[..]));
+        assert_eq!((answer.header("x-up"), answer.header("set-cookie")), (None, None));
+        let body = String::from_utf8(answer.body).unwrap();
+        assert!(body.contains("runner-failed") && !body.contains("a failure"), "{body}");
+    }
+
+    #[tokio::test]
+    async fn a_response_header_that_the_gateway_sets_is_refused() {
+        struct Length;
+        impl Plugin for Length {
+            const NAME: &'static str = "length";
+            type Config = ();
+
+            async fn on_request(&self, (): &(), _: &mut Request<'_>) -> Result<Action, PluginError> {
+                Ok(Action::Continue)
+            }
+
+            async fn on_response(&self, (): &(), response: &mut Response<'_>) -> Result<(), PluginError> {
+                for name in GATEWAYS_OWN {
+                    let error = response.set_header(name, "1").unwrap_err();
+                    assert_eq!(error, ChangeError::FixedResponse(name.into()));
+                    assert_eq!(response.remove_header(name).unwrap_err(), error);
+                }
+                assert_eq!(response.set_body("").unwrap_err(), ChangeError::EmptyBody);
+                assert_eq!(response.set_status(101).unwrap_err(), ChangeError::Status(101));
+                Ok(())
+            }
+        }
+        let route = Route::new("r").plugin("length", "null");
+        let gateway = Gateway::with_plugin(Length);
+        let answer = gateway.call_for_response(&route, &ClientRequest::get("/"), &upstreams()).await.unwrap();
+        assert_eq!(answer, untouched());
+    }
+}

@@ -51,7 +51,6 @@ pub(crate) async fn run(
 ) -> Result<(), RunError> {
     // First of all, so that a parent which dies while we start is missed.
     let parent = getppid();
-    let stamp_key = stamp_key(&mut settings)?;
     let resolver =
         Resolver::new(&settings.name_servers).map_err(|error| RunError::Names(error.to_string()))?;
     let resolver = Arc::new(resolver);
@@ -59,13 +58,14 @@ pub(crate) async fn run(
         return Err(RunError::SameName(<UserUpstream as crate::Plugin>::NAME));
     }
     let gateway = settings.spawned.then(|| GatewayProcess::above(parent.as_raw())).flatten();
-    let admission = Admission::new(settings.allowed_uids, gateway);
+    let admission = Admission::new(std::mem::take(&mut settings.allowed_uids), gateway);
 
     let forwarder_listener = listen_at(settings.forwarder, &settings.socket.path)
         .map_err(|error| RunError::Forwarder { address: settings.forwarder, error })?;
     let bound = settings.socket.bind();
     let (listener, file) =
         bound.map_err(|error| RunError::Socket { path: settings.socket.path.clone(), error })?;
+    let stamp_key = stamp_key(&mut settings)?;
     info!(
         socket = %settings.socket.path.display(),
         mode = format!("{:04o}", settings.socket.mode),

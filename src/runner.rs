@@ -27,6 +27,10 @@ use crate::wire::{Encoder, ErrorCode, PrepareConf, Question, RequestCall, Respon
 /// How many plugins one chain may have.
 const MAX_CHAIN: usize = 100;
 
+/// How much of a name or key goes to the log, in bytes. APISIX allows a plugin's
+/// name 128 characters.
+const MAX_SHOWN: usize = 256;
+
 /// What one call may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CallLimits {
@@ -122,6 +126,12 @@ impl Runner {
         let call = PrepareConf::decode(payload)
             .inspect_err(|malformed| error!(error = %malformed, "PrepareConf refused"))
             .ok()?;
+        let bytes: usize = call.confs.iter().map(|(name, conf)| name.len() + conf.len()).sum();
+        // A payload may refer to one text many times; hashing it all would take for ever.
+        if call.confs.len() > MAX_CHAIN || bytes > payload.len() {
+            error!(plugins = call.confs.len(), limit = MAX_CHAIN, bytes, "conf refused: too many plugins");
+            return None;
+        }
         let id = ChainId::of(&call.confs);
         if let Some(token) = self.confs.renew(id) {
             return Some(token);
@@ -135,22 +145,18 @@ impl Runner {
             .ok()?;
         match plugins.is_empty() {
             true => {
-                warn!(key = %call.key.escape_ascii(), "route prepared without a plugin: its requests go on unchanged");
+                warn!(key = shown(call.key), "route prepared without a plugin: its requests go on unchanged");
             }
-            false => info!(key = %call.key.escape_ascii(), ?plugins, "route prepared"),
+            false => info!(key = shown(call.key), ?plugins, "route prepared"),
         }
         Some(token)
     }
 
     fn prepare_chain(&self, call: &PrepareConf<'_>) -> Option<Chain> {
-        let key = call.key.escape_ascii().to_string();
-        if call.confs.len() > MAX_CHAIN {
-            error!(key, plugins = call.confs.len(), limit = MAX_CHAIN, "conf refused: too many plugins");
-            return None;
-        }
+        let key = shown(call.key);
         let mut chain = Chain::with_capacity(call.confs.len());
         for (name, conf) in &call.confs {
-            let plugin = name.escape_ascii().to_string();
+            let plugin = shown(name);
             // A plugin's own deserialisation is a stranger's code, so it may panic.
             let prepared = std::panic::catch_unwind(AssertUnwindSafe(|| self.registry.prepare(name, conf)));
             match prepared {
@@ -302,6 +308,11 @@ async fn request_id(extra_info: &mut ExtraInfo<'_>) -> String {
     shown_request_id(asked.ok().and_then(Result::ok).flatten().as_deref())
 }
 
+/// A text of the gateway's for the log, not as long as it may please.
+fn shown(text: &[u8]) -> String {
+    text.iter().take(MAX_SHOWN).copied().flat_map(std::ascii::escape_default).map(char::from).collect()
+}
+
 /// Of a call that could not be read, nobody knows what its client can read.
 fn unknown_reader() -> Reader {
     Reader::new("", |_| None)
@@ -324,5 +335,64 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + Sync> Ask for ConnectionAsker<'_
             }
             Ok(decode_extra_info(&frame.payload)?.map(|result| frame.payload.slice_ref(result)))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plugin::Plugin;
+    use crate::stamp::StampKey;
+
+    struct Nothing;
+
+    impl Plugin for Nothing {
+        const NAME: &'static str = "nothing";
+        type Config = ();
+
+        async fn on_request(&self, (): &(), _: &mut Request<'_>) -> Result<Action, PluginError> {
+            Ok(Action::Continue)
+        }
+    }
+
+    fn runner() -> Runner {
+        let mut registry = Registry::default();
+        assert!(registry.add(Nothing));
+        let limits = CallLimits { deadline: Duration::from_secs(5), questions: 1, bytes: 1 };
+        let stamper = Stamper { key: StampKey::random().unwrap(), lifetime: Duration::from_secs(60) };
+        Runner::new(registry, ConfCache::new(Duration::from_secs(3600), 10), limits, stamper)
+    }
+
+    fn token(name: &str, conf: &str, times: usize) -> Option<u32> {
+        let mut encoder = Encoder::new();
+        encoder.repeated_conf(name.as_bytes(), conf.as_bytes(), times);
+        runner().prepare_token(encoder.payload())
+    }
+
+    #[tokio::test]
+    async fn a_conf_that_is_repeated_by_reference_is_refused_before_it_is_read() {
+        assert!(token("nothing", "null", 1).is_some());
+        assert!(token("nothing", "", 5).is_some(), "a plugin may be there more than once");
+        assert_eq!(token("nothing", &" ".repeat(1000), 64), None);
+        assert_eq!(token("", "", MAX_CHAIN + 1), None);
+    }
+
+    #[test]
+    fn what_goes_to_the_log_is_short_and_plain() {
+        assert_eq!(shown(b"a\nb\xff"), "a\\nb\\xff");
+        assert_eq!(shown(&[b'a'; 1000]).len(), MAX_SHOWN);
+    }
+
+    #[test]
+    fn failures_say_what_happened() {
+        let failures = [
+            (CallFailure::Plugin("why".into()), "why"),
+            (CallFailure::Panic("why".to_owned()), "panicked: why"),
+            (CallFailure::Deadline(Duration::from_secs(5)), "no answer within 5s"),
+            (CallFailure::TooLong(TooLong), "the answer is longer than a frame can be, 16777215 bytes"),
+        ];
+        for (failure, text) in failures {
+            assert_eq!(failure.to_string(), text);
+        }
     }
 }

@@ -40,6 +40,10 @@ pub(crate) enum BindError {
     TooLong(usize),
     #[error("the path has no file name")]
     NoName,
+    #[error("its folder does not exist: make it, or choose another path")]
+    NoFolder,
+    #[error("who runs this may not write to its folder")]
+    ClosedFolder,
     #[error("something else than a socket stands at the path: it is not replaced")]
     NotASocket,
     #[error("{doing}: {error}")]
@@ -54,7 +58,11 @@ impl SocketFile {
             return Err(BindError::NotASocket);
         }
         let beside = self.path_beside()?;
-        let listener = StdListener::bind(&beside).map_err(failed("binding beside the path"))?;
+        let listener = StdListener::bind(&beside).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => BindError::NoFolder,
+            io::ErrorKind::PermissionDenied => BindError::ClosedFolder,
+            _ => BindError::Io { doing: "binding", error },
+        })?;
         let made = self.furnish(&beside).and_then(|bound| {
             let _locked = lock_folder(&self.path);
             fs::rename(&beside, &self.path).map_err(failed("renaming the socket to its path"))?;

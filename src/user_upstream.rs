@@ -14,7 +14,7 @@ mod template;
 use std::sync::Arc;
 
 use tokio::time::timeout;
-use tracing::info;
+use tracing::{debug, info};
 
 use crate::headers::HeaderName;
 use crate::plugin::{Action, Plugin, PluginError, Stop};
@@ -62,18 +62,29 @@ impl UserUpstream {
         let Trust::Gateway = config.identity.trust;
         let userinfo = identity::find(request.headers()).map_err(|error| match error {
             IdentityError::Missing => Refusal::IdentityMissing,
-            IdentityError::Malformed(_) => Refusal::IdentityMalformed,
+            IdentityError::Malformed(malformed) => malformed_identity(malformed),
         })?;
         if request.header("upgrade").is_some() && origin::is_foreign(request.headers()) {
             return Err(Refusal::ForeignOrigin);
         }
         let decision = config.remembered.get_or_read(userinfo, || decide_anew(config, userinfo))?;
-        match self.resolver.resolve(decision.upstream.host()).await {
-            Ok(_) => Ok(decision),
-            Err(ResolveError::NotFound) => Err(Refusal::WorkspaceNotFound),
-            Err(ResolveError::Unavailable) => Err(Refusal::ResolverUnavailable),
-        }
+        let resolved = self.resolver.resolve(decision.upstream.host()).await;
+        // The name has the subject in it, so it is told only to who asks for more.
+        resolved.map_err(|reason| {
+            debug!(upstream = %decision.upstream, %reason, "workspace has no address");
+            match reason {
+                ResolveError::NotFound => Refusal::WorkspaceNotFound,
+                ResolveError::Unavailable => Refusal::ResolverUnavailable,
+            }
+        })?;
+        Ok(decision)
     }
+}
+
+/// The log says what is wrong with the header, which the client is not told.
+fn malformed_identity(reason: Malformed) -> Refusal {
+    info!(%reason, "identity refused");
+    Refusal::IdentityMalformed
 }
 
 /// Who an identity header says is asking, and where they go: nothing but the
@@ -88,7 +99,7 @@ pub(crate) struct Decision {
 fn decide_anew(config: &UserUpstreamConfig, userinfo: &[u8]) -> Result<Decision, Refusal> {
     let claims = identity::decode(userinfo, &config.wanted).map_err(|malformed| match malformed {
         Malformed::Subject => Refusal::NoWorkspaceName,
-        _ => Refusal::IdentityMalformed,
+        malformed => malformed_identity(malformed),
     })?;
     if !is_header_text(claims.subject()) {
         return Err(Refusal::IdentityMalformed);
@@ -138,7 +149,8 @@ fn remove(name: &HeaderName, request: &mut Request<'_>) -> Result<(), PluginErro
 /// Whether a text can stand in a header as it is. A user name is its owner's to
 /// choose, and no reason to turn them away.
 fn is_header_text(text: &str) -> bool {
-    !text.is_empty() && !text.chars().any(char::is_control)
+    // Spaces around it are not the value's (RFC 9110, section 5.5), so " a" would arrive as "a".
+    !text.is_empty() && text.trim() == text && !text.chars().any(char::is_control)
 }
 
 async fn refuse(refusal: Refusal, request: &mut Request<'_>) -> Result<Action, PluginError> {
@@ -190,7 +202,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_subject_that_no_header_can_have_is_refused() {
-        for claims in [r#"{"sub": "a\r\nx: y"}"#, r#"{"sub": "a\u0000"}"#, r#"{"sub": "a\u007f"}"#] {
+        for claims in [
+            r#"{"sub": "a\r\nx: y"}"#,
+            r#"{"sub": "a\u0000"}"#,
+            r#"{"sub": "a\u007f"}"#,
+            r#"{"sub": " a"}"#,
+            r#"{"sub": "a "}"#,
+        ] {
             assert_eq!(outcome(claims, ClientRequest::get("/")).await.status(), Some(400), "{claims}");
         }
     }

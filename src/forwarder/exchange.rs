@@ -13,7 +13,7 @@ use hyper::ext::ReasonPhrase;
 use hyper::upgrade::OnUpgrade;
 use thiserror::Error;
 
-use super::body::{Progress, RequestBody};
+use super::body::{Progress, RequestBody, ResponseBody};
 use super::pool::Destination;
 use super::workspace::{ConnectError, Connection, SendError};
 use super::{Forwarder, Place, headers, tunnel};
@@ -27,7 +27,7 @@ use crate::upstream::Upstream;
 const REQUEST_ID: &str = "x-request-id";
 
 /// The workspace's body as it comes, or one of ours.
-type AnswerBody = Either<Incoming, Full<Bytes>>;
+type AnswerBody = Either<ResponseBody, Full<Bytes>>;
 
 /// Why a request gets no answer from a workspace.
 #[derive(Debug, Error)]
@@ -82,7 +82,10 @@ pub(super) async fn answer(
     let (body, progress) = RequestBody::new(body);
     let request = Request::from_parts(parts, body);
     match relay(&forwarder, place, request, &progress, &request_id).await {
-        Ok(response) => response.map(Either::Left),
+        Ok(response) => {
+            let wait = forwarder.limits.response_head;
+            response.map(|body| Either::Left(ResponseBody::new(body, progress, wait)))
+        }
         Err(failure) => {
             let refusal = failure.refusal();
             let code = refusal.code();

@@ -41,7 +41,8 @@ const KEPT_PREFIXES: [&str; 5] = ["x-forwarded-", "x-auth-", "x-request-", "cont
 /// header only if nobody but the client has a reason to set it.
 pub(super) fn take_request_hop(headers: &mut HeaderMap) -> Option<HeaderValue> {
     let named = named(headers);
-    let upgrade = headers.get(header::UPGRADE).filter(|_| named.contains(&header::UPGRADE)).cloned();
+    let upgrade = headers.get(header::UPGRADE).filter(|_| named.contains(&header::UPGRADE));
+    let upgrade = upgrade.filter(|protocols| !carries_requests(protocols)).cloned();
     for name in named.iter().filter(|name| !is_kept(name)) {
         headers.remove(name);
     }
@@ -52,7 +53,19 @@ pub(super) fn take_request_hop(headers: &mut HeaderMap) -> Option<HeaderValue> {
     upgrade
 }
 
-/// Removes what belongs to the connection that a response came on.
+/// Whether one of the protocols carries further requests, each of which has to
+/// come by the plugins: HTTP/2 in the clear, or whatever is inside TLS.
+fn carries_requests(protocols: &HeaderValue) -> bool {
+    let mut protocols = protocols.as_bytes().split(|byte| *byte == b',');
+    protocols.any(|protocol| {
+        let name = protocol.split(|byte| *byte == b'/').next().unwrap_or_default().trim_ascii();
+        [&b"h2c"[..], b"h2", b"http", b"tls"].iter().any(|known| name.eq_ignore_ascii_case(known))
+    })
+}
+
+/// Removes what belongs to the connection that a response came on, and what
+/// would command the gateway: nginx obeys `X-Accel-*` of an upstream, up to
+/// serving another of its own locations.
 pub(super) fn remove_response_hop(headers: &mut HeaderMap) {
     // A length beside a transfer encoding is to be ignored (RFC 9112, section
     // 6.3), so it must not reach anybody who would believe it.
@@ -63,6 +76,11 @@ pub(super) fn remove_response_hop(headers: &mut HeaderMap) {
         headers.remove(name);
     }
     remove_hop_by_hop(headers);
+    let commands: Vec<_> =
+        headers.keys().filter(|name| name.as_str().starts_with("x-accel-")).cloned().collect();
+    for name in commands {
+        headers.remove(name);
+    }
 }
 
 /// Asks for an upgrade, or agrees to one, on the connection that is next.
@@ -193,6 +211,24 @@ mod tests {
     }
 
     #[test]
+    fn an_upgrade_that_would_carry_requests_is_none() {
+        for (protocols, passes) in [
+            ("websocket", true),
+            ("echo/1", true),
+            ("h2c", false),
+            ("H2C", false),
+            ("websocket, h2c", false),
+            ("HTTP/2.0", false),
+            ("TLS/1.2, HTTP/1.1", false),
+        ] {
+            let mut headers = map(&[("connection", "upgrade, http2-settings"), ("http2-settings", "x")]);
+            headers.insert("upgrade", HeaderValue::from_static(protocols));
+            assert_eq!(take_request_hop(&mut headers).is_some(), passes, "{protocols}");
+            assert_eq!(names(&headers), <[&str; 0]>::default());
+        }
+    }
+
+    #[test]
     fn a_response_loses_its_hop_and_a_length_that_does_not_count() {
         let mut headers = map(&[
             ("connection", "close, x-hop"),
@@ -201,6 +237,8 @@ mod tests {
             ("transfer-encoding", "chunked"),
             ("content-length", "3"),
             ("trailer", "x-sum"),
+            ("x-accel-redirect", "/internal"),
+            ("x-accel-buffering", "no"),
             ("set-cookie", "a=b"),
             ("set-cookie", "c=d"),
         ]);

@@ -168,8 +168,10 @@ impl HostTemplate {
                 return Err(RenderError::NoLabel);
             }
         }
-        // Only what a claim made can still be a number here.
-        if self.rest.is_empty() && is_numeric(&name[last_label..]) {
+        // Only what a claim made can still be a number here, or the gateway's own
+        // host, which every resolver takes `localhost` for (RFC 6761, section 6.3).
+        let last = &name[last_label..];
+        if self.rest.is_empty() && (is_numeric(last) || last == "localhost") {
             return Err(RenderError::NoLabel);
         }
         name.push_str(&self.rest);
@@ -285,7 +287,9 @@ pub(crate) enum TemplateError {
 pub(crate) enum RenderError {
     #[error("a claim of the template is missing or no text")]
     NoClaim,
-    #[error("the value has no label: it is empty, longer than 255 characters, or makes the name a number")]
+    #[error(
+        "the value has no label: it is empty, longer than 255 characters, or makes the name a number or localhost"
+    )]
     NoLabel,
 }
 
@@ -362,12 +366,14 @@ mod tests {
         assert_eq!(RenderError::NoClaim.to_string(), "a claim of the template is missing or no text");
         assert_eq!(
             RenderError::NoLabel.to_string(),
-            "the value has no label: it is empty, longer than 255 characters, or makes the name a number"
+            "the value has no label: it is empty, longer than 255 characters, or makes the name a number or localhost"
         );
     }
 
     #[test]
     fn a_name_is_never_made_a_number() {
+        named("{sub}", "localhost", Err(RenderError::NoLabel));
+        named("{sub}.a", "localhost", Ok("localhost.a"));
         named("{sub}", "127", Err(RenderError::NoLabel));
         named("{sub}", "0x7f", Err(RenderError::NoLabel));
         named("0x{sub}", "7f", Err(RenderError::NoLabel));

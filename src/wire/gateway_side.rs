@@ -136,6 +136,17 @@ impl Encoder {
         self.builder.finish_minimal(call);
     }
 
+    /// A call that refers to one conf many times.
+    #[cfg(test)]
+    pub(crate) fn repeated_conf(&mut self, name: &[u8], conf: &[u8], times: usize) {
+        self.start();
+        let entry = self.entry(name, Some(conf));
+        let conf = Some(self.builder.create_vector(&vec![entry; times]));
+        let args = a6::prepare_conf::ReqArgs { conf, key: None };
+        let call = a6::prepare_conf::Req::create(&mut self.builder, &args);
+        self.builder.finish_minimal(call);
+    }
+
     pub(crate) fn request_call(&mut self, request: &RequestParts) {
         self.start();
         let arguments: Vec<Entry<'_>> =
@@ -253,6 +264,21 @@ mod tests {
         fn no_payload_is_too_strange(payload in prop::collection::vec(prop_oneof![Just(0u8), 0u8..40, any::<u8>()], 0..200)) {
             let _ = (RequestCall::decode(&payload), ResponseCall::decode(&payload));
             let _ = (PrepareConf::decode(&payload), decode_extra_info(&payload));
+        }
+    }
+
+    #[test]
+    fn a_real_gateways_calls_are_read_as_the_crate_reads_them() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
+        let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let calls: Vec<_> =
+            files.filter(|file| file.to_str().unwrap().ends_with("to-runner-HTTPReqCall.bin")).collect();
+        assert!(calls.len() > 30, "{}", calls.len());
+        for file in calls {
+            let frame = std::fs::read(&file).unwrap();
+            let payload = &frame[crate::frame::HEADER..];
+            assert_eq!(read(payload), read_by_the_crate(payload), "{}", file.display());
+            assert!(!read(payload).unwrap().headers.is_empty());
         }
     }
 

@@ -96,7 +96,10 @@ fn call_prints_the_decision() {
 
     let refused = kube_coders(&["call", "--listen-address", &address, "--conf", "{}"]);
     assert_eq!(refused.code, Some(2));
-    assert_eq!(refused.stderr, "kube-coders: the runner refused the conf: its log says where\n");
+    assert_eq!(
+        refused.stderr,
+        "kube-coders: the runner refused the conf: its log says why, in a line with \"conf refused\"\n"
+    );
 }
 
 #[test]
@@ -154,17 +157,20 @@ fn example(name: &str) -> Option<PathBuf> {
 
 /// The text of the first block of this kind in a page.
 #[track_caller]
-fn block<'p>(page: &'p str, kind: &str) -> &'p str {
-    let (_, rest) = page.split_once(&format!("```{kind}\n")).unwrap();
-    rest.split_once("```").unwrap().0
+fn blocks<'p>(page: &'p str, kind: &str) -> Vec<&'p str> {
+    let fence = format!("```{kind}\n");
+    let parts = page.split(&*fence).skip(1);
+    let blocks: Vec<_> = parts.map(|part| part.split_once("```").unwrap().0).collect();
+    assert!(!blocks.is_empty(), "no block of {kind}");
+    blocks
 }
 
 /// The commands of a README, each as it would be typed for the built program,
 /// with the socket and port of this test.
 fn commands(page: &str, name: &str, program: &Path, socket: &Path) -> Vec<String> {
-    let text = block(page, "sh").replace("\\\n", " ");
+    let text = blocks(page, "sh").concat().replace("\\\n", " ");
     let commands = text.lines().map(|line| {
-        let line = line.trim_end_matches('&').trim();
+        let line = line.trim();
         let line = line.strip_prefix(&format!("cargo run --example {name} -- ")).expect("the example is run");
         assert!(line.contains(&format!("unix:/tmp/{name}.sock")), "{line}");
         let words = line.split("--forwarder-address ").collect::<Vec<_>>();
@@ -193,7 +199,7 @@ fn every_example_prints_what_its_page_says_and_takes_its_route() {
         runner.line(&["forwarder listens"]);
         let printed = run(Command::new("sh").args(["-c", call]));
         assert_eq!(printed.code, Some(0), "{call}: {}", printed.stderr);
-        assert_eq!(printed.stdout, block(&page, "text"), "{call}");
+        assert_eq!(printed.stdout, blocks(&page, "text").concat(), "{call}");
 
         let confs = pre_req_confs(&format!("examples/{name}/route.yaml"));
         assert_eq!(confs.len(), 1, "{name}");

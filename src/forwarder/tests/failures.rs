@@ -4,6 +4,7 @@ use super::super::*;
 use super::harness::*;
 use crate::upstream::Upstream;
 use std::time::{Duration, SystemTime};
+use tokio::io::AsyncWriteExt as _;
 
 #[tokio::test]
 async fn a_connection_that_died_while_idle_is_replaced() {
@@ -153,4 +154,34 @@ async fn a_workspace_hears_that_the_gateway_has_gone() {
     inside.head().await;
     drop(gateway);
     assert_eq!(inside.rest().await, "");
+}
+
+#[tokio::test]
+async fn a_workspace_that_neither_reads_nor_answers_holds_no_place() {
+    let wait = Duration::from_millis(200);
+    let limits = ForwarderLimits { response_head: wait, max_connections: 1, ..ForwarderLimits::default() };
+    let (served, workspace) = (Served::with(limits, DRAIN).await, Workspace::new().await);
+    let mut gateway = served.connect().await;
+    gateway
+        .write(format!(
+            "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 100000000\r\n{}\r\n",
+            served.stamp(&workspace)
+        ))
+        .await;
+    let mut inside = workspace.accept().await;
+    inside.head().await;
+    inside.write("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc").await;
+    // The gateway's side of the request is full at some time, and then it goes.
+    let filling = async {
+        loop {
+            if gateway.stream.write_all(&[b'x'; 65_536]).await.is_err() {
+                break;
+            }
+        }
+    };
+    within(filling).await;
+    drop(gateway);
+    let mut next = served.connect().await;
+    next.write("GET / HTTP/1.1\r\nHost: h\r\n\r\n").await;
+    assert_refused(&next.response().await, 403, "stamp-refused");
 }
