@@ -134,7 +134,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         self.unwritten.reserve(HEADER + payload.len());
         self.unwritten.extend_from_slice(&header);
         self.unwritten.extend_from_slice(payload);
-        timeout(WRITE, self.write_unwritten()).await.map_err(|_| io::ErrorKind::TimedOut)??;
+        // Most peers take a frame at once, without a timer to be set.
+        let written = self.write_unwritten().now_or_never();
+        match written {
+            Some(written) => written?,
+            None => timeout(WRITE, self.write_unwritten()).await.map_err(|_| io::ErrorKind::TimedOut)??,
+        }
         if self.unwritten.capacity() > KEPT {
             self.unwritten = BytesMut::new();
         }

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -257,11 +258,18 @@ impl Runner {
 
     /// Runs a call's plugins: a panic and a missed deadline end this call alone.
     async fn run<T>(&self, verdict: impl Future<Output = Result<T, PluginError>>) -> Result<T, CallFailure> {
-        let caught = AssertUnwindSafe(verdict).catch_unwind();
-        match timeout(self.limits.deadline, caught).await {
-            Ok(Ok(verdict)) => verdict.map_err(CallFailure::Plugin),
-            Ok(Err(panic)) => Err(CallFailure::Panic(panic_text(&*panic).to_owned())),
-            Err(_) => Err(CallFailure::Deadline(self.limits.deadline)),
+        let mut caught = pin!(AssertUnwindSafe(verdict).catch_unwind());
+        // Most plugins decide at once, without a timer to be set.
+        let caught = match caught.as_mut().now_or_never() {
+            Some(caught) => caught,
+            None => match timeout(self.limits.deadline, caught).await {
+                Ok(caught) => caught,
+                Err(_) => return Err(CallFailure::Deadline(self.limits.deadline)),
+            },
+        };
+        match caught {
+            Ok(verdict) => verdict.map_err(CallFailure::Plugin),
+            Err(panic) => Err(CallFailure::Panic(panic_text(&*panic).to_owned())),
         }
     }
 
