@@ -151,11 +151,7 @@ pub(crate) struct Measured {
 impl Measured {
     /// The median of each number on its own.
     pub(crate) fn median(rounds: &[Self]) -> Self {
-        let median = |number: fn(&Self) -> f64| {
-            let mut numbers: Vec<f64> = rounds.iter().map(number).collect();
-            numbers.sort_unstable_by(f64::total_cmp);
-            numbers[numbers.len() / 2]
-        };
+        let median = |number: fn(&Self) -> f64| median(rounds.iter().map(number).collect());
         Self {
             calls_a_second: median(|round| round.calls_a_second),
             p50: median(|round| round.p50),
@@ -163,16 +159,40 @@ impl Measured {
             cpu: median(|round| round.cpu),
         }
     }
+}
 
-    /// Calls and CPU as parts of another's.
-    pub(crate) fn aims(&self, reference: &Self) -> (f64, f64) {
-        (self.calls_a_second / reference.calls_a_second, self.cpu / reference.cpu)
-    }
+/// What a server reaches of the reference: the median of the ratios of each
+/// round, since the machine's pace changes from round to round.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ratios {
+    pub(crate) calls: f64,
+    pub(crate) cpu: f64,
+    p99: f64,
+}
 
-    pub(crate) fn against(&self, reference: &Self) -> String {
-        let (calls, cpu) = self.aims(reference);
-        format!("calls {calls:.2}, CPU {cpu:.2}, p99 {:.2}", self.p99 / reference.p99)
+impl Ratios {
+    pub(crate) fn median(rounds: &[Measured], reference: &[Measured]) -> Self {
+        let median = |number: fn(&Measured) -> f64| {
+            median(rounds.iter().zip(reference).map(|(one, other)| number(one) / number(other)).collect())
+        };
+        Self {
+            calls: median(|round| round.calls_a_second),
+            cpu: median(|round| round.cpu),
+            p99: median(|round| round.p99),
+        }
     }
+}
+
+impl fmt::Display for Ratios {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { calls, cpu, p99 } = self;
+        write!(formatter, "calls {calls:.2}, CPU {cpu:.2}, p99 {p99:.2}")
+    }
+}
+
+fn median(mut numbers: Vec<f64>) -> f64 {
+    numbers.sort_unstable_by(f64::total_cmp);
+    numbers[numbers.len() / 2]
 }
 
 impl fmt::Display for Measured {
