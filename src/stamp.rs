@@ -287,7 +287,7 @@ mod tests {
         fn what_was_stamped_is_what_is_checked(
             host in "[a-z0-9]([-a-z0-9]{0,20}[a-z0-9])?(\\.[a-z][a-z0-9]{0,10}){0,3}\\.x",
             port in 1..=u16::MAX,
-            subject in proptest::option::of(".{0,255}"),
+            subject in proptest::option::of(".{1,255}"),
             lifetime in 1..1_000_000_u64,
         ) {
             let upstream = Upstream::new(Scheme::Http, host.parse().unwrap(), port).unwrap();
