@@ -5,6 +5,7 @@
 //! answer comes from the request except the request id: no name, token, claim
 //! or address.
 
+mod login;
 mod page;
 mod reader;
 
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+pub(crate) use login::LoginLink;
 pub(crate) use reader::{Language, Reader};
 
 /// After how long a client may usefully come again: about as long as a name
@@ -22,10 +24,20 @@ const COME_AGAIN: Duration = Duration::from_secs(5);
 /// Why a request does not reach a workspace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
+    /// So many headers that the gateway hides some.
+    TooManyHeaders,
     /// No header says who is asking.
     IdentityMissing,
     /// A header says who is asking, but not in a form that can be trusted.
     IdentityMalformed,
+    /// The token is not the issuer's, not for us, or not for now.
+    TokenInvalid,
+    /// The token and the userinfo are of two people.
+    IdentityMismatch,
+    /// Nobody can say whether the token is the issuer's.
+    KeysUnavailable,
+    /// A rule says that they may not come in.
+    NotAllowed,
     /// The claim that the template needs is missing or gives no DNS label.
     NoWorkspaceName,
     /// A page of another origin tried to open a WebSocket.
@@ -57,19 +69,32 @@ impl Refusal {
     pub(crate) fn status(self) -> u16 {
         match self {
             Self::IdentityMalformed => 400,
-            Self::IdentityMissing => 401,
-            Self::NoWorkspaceName | Self::ForeignOrigin | Self::StampRefused => 403,
+            Self::IdentityMissing | Self::TokenInvalid => 401,
+            Self::IdentityMismatch
+            | Self::NotAllowed
+            | Self::NoWorkspaceName
+            | Self::ForeignOrigin
+            | Self::StampRefused => 403,
             Self::WorkspaceNotFound => 404,
+            Self::TooManyHeaders => 431,
             Self::WorkspaceFailed => 502,
-            Self::ResolverUnavailable | Self::WorkspaceStarting | Self::RunnerFailed => 503,
+            Self::KeysUnavailable
+            | Self::ResolverUnavailable
+            | Self::WorkspaceStarting
+            | Self::RunnerFailed => 503,
         }
     }
 
     /// The name that scripts, dashboards and logs may rely on.
     pub(crate) fn code(self) -> &'static str {
         match self {
+            Self::TooManyHeaders => "too-many-headers",
             Self::IdentityMissing => "identity-missing",
             Self::IdentityMalformed => "identity-malformed",
+            Self::TokenInvalid => "token-invalid",
+            Self::IdentityMismatch => "identity-mismatch",
+            Self::KeysUnavailable => "keys-unavailable",
+            Self::NotAllowed => "not-allowed",
             Self::NoWorkspaceName => "no-workspace-name",
             Self::ForeignOrigin => "foreign-origin",
             Self::WorkspaceNotFound => "workspace-not-found",
@@ -84,24 +109,58 @@ impl Refusal {
     /// When to come again, for what is likely to pass by itself.
     pub(crate) fn retry_after(self) -> Option<Duration> {
         match self {
-            Self::ResolverUnavailable | Self::WorkspaceStarting => Some(COME_AGAIN),
+            Self::KeysUnavailable | Self::ResolverUnavailable | Self::WorkspaceStarting => Some(COME_AGAIN),
             _ => None,
         }
     }
 
+    /// What a 401 asks for (RFC 9110, section 15.5.2; RFC 6750, section 3).
+    fn challenge(self) -> Option<&'static str> {
+        match self {
+            Self::IdentityMissing => Some("Bearer"),
+            Self::TokenInvalid => Some("Bearer error=\"invalid_token\""),
+            _ => None,
+        }
+    }
+
+    /// Whether it may help to sign in again, perhaps as somebody else.
+    fn is_about_the_login(self) -> bool {
+        match self {
+            Self::IdentityMissing
+            | Self::IdentityMalformed
+            | Self::TokenInvalid
+            | Self::IdentityMismatch
+            | Self::NotAllowed
+            | Self::NoWorkspaceName => true,
+            Self::TooManyHeaders
+            | Self::KeysUnavailable
+            | Self::ForeignOrigin
+            | Self::WorkspaceNotFound
+            | Self::ResolverUnavailable
+            | Self::WorkspaceStarting
+            | Self::StampRefused
+            | Self::WorkspaceFailed
+            | Self::RunnerFailed => false,
+        }
+    }
+
     /// The response for this reader: a page for a navigation, else a problem
-    /// (RFC 9457).
-    pub(crate) fn render(self, reader: &Reader, request_id: &str) -> Rendered {
+    /// (RFC 9457). A page has the link where signing in again may help.
+    pub(crate) fn render(self, reader: &Reader, request_id: &str, login: Option<&LoginLink>) -> Rendered {
         let mut headers =
             vec![("cache-control", "no-store".to_owned()), ("x-content-type-options", "nosniff".to_owned())];
         if let Some(wait) = self.retry_after() {
             headers.push(("retry-after", wait.as_secs().to_string()));
         }
+        if let Some(challenge) = self.challenge() {
+            headers.push(("www-authenticate", challenge.to_owned()));
+        }
         let body = if reader.is_navigation() {
             headers.push(("content-type", "text/html; charset=utf-8".to_owned()));
             headers.push(("content-security-policy", page::CONTENT_SECURITY_POLICY.to_owned()));
             headers.push(("referrer-policy", "no-referrer".to_owned()));
-            page::render(self, reader.language(), request_id).into_bytes()
+            let login = login.filter(|_| self.is_about_the_login());
+            page::render(self, reader.language(), request_id, login).into_bytes()
         } else {
             headers.push(("content-type", "application/problem+json".to_owned()));
             self.problem(request_id)
@@ -147,10 +206,15 @@ struct Problem<'a> {
 mod tests {
     use super::*;
 
-    /// The lines of the product's answer table that exist so far.
-    const TABLE: [(Refusal, u16, &str, Option<u64>); 10] = [
+    /// The product's answer table.
+    const TABLE: [(Refusal, u16, &str, Option<u64>); 15] = [
+        (Refusal::TooManyHeaders, 431, "too-many-headers", None),
         (Refusal::IdentityMissing, 401, "identity-missing", None),
         (Refusal::IdentityMalformed, 400, "identity-malformed", None),
+        (Refusal::TokenInvalid, 401, "token-invalid", None),
+        (Refusal::IdentityMismatch, 403, "identity-mismatch", None),
+        (Refusal::KeysUnavailable, 503, "keys-unavailable", Some(5)),
+        (Refusal::NotAllowed, 403, "not-allowed", None),
         (Refusal::NoWorkspaceName, 403, "no-workspace-name", None),
         (Refusal::ForeignOrigin, 403, "foreign-origin", None),
         (Refusal::WorkspaceNotFound, 404, "workspace-not-found", None),
@@ -206,7 +270,7 @@ mod tests {
     #[test]
     fn everything_but_a_navigation_gets_a_problem() {
         for (refusal, status, code, wait) in TABLE {
-            let rendered = refusal.render(&script(), "id-1");
+            let rendered = refusal.render(&script(), "id-1", None);
             assert_eq!(rendered.status, status);
             assert_eq!(header(&rendered, "content-type"), Some("application/problem+json"));
             assert_eq!(header(&rendered, "cache-control"), Some("no-store"));
@@ -226,7 +290,7 @@ mod tests {
         for (refusal, status, code, wait) in TABLE {
             let (english, korean) = (navigation("en"), navigation("ko-KR"));
             for (reader, language) in [(&english, "en"), (&korean, "ko")] {
-                let rendered = refusal.render(reader, "id-1");
+                let rendered = refusal.render(reader, "id-1", None);
                 assert_eq!(rendered.status, status);
                 assert_eq!(header(&rendered, "content-type"), Some("text/html; charset=utf-8"));
                 assert_eq!(header(&rendered, "cache-control"), Some("no-store"));
@@ -248,9 +312,53 @@ mod tests {
     }
 
     #[test]
+    fn a_page_leads_to_the_login_where_that_may_help() {
+        let link: LoginLink = serde_json::from_str(r#""/logout?a=\"b\"&c""#).unwrap();
+        let mut codes = Vec::new();
+        for (refusal, _, code, _) in TABLE {
+            let page = refusal.render(&navigation("ko"), "id-1", Some(&link));
+            if text(&page).contains("<a ") {
+                assert!(
+                    text(&page).contains("<a href=\"/logout?a=&quot;b&quot;&amp;c\">다시 로그인</a>"),
+                    "{code}"
+                );
+                codes.push(code);
+            }
+            assert!(!text(&refusal.render(&navigation("en"), "id-1", None)).contains("<a "), "{code}");
+            assert!(!text(&refusal.render(&script(), "id-1", Some(&link))).contains("logout"), "{code}");
+        }
+        let expected = [
+            "identity-missing",
+            "identity-malformed",
+            "token-invalid",
+            "identity-mismatch",
+            "not-allowed",
+            "no-workspace-name",
+        ];
+        assert_eq!(codes, expected);
+    }
+
+    #[test]
+    fn a_401_asks_for_a_token() {
+        for (refusal, status, code, _) in TABLE {
+            for reader in [navigation("en"), script()] {
+                let rendered = refusal.render(&reader, "id-1", None);
+                let expected = match code {
+                    "identity-missing" => Some("Bearer"),
+                    "token-invalid" => Some("Bearer error=\"invalid_token\""),
+                    _ => None,
+                };
+                assert_eq!(header(&rendered, "www-authenticate"), expected);
+                assert_eq!(header(&rendered, "www-authenticate").is_some(), status == 401);
+                assert_eq!(header(&rendered, "location"), None);
+            }
+        }
+    }
+
+    #[test]
     fn only_the_page_of_a_starting_workspace_reloads_itself() {
         for (refusal, ..) in TABLE {
-            let page = refusal.render(&navigation("en"), "id-1");
+            let page = refusal.render(&navigation("en"), "id-1", None);
             let reloads = text(&page).contains("<meta http-equiv=\"refresh\" content=\"5\">");
             assert_eq!(reloads, refusal == Refusal::WorkspaceStarting, "{refusal:?}");
         }
@@ -259,14 +367,14 @@ mod tests {
     #[test]
     fn a_request_id_is_escaped() {
         let id = "\"'><script>alert(1)</script>&\\";
-        let page = Refusal::StampRefused.render(&navigation("en"), id);
+        let page = Refusal::StampRefused.render(&navigation("en"), id, None);
         assert!(!text(&page).contains("<script"));
         assert!(
             text(&page).contains("&quot;&#39;&gt;&lt;script&gt;alert(1)&lt;/script&gt;&amp;\\"),
             "{}",
             text(&page)
         );
-        let problem = Refusal::StampRefused.render(&script(), id);
+        let problem = Refusal::StampRefused.render(&script(), id, None);
         let problem: serde_json::Value = serde_json::from_slice(&problem.body).unwrap();
         assert_eq!(problem["request_id"], id);
     }

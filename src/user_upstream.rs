@@ -158,7 +158,7 @@ async fn refuse(refusal: Refusal, request: &mut Request<'_>) -> Result<Action, P
     let request_id = shown_request_id(known.ok().and_then(Result::ok).flatten().as_deref());
     info!(code = refusal.code(), request_id, "request refused");
     let reader = Reader::new(request.method().as_str(), |name| request.header(name));
-    let rendered = refusal.render(&reader, &request_id);
+    let rendered = refusal.render(&reader, &request_id, None);
     let mut stop = Stop::new(rendered.status)?.body(rendered.body);
     for (name, value) in rendered.headers {
         stop = stop.header(name, value)?;

@@ -256,7 +256,7 @@ fn for_gateway_upgraded(response: Response<Incoming>) -> Response<Incoming> {
 }
 
 fn refuse(refusal: Refusal, reader: &Reader, request_id: &str) -> Response<Vec<u8>> {
-    let rendered = refusal.render(reader, request_id);
+    let rendered = refusal.render(reader, request_id, None);
     let mut response = Response::new(rendered.body);
     *response.status_mut() =
         StatusCode::from_u16(rendered.status).expect("every refusal has a registered status");

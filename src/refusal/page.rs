@@ -1,6 +1,6 @@
 //! The page that a person sees who was refused: one file, nothing to fetch.
 
-use super::{Language, Refusal};
+use super::{Language, LoginLink, Refusal};
 
 /// Nothing may be loaded or run; the style stands in the page. The page may
 /// stand in a frame of its own origin only, as the editor's own pages do.
@@ -13,6 +13,9 @@ body{margin:0;min-height:100vh;display:grid;place-items:center;background:var(--
 font:16px/1.6 system-ui,sans-serif;word-break:keep-all;overflow-wrap:anywhere}\
 main{max-width:34rem;padding:2rem}\
 h1{font-size:1.5rem;line-height:1.3;margin:0 0 1rem}\
+a{display:inline-block;margin-top:.5rem;padding:.4rem 1rem;border:1px solid var(--line);border-radius:6px;\
+color:inherit;text-decoration:none}\
+a:hover,a:focus-visible{border-color:var(--soft)}\
 footer{margin-top:2rem;padding-top:1rem;border-top:1px solid var(--line);color:var(--soft);font-size:.85rem}\
 code{font-family:ui-monospace,monospace}";
 
@@ -29,11 +32,18 @@ pub(super) fn detail(refusal: Refusal) -> &'static str {
 }
 
 /// The page as HTML.
-pub(super) fn render(refusal: Refusal, language: Language, request_id: &str) -> String {
-    let (lang, id_label, code_label, words) = match language {
-        Language::English => ("en", "Request", "Code", english(refusal)),
-        Language::Korean => ("ko", "요청 ID", "코드", korean(refusal)),
+pub(super) fn render(
+    refusal: Refusal,
+    language: Language,
+    request_id: &str,
+    login: Option<&LoginLink>,
+) -> String {
+    let (lang, id_label, code_label, again, words) = match language {
+        Language::English => ("en", "Request", "Code", "Sign in again", english(refusal)),
+        Language::Korean => ("ko", "요청 ID", "코드", "다시 로그인", korean(refusal)),
     };
+    let login = login.map(|link| format!("<p><a href=\"{}\">{again}</a></p>\n", escape(link.as_str())));
+    let login = login.unwrap_or_default();
     let Words { title, what, cure } = words;
     let reload = match (refusal, refusal.retry_after()) {
         (Refusal::WorkspaceStarting, Some(wait)) => {
@@ -58,6 +68,7 @@ pub(super) fn render(refusal: Refusal, language: Language, request_id: &str) -> 
          <h1>{title}</h1>\n\
          <p>{what}</p>\n\
          <p>{cure}</p>\n\
+         {login}\
          <footer>{code_label}: <code>{status} {code}</code><br>{id_label}: <code>{request_id}</code></footer>\n\
          </main>\n\
          </body>\n\
@@ -83,6 +94,31 @@ fn escape(text: &str) -> String {
 
 fn english(refusal: Refusal) -> Words {
     let (title, what, cure) = match refusal {
+        Refusal::TooManyHeaders => (
+            "This request has too many headers",
+            "Your browser or a program in between sent more headers than the gateway can check.",
+            "Switch off browser extensions that add headers, or a proxy that does, and reload this page.",
+        ),
+        Refusal::TokenInvalid => (
+            "Your sign-in is no longer valid",
+            "The proof of who you are has expired, or was not made for this site.",
+            "Sign in again. If that changes nothing, tell your administrator.",
+        ),
+        Refusal::IdentityMismatch => (
+            "Two people are signed in here",
+            "What we were told about who you are does not fit together: it speaks of two accounts.",
+            "Sign out, and sign in again with one account.",
+        ),
+        Refusal::KeysUnavailable => (
+            "Your sign-in can't be checked right now",
+            "The service that proves who you are does not answer.",
+            "Nothing is lost. Reload this page in a few seconds.",
+        ),
+        Refusal::NotAllowed => (
+            "This account may not come in",
+            "You are signed in, but your account is not among those that may use workspaces here.",
+            "Ask your administrator to add your account, or sign in with another one.",
+        ),
         Refusal::IdentityMissing => (
             "Please sign in",
             "We could not tell who you are: your sign-in did not reach us.",
@@ -139,6 +175,31 @@ fn english(refusal: Refusal) -> Words {
 
 fn korean(refusal: Refusal) -> Words {
     let (title, what, cure) = match refusal {
+        Refusal::TooManyHeaders => (
+            "요청 헤더가 너무 많습니다",
+            "브라우저나 중간 프로그램이 게이트웨이가 확인할 수 있는 것보다 많은 헤더를 보냈습니다.",
+            "헤더를 추가하는 브라우저 확장 프로그램이나 프록시를 끄고 페이지를 새로 고쳐 주세요.",
+        ),
+        Refusal::TokenInvalid => (
+            "로그인이 더 이상 유효하지 않습니다",
+            "로그인 정보가 만료되었거나 이 사이트용으로 발급된 것이 아닙니다.",
+            "다시 로그인해 주세요. 계속되면 관리자에게 알려 주세요.",
+        ),
+        Refusal::IdentityMismatch => (
+            "두 계정의 로그인 정보가 섞여 있습니다",
+            "전달된 로그인 정보가 서로 다른 두 계정을 가리킵니다.",
+            "로그아웃한 뒤 하나의 계정으로 다시 로그인해 주세요.",
+        ),
+        Refusal::KeysUnavailable => (
+            "지금은 로그인을 확인할 수 없습니다",
+            "로그인을 확인해 주는 서비스가 응답하지 않습니다.",
+            "작업 내용은 그대로 있습니다. 몇 초 뒤에 페이지를 새로 고쳐 주세요.",
+        ),
+        Refusal::NotAllowed => (
+            "이 계정은 이용할 수 없습니다",
+            "로그인은 되었지만 이 계정에는 작업 공간을 이용할 권한이 없습니다.",
+            "관리자에게 권한을 요청하거나 다른 계정으로 로그인해 주세요.",
+        ),
         Refusal::IdentityMissing => (
             "로그인이 필요합니다",
             "로그인 정보가 전달되지 않아 누구의 요청인지 확인할 수 없습니다.",
