@@ -97,8 +97,8 @@ impl<'f> Headers<'f> {
         self.0.iter().copied()
     }
 
-    pub(crate) fn named<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'f [u8]> + 'a {
-        let same = |other: &[u8]| other.eq_ignore_ascii_case(name.as_bytes());
+    pub(crate) fn named<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'f [u8]> + Clone + 'a {
+        let same = move |other: &[u8]| other.eq_ignore_ascii_case(name.as_bytes());
         self.0.iter().filter(move |(other, _)| same(other)).map(|(_, value)| *value)
     }
 

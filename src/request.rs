@@ -161,7 +161,7 @@ impl<'f> Request<'f> {
     }
 
     /// All values of a header, in their order.
-    pub fn headers_named<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'f [u8]> + 'a {
+    pub fn headers_named<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'f [u8]> + Clone + 'a {
         self.headers.named(name)
     }
 

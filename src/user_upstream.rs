@@ -4,16 +4,27 @@
 //! Identity, template, name, upstream, in this order. What fails on the way is
 //! an answer of ours, so that it holds whatever the route says of failures.
 
+mod claims;
 mod config;
-pub(crate) mod identity;
+mod cookies;
+mod decision;
+mod identity;
+mod keys;
 mod label;
 mod origin;
+mod policy;
+mod presented;
 mod remembered;
 mod template;
+mod token;
+mod userinfo;
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
-use tokio::time::timeout;
+use jsonwebtoken::crypto::{CryptoProvider, aws_lc};
+use thiserror::Error;
+use tokio::time::{Instant, timeout};
 use tracing::{debug, info};
 
 use crate::headers::HeaderName;
@@ -22,111 +33,188 @@ use crate::refusal::{Reader, Refusal};
 use crate::request::Request;
 use crate::request_id::{REQUEST_ID_WAIT, shown_request_id};
 use crate::resolver::{ResolveError, Resolver};
-use crate::upstream::Upstream;
-use config::{Trust, UserUpstreamConfig};
-use identity::{IdentityError, Malformed};
+use config::{IdentityConfig, UserUpstreamConfig, Verified};
+use cookies::Edited;
+use decision::{Decision, DecisionError};
+use identity::{Identity, IdentityError};
+use keys::Issuers;
+use presented::{AUTHORIZATION, FORWARDED_USER, FORWARDED_USERNAME, IDENTITY_HEADERS, Presented};
 pub(crate) use template::{HostTemplate, TemplateError};
 
-/// What says who somebody is, or lets act as them, and is nothing for a
-/// workspace's eyes.
-static IDENTITY_HEADERS: [HeaderName; 5] = [
-    HeaderName::from_static("x-access-token"),
-    HeaderName::from_static("x-id-token"),
-    HeaderName::from_static("x-raw-id-token"),
-    HeaderName::from_static("x-refresh-token"),
-    HeaderName::from_static("x-userinfo"),
-];
-
-static FORWARDED_USER: HeaderName = HeaderName::from_static("x-forwarded-user");
-static FORWARDED_USERNAME: HeaderName = HeaderName::from_static("x-forwarded-preferred-username");
-
-/// How many headers the gateway shows at most (GATEWAY.md, HTTPReqCall); a
-/// request that shows as many may have more.
+/// How many headers the gateway shows at most (GATEWAY.md, HTTPReqCall). It hides
+/// those behind them, and the ones that its own plugins add come last.
 const MAX_FRAME_HEADERS: usize = 100;
+
+/// How long a token that was checked is not checked again.
+const TOKEN_REMEMBERED: Duration = Duration::from_secs(60);
+
+/// How long a token that was refused is refused unseen.
+const REFUSAL_REMEMBERED: Duration = Duration::from_secs(10);
 
 /// Sends each user's requests to their own workspace.
 pub(crate) struct UserUpstream {
     resolver: Arc<Resolver>,
+    issuers: Issuers,
 }
 
 impl UserUpstream {
     pub(crate) fn new(resolver: Arc<Resolver>) -> Self {
-        Self { resolver }
+        // Another crate in this program may have made both of its providers there,
+        // and then it would have none of its own accord.
+        let _ = CryptoProvider::install_default(&aws_lc::DEFAULT_PROVIDER);
+        Self { resolver, issuers: Issuers::default() }
     }
 
-    async fn decide(
-        &self,
-        config: &UserUpstreamConfig,
-        request: &Request<'_>,
-    ) -> Result<Arc<Decision>, Refusal> {
-        let Trust::Gateway = config.identity.trust;
-        let userinfo = identity::find(request.headers()).map_err(|error| match error {
-            IdentityError::Missing => Refusal::IdentityMissing,
-            IdentityError::Malformed(malformed) => malformed_identity(malformed),
-        })?;
-        if request.header("upgrade").is_some() && origin::is_foreign(request.headers()) {
-            return Err(Refusal::ForeignOrigin);
+    async fn admit(&self, config: &UserUpstreamConfig, request: &Request<'_>) -> Result<Admitted, Refused> {
+        if request.headers().len() >= MAX_FRAME_HEADERS {
+            return Err(Refused::TooManyHeaders);
         }
-        let decision = config.remembered.get_or_read(userinfo, || decide_anew(config, userinfo))?;
+        let presented = presented::find(request.headers(), config.identity.token_sources());
+        let presented = presented.map_err(IdentityError::from)?;
+        config.identity.look_at(&presented)?;
+        if request.header("upgrade").is_some() && origin::is_foreign(request.headers()) {
+            return Err(Refused::ForeignOrigin);
+        }
+        let decision = match &config.identity {
+            IdentityConfig::Gateway => by_userinfo(config, &presented)?,
+            IdentityConfig::Verified(verified) => by_token(config, verified, &presented).await?,
+        };
         let resolved = self.resolver.resolve(decision.upstream.host()).await;
         // The name has the subject in it, so it is told only to who asks for more.
-        resolved.map_err(|reason| {
+        resolved.inspect_err(|reason| {
             debug!(upstream = %decision.upstream, %reason, "workspace has no address");
-            match reason {
-                ResolveError::NotFound => Refusal::WorkspaceNotFound,
-                ResolveError::Unavailable => Refusal::ResolverUnavailable,
-            }
         })?;
-        Ok(decision)
+        Ok(Admitted { decision, token_source: presented.token.map(|token| token.source) })
     }
 }
 
-/// The log says what is wrong with the header, which the client is not told.
-fn malformed_identity(reason: Malformed) -> Refusal {
-    info!(%reason, "identity refused");
-    Refusal::IdentityMalformed
+/// A request that goes to a workspace.
+struct Admitted {
+    decision: Arc<Decision>,
+    /// Which of the token's sources held the one that was checked.
+    token_source: Option<usize>,
 }
 
-/// Who an identity header says is asking, and where they go: nothing but the
-/// header and the conf decides it.
-pub(crate) struct Decision {
-    /// With the subject, which a header can hold.
-    upstream: Upstream,
-    /// The user name, if there is one that a header can hold.
-    username: Option<Box<str>>,
-}
-
-fn decide_anew(config: &UserUpstreamConfig, userinfo: &[u8]) -> Result<Decision, Refusal> {
-    let claims = identity::decode(userinfo, &config.wanted).map_err(|malformed| match malformed {
-        Malformed::Subject => Refusal::NoWorkspaceName,
-        malformed => malformed_identity(malformed),
-    })?;
-    if !is_header_text(claims.subject()) {
-        return Err(Refusal::IdentityMalformed);
+/// Decides by the gateway's word.
+fn by_userinfo(config: &UserUpstreamConfig, presented: &Presented<'_>) -> Result<Arc<Decision>, Refused> {
+    let memory = &config.memory.admitted;
+    let digest = memory.digest([presented.userinfo, None]);
+    if let Some(decision) = memory.get(digest, Instant::now()) {
+        return Ok(decision);
     }
-    let upstream = config.upstream.render(&claims).map_err(|_| Refusal::NoWorkspaceName)?;
-    Ok(Decision {
-        upstream: upstream.for_subject(claims.subject()).map_err(|_| Refusal::NoWorkspaceName)?,
-        username: claims.username().filter(|name| is_header_text(name)).map(Box::from),
-    })
+    let identity = Identity::of_userinfo(presented, &config.wanted)?;
+    let decision = Arc::new(Decision::of(config, &identity.claims)?);
+    memory.insert(digest, Arc::clone(&decision), None);
+    Ok(decision)
+}
+
+/// Decides by a token's word, once its signature is checked.
+async fn by_token(
+    config: &UserUpstreamConfig,
+    verified: &Verified,
+    presented: &Presented<'_>,
+) -> Result<Arc<Decision>, Refused> {
+    let memory = &config.memory;
+    let headers = [presented.token.map(|token| token.text), presented.userinfo];
+    let digest = memory.admitted.digest(headers);
+    let now = Instant::now();
+    if let Some(decision) = memory.admitted.get(digest, now) {
+        return Ok(decision);
+    }
+    if let Some(error) = memory.refused.get(digest, now) {
+        return Err(error.into());
+    }
+    // The future of a real check is large, and rarely needed.
+    let checked =
+        Box::pin(Identity::of_token(presented, &config.wanted, verified, config.issuer(), unix_now()));
+    let identity = match checked.await {
+        Ok(identity) => identity,
+        Err(error) => {
+            if error.is_lasting() {
+                memory.refused.insert(digest, error.clone(), Some(now + REFUSAL_REMEMBERED));
+            }
+            return Err(error.into());
+        }
+    };
+    let decision = Arc::new(Decision::of(config, &identity.claims)?);
+    let good_for = identity.good_for.unwrap_or_default().min(TOKEN_REMEMBERED);
+    memory.admitted.insert(digest, Arc::clone(&decision), Some(now + good_for));
+    Ok(decision)
+}
+
+/// Seconds since 1970, as tokens count them.
+fn unix_now() -> f64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    // A clock before 1970 makes every token one from the future.
+    since.map_or(0.0, |since| since.as_secs_f64())
+}
+
+/// Why a request goes to no workspace.
+#[derive(Debug, Error)]
+enum Refused {
+    #[error("the request has {MAX_FRAME_HEADERS} headers or more, and the gateway hides the rest")]
+    TooManyHeaders,
+    #[error("a page of another origin opens a WebSocket")]
+    ForeignOrigin,
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error(transparent)]
+    Decision(#[from] DecisionError),
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+}
+
+impl Refused {
+    fn refusal(&self) -> Refusal {
+        match self {
+            Self::TooManyHeaders => Refusal::TooManyHeaders,
+            Self::ForeignOrigin => Refusal::ForeignOrigin,
+            Self::Identity(error) => error.refusal(),
+            Self::Decision(error) => error.refusal(),
+            Self::Resolve(ResolveError::NotFound) => Refusal::WorkspaceNotFound,
+            Self::Resolve(ResolveError::Unavailable) => Refusal::ResolverUnavailable,
+        }
+    }
 }
 
 impl Plugin for UserUpstream {
     const NAME: &'static str = "user-upstream";
     type Config = UserUpstreamConfig;
 
+    fn prepare(&self, config: &UserUpstreamConfig) -> Result<(), PluginError> {
+        if let IdentityConfig::Verified(verified) = &config.identity {
+            if let Some(file) = &verified.keys.ca_file {
+                keys::read_ca_file(file)?;
+            }
+            config.keep_issuer(self.issuers.get(&verified.keys, &self.resolver));
+        }
+        Ok(())
+    }
+
     async fn on_request(
         &self,
         config: &UserUpstreamConfig,
         request: &mut Request<'_>,
     ) -> Result<Action, PluginError> {
-        let decision = match self.decide(config, request).await {
-            Ok(decided) => decided,
-            Err(refusal) => return refuse(refusal, request).await,
+        let admitted = match self.admit(config, request).await {
+            Ok(admitted) => admitted,
+            Err(refused) => return refuse(&refused, config, request).await,
         };
         for name in &IDENTITY_HEADERS {
             remove(name, request)?;
         }
+        for (at, name) in config.identity.token_sources().names().iter().enumerate() {
+            // Another authorization than the token's is the workspace's business.
+            if name.as_str() != AUTHORIZATION || admitted.token_source == Some(at) {
+                remove(name, request)?;
+            }
+        }
+        match config.remove_cookies.edit(request.headers_named("cookie")) {
+            Edited::Unchanged => {}
+            Edited::Removed => request.remove_header("cookie")?,
+            Edited::Cookies(cookies) => request.set_header("cookie", cookies)?,
+        }
+        let decision = &admitted.decision;
         request.set_header(&FORWARDED_USER, decision.upstream.subject().unwrap_or_default())?;
         match &decision.username {
             Some(name) => request.set_header(&FORWARDED_USERNAME, name.as_bytes())?,
@@ -137,34 +225,37 @@ impl Plugin for UserUpstream {
     }
 }
 
-/// Removes a header that is there, or may be there out of sight. Each change
-/// costs the gateway time, and most requests have none of these headers.
+/// Removes a header that is there: each change costs the gateway time, and most
+/// requests have none of these headers.
 fn remove(name: &HeaderName, request: &mut Request<'_>) -> Result<(), PluginError> {
-    if request.header(name).is_some() || request.headers().len() >= MAX_FRAME_HEADERS {
+    if request.header(name).is_some() {
         request.remove_header(name)?;
     }
     Ok(())
 }
 
-/// Whether a text can stand in a header as it is. A user name is its owner's to
-/// choose, and no reason to turn them away.
-fn is_header_text(text: &str) -> bool {
-    // Spaces around it are not the value's (RFC 9110, section 5.5), so " a" would arrive as "a".
-    !text.is_empty() && text.trim() == text && !text.chars().any(char::is_control)
-}
-
-async fn refuse(refusal: Refusal, request: &mut Request<'_>) -> Result<Action, PluginError> {
+async fn refuse(
+    refused: &Refused,
+    config: &UserUpstreamConfig,
+    request: &mut Request<'_>,
+) -> Result<Action, PluginError> {
+    let refusal = refused.refusal();
     let known = timeout(REQUEST_ID_WAIT, request.var("request_id")).await;
     let request_id = shown_request_id(known.ok().and_then(Result::ok).flatten().as_deref());
-    info!(code = refusal.code(), request_id, "request refused");
+    info!(code = refusal.code(), reason = %refused, request_id, "request refused");
     let reader = Reader::new(request.method().as_str(), |name| request.header(name));
-    let rendered = refusal.render(&reader, &request_id, None);
+    let rendered = refusal.render(&reader, &request_id, Some(&config.login));
     let mut stop = Stop::new(rendered.status)?.body(rendered.body);
     for (name, value) in rendered.headers {
         stop = stop.header(name, value)?;
     }
     Ok(stop.into())
 }
+
+/// The keys that the integration tests sign with.
+#[cfg(test)]
+#[path = "../tests/it/signer.rs"]
+mod signer;
 
 #[cfg(test)]
 mod tests {
@@ -178,6 +269,7 @@ mod tests {
     use crate::resolver::NameServers;
     use crate::runner::CallLimits;
     use crate::testing::{ClientRequest, ForwardedRequest, Gateway, Outcome, Route};
+    use crate::upstream::Upstream;
 
     async fn forwarded(claims: &str, request: ClientRequest) -> ForwardedRequest {
         match outcome(claims, request).await {
@@ -243,17 +335,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_may_stand_behind_the_hundredth_header_is_removed_unseen() {
-        let mut request = ClientRequest::get("/");
-        for n in 0..95 {
-            request = request.header(&format!("x-{n}"), "1");
+    async fn where_headers_may_be_hidden_nobody_is_believed() {
+        // With the host, three that the gateway adds, and the identity.
+        for (count, expected) in [(94, None), (95, Some(431)), (300, Some(431))] {
+            let mut request = ClientRequest::get("/");
+            for n in 0..count {
+                request = request.header(&format!("x-{n}"), "1");
+            }
+            assert_eq!(outcome(r#"{"sub": "alice"}"#, request).await.status(), expected, "{count}");
         }
-        // With the host, three that the gateway adds, and the identity there are 101,
-        // of which a frame holds 100.
-        let claims = r#"{"sub": "alice"}"#;
-        let request = request.added_header("x-userinfo", STANDARD.encode(claims));
-        let request = request.added_header("x-access-token", "secret");
-        let forwarded = forwarded(claims, request).await;
-        assert_eq!(forwarded.header("x-access-token"), None);
+    }
+
+    #[tokio::test]
+    async fn the_session_stays_at_the_gateway() {
+        let request = ClientRequest::get("/").header("cookie", "a=1; session=x; session_2=y; b=2");
+        let forwarded = forwarded(r#"{"sub": "alice"}"#, request).await;
+        assert_eq!(forwarded.header("cookie"), Some(&b"a=1; b=2"[..]));
     }
 }

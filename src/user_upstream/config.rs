@@ -1,67 +1,117 @@
 //! The plugin's conf in a route.
 
-use serde::de::Error as _;
-use serde::{Deserialize, Deserializer};
-use serde_json::Value;
+mod identity;
 
-use super::Decision;
-use super::identity::Wanted;
+use std::sync::{Arc, OnceLock};
+
+use serde::Deserialize;
+
+use super::claims::Wanted;
+use super::cookies::RemoveCookies;
+use super::decision::Decision;
+use super::identity::IdentityError;
+use super::keys::Issuer;
+use super::policy::{ClaimPaths, Policy, Rules};
 use super::remembered::Remembered;
 use super::template::Template;
+use crate::refusal::LoginLink;
+pub(crate) use identity::{IdentityConfig, Verified};
+
+/// How many identities are remembered for one conf, in use at one time at one
+/// gateway. Each takes about 400 bytes.
+const ADMITTED: usize = 100_000;
+
+/// How many tokens that were refused are remembered for one conf.
+const REFUSED: usize = 1024;
 
 /// `{"identity": {"trust": "gateway"}, "upstream": "http://code-{sub}:8443"}`.
 ///
 /// No message of its own repeats a value of a conf that is refused.
 #[derive(Deserialize)]
-#[serde(from = "Fields")]
+#[serde(try_from = "Fields")]
 pub(crate) struct UserUpstreamConfig {
     pub(crate) identity: IdentityConfig,
     pub(crate) upstream: Template,
-    /// The claims that the upstream needs.
+    pub(crate) policy: Policy,
+    pub(crate) remove_cookies: RemoveCookies,
+    pub(crate) login: LoginLink,
+    /// The claims that anything of this needs.
     pub(crate) wanted: Wanted,
-    /// Of each identity that was seen, who it is and where they go.
-    pub(crate) remembered: Remembered<Decision>,
+    pub(crate) memory: Memory,
+    /// Set when the conf is prepared.
+    issuer: OnceLock<Arc<Issuer>>,
+}
+
+/// What came of identities that were seen.
+pub(crate) struct Memory {
+    pub(crate) admitted: Remembered<Arc<Decision>>,
+    /// Tokens only.
+    pub(crate) refused: Remembered<IdentityError>,
 }
 
 /// The conf as it is written.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, expecting = "an object")]
 struct Fields {
+    /// Whose word is believed about who is asking.
     identity: IdentityConfig,
+    /// Where requests go: `http://code-{sub}:8443`, with a scheme, a host name
+    /// that may have claims in it, and a port.
     upstream: Template,
+    /// Who is let in. By default, and empty, everybody whose identity is known.
+    #[serde(default)]
+    allow: Rules,
+    /// Who is not, whatever `allow` says; nobody by default.
+    #[serde(default)]
+    deny: Rules,
+    /// In which claims groups and roles are; `groups` and `realm_access.roles` by
+    /// default.
+    #[serde(default)]
+    claims: ClaimPaths,
+    /// The cookies that no workspace gets to see, and their numbered chunks; by
+    /// default `session`, which is openid-connect's.
+    #[serde(default)]
+    remove_cookies: RemoveCookies,
+    /// Where the pages' link to sign in again leads; `/logout` by default.
+    #[serde(default)]
+    login: LoginLink,
 }
 
-impl From<Fields> for UserUpstreamConfig {
-    fn from(Fields { identity, upstream }: Fields) -> Self {
-        let wanted = Wanted::new(upstream.claim_names());
-        Self { identity, upstream, wanted, remembered: Remembered::new() }
+impl TryFrom<Fields> for UserUpstreamConfig {
+    type Error = String;
+
+    fn try_from(fields: Fields) -> Result<Self, String> {
+        let Fields { identity, upstream, allow, deny, claims, remove_cookies, login } = fields;
+        let policy = Policy::new(allow, deny, claims)?;
+        let wanted = identity.wanted(upstream.claim_names().chain(policy.claim_names()));
+        let no_random = |error| format!("random numbers: {error}");
+        let memory = Memory {
+            admitted: Remembered::new(ADMITTED).map_err(no_random)?,
+            refused: Remembered::new(REFUSED).map_err(no_random)?,
+        };
+        Ok(Self {
+            identity,
+            upstream,
+            policy,
+            remove_cookies,
+            login,
+            wanted,
+            memory,
+            issuer: OnceLock::new(),
+        })
     }
 }
 
-/// How the plugin knows who is asking.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, expecting = "an object")]
-pub(crate) struct IdentityConfig {
-    /// Has no default: to believe a header is the operator's decision.
-    pub(crate) trust: Trust,
-}
+impl UserUpstreamConfig {
+    /// Keeps the issuer of the conf's tokens, and with it its keys.
+    pub(crate) fn keep_issuer(&self, issuer: Arc<Issuer>) {
+        // A conf that is prepared again has the same one.
+        let _ = self.issuer.set(issuer);
+    }
 
-/// Whose word is believed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Trust {
-    /// The gateway's: its openid-connect plugin wrote `X-Userinfo`.
-    Gateway,
-}
-
-impl<'de> Deserialize<'de> for Trust {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match Value::deserialize(deserializer)?.as_str() {
-            Some("gateway") => Ok(Self::Gateway),
-            Some("verified") => Err(D::Error::custom(
-                "\"verified\" is not there yet: use \"gateway\", with APISIX 3.17 or later and openid-connect before this plugin",
-            )),
-            _ => Err(D::Error::custom("trust is \"gateway\"")),
-        }
+    /// The issuer of the conf's tokens.
+    pub(crate) fn issuer(&self) -> &Issuer {
+        self.issuer.get().expect("a conf is prepared before it is used")
     }
 }
 
@@ -69,6 +119,10 @@ impl<'de> Deserialize<'de> for Trust {
 mod tests {
     use super::*;
     use crate::plugin::parse_conf;
+
+    fn config(conf: &str) -> UserUpstreamConfig {
+        parse_conf::<UserUpstreamConfig>(conf.as_bytes()).unwrap()
+    }
 
     #[track_caller]
     fn refused(conf: &str, expected: &str) {
@@ -79,44 +133,41 @@ mod tests {
 
     #[test]
     fn the_least_that_works_is_read() {
-        let conf = r#"{"identity": {"trust": "gateway"}, "upstream": "http://code-{sub}:8443"}"#;
-        let config = parse_conf::<UserUpstreamConfig>(conf.as_bytes()).unwrap();
-        assert_eq!(config.identity.trust, Trust::Gateway);
+        let config = config(r#"{"identity": {"trust": "gateway"}, "upstream": "http://code-{sub}:8443"}"#);
+        assert_eq!(config.identity, IdentityConfig::Gateway);
         assert_eq!(config.upstream, Template::parse("http://code-{sub}:8443").unwrap());
         assert_eq!(config.wanted, Wanted::new(["sub"]));
+        assert_eq!(config.remove_cookies, RemoveCookies::default());
+        assert_eq!(config.login, LoginLink::default());
+        assert!(config.policy.is_empty());
     }
 
     #[test]
-    fn trust_has_no_default() {
+    fn every_claim_that_is_needed_is_wanted() {
+        let config = config(
+            r#"{"identity": {"trust": "verified", "issuer": "https://a", "audience": ["a"]},
+                "upstream": "http://code-{org.unit}:8443", "allow": {"groups": ["a"]}, "deny": {"roles": ["b"]}}"#,
+        );
+        let wanted = Wanted::new(["iss", "aud", "azp", "exp", "nbf", "iat", "org", "groups", "realm_access"]);
+        assert_eq!(config.wanted, wanted);
+    }
+
+    #[test]
+    fn what_must_be_there_is_asked_for() {
         refused("{}", "missing field `identity`");
         refused(r#"{"identity": {}, "upstream": "http://a:1"}"#, "identity: missing field `trust`");
         refused(r#"{"identity": {"trust": "gateway"}}"#, "missing field `upstream`");
     }
 
     #[test]
-    fn verified_is_not_there_yet() {
-        refused(
-            r#"{"identity": {"trust": "verified"}, "upstream": "http://a:1"}"#,
-            "identity.trust: \"verified\" is not there yet: use \"gateway\", with APISIX 3.17 or later and openid-connect before this plugin",
-        );
-    }
-
-    #[test]
-    fn unknown_trust_is_refused_without_its_content() {
-        for trust in ["\"s3cret\"", "7123", "null", "[\"gateway\"]", "\"Gateway\"", "\"\""] {
-            refused(
-                &format!("{{\"identity\": {{\"trust\": {trust}}}}}"),
-                "identity.trust: trust is \"gateway\"",
-            );
-        }
-    }
-
-    #[test]
     fn unknown_fields_are_refused() {
-        refused(r#"{"upstreams": 1}"#, "upstreams: unknown field, expected `identity` or `upstream`");
         refused(
-            r#"{"identity": {"trust": "gateway", "issuer": "https://x"}}"#,
-            "identity.issuer: unknown field, expected `trust`",
+            r#"{"upstreams": 1}"#,
+            "upstreams: unknown field, expected one of `identity`, `upstream`, `allow`, `deny`, `claims`, `remove_cookies`, `login`",
+        );
+        refused(
+            r#"{"identity": {"trust": "gateway", "issuers": "https://x"}}"#,
+            "identity.issuers: unknown field, expected one of `trust`, `issuer`, `discovery`, `token`, `audience`, `azp`, `allow_http`, `ca_file`, `userinfo_claims`",
         );
     }
 
@@ -130,14 +181,18 @@ mod tests {
             ("true", "boolean"),
             ("null", "null"),
         ] {
-            let expected = format!("invalid type: {kind}, expected an object");
-            refused(&format!("{{\"identity\": {value}}}"), &format!("identity: {expected}"));
-            refused(value, &expected);
+            refused(value, &format!("invalid type: {kind}, expected an object"));
+            let conf = format!("{{\"identity\": {value}}}");
+            refused(&conf, &format!("identity: invalid type: {kind}, expected an object"));
+            let conf = format!("{{\"allow\": {value}}}");
+            refused(&conf, &format!("allow: invalid type: {kind}, expected an object"));
+            if kind != "string" {
+                refused(
+                    &format!("{{\"upstream\": {value}}}"),
+                    "upstream: an upstream is a string, such as \"http://code-{sub}:8443\"",
+                );
+            }
         }
-        refused(
-            "{\"upstream\": [1]}",
-            "upstream: an upstream is a string, such as \"http://code-{sub}:8443\"",
-        );
     }
 
     #[test]

@@ -1,33 +1,30 @@
 //! Identities that were read already, with what came of them.
 //!
-//! A browser sends hundreds of requests with one and the same identity header,
-//! and what it means under one conf never changes: to read it again is the most
-//! expensive part of a call. Only what was read without error is remembered.
+//! A browser sends hundreds of requests with one and the same identity headers,
+//! and to read and check them again is the most expensive part of a call. The
+//! headers themselves are not kept, only a keyed hash of them: a dump of the
+//! memory holds no token, and nobody without the key can make two headers meet.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher as _, RandomState};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
-/// How many identities are remembered for one conf: the users who are at work at
-/// one gateway at one time.
-const CAPACITY: usize = 4096;
-
-/// How long an identity header may be and still be remembered, in bytes. With
-/// the capacity it bounds the memory of a conf, to 16 MiB and what comes of each;
-/// headers are about 1 KiB long.
-const MAX_VALUE: usize = 4096;
+use siphasher::sip128::{Hasher128 as _, SipHasher24};
+use std::hash::Hasher as _;
+use tokio::time::Instant;
 
 /// How many parts have a lock of their own, so that calls seldom meet at one.
 const SHARDS: usize = 16;
 
-/// How many identities one generation of a shard holds; there are two.
-const GENERATION: usize = CAPACITY / SHARDS / 2;
+/// A keyed hash over identity headers: SipHash-2-4 with 128 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Digest(u128);
 
-/// What came of each of the identity headers that were used last.
+/// What came of the identity headers that were used last.
 pub(crate) struct Remembered<V> {
-    /// Keyed at random, so that nobody can choose values which meet.
-    hasher: RandomState,
+    keyed: SipHasher24,
     shards: [Mutex<Shard<V>>; SHARDS],
+    /// How many identities one generation of a shard holds; there are two.
+    generation: usize,
 }
 
 /// Two generations: what is used moves to the young one, and when that is full
@@ -37,96 +34,119 @@ struct Shard<V> {
     old: Generation<V>,
 }
 
-type Generation<V> = HashMap<u64, Entry<V>>;
+type Generation<V> = HashMap<Digest, Entry<V>>;
 
 struct Entry<V> {
-    value: Box<[u8]>,
-    outcome: Arc<V>,
+    outcome: V,
+    good_until: Option<Instant>,
 }
 
-impl<V> Remembered<V> {
-    pub(crate) fn new() -> Self {
+impl<V: Clone> Remembered<V> {
+    /// A memory that holds `capacity` identities as long as they are in use, and
+    /// never more than two and a quarter times as many.
+    pub(crate) fn new(capacity: usize) -> Result<Self, getrandom::Error> {
+        let mut key = [0; 16];
+        getrandom::fill(&mut key)?;
         let shard = || Mutex::new(Shard { young: Generation::new(), old: Generation::new() });
-        Self { hasher: RandomState::new(), shards: std::array::from_fn(|_| shard()) }
+        Ok(Self {
+            keyed: SipHasher24::new_with_key(&key),
+            shards: std::array::from_fn(|_| shard()),
+            // Digests do not fill the shards evenly: an eighth more holds them all.
+            generation: capacity.div_ceil(SHARDS) * 9 / 8,
+        })
     }
 
-    /// What came of this very value, from memory or from `read`.
-    pub(crate) fn get_or_read<E>(
-        &self,
-        value: &[u8],
-        read: impl FnOnce() -> Result<V, E>,
-    ) -> Result<Arc<V>, E> {
-        if value.len() > MAX_VALUE {
-            return read().map(Arc::new);
+    /// The digest of identity headers, each there or not.
+    pub(crate) fn digest(&self, headers: [Option<&[u8]>; 2]) -> Digest {
+        let mut keyed = self.keyed;
+        for header in headers {
+            // With its length before it, no header can reach into the next.
+            keyed.write_u64(header.map_or(u64::MAX, |header| header.len() as u64));
+            keyed.write(header.unwrap_or_default());
         }
-        let hash = self.hasher.hash_one(value);
-        let shard =
-            &self.shards[usize::try_from(hash % SHARDS as u64).expect("less than the number of shards")];
+        Digest(keyed.finish128().as_u128())
+    }
+
+    /// What came of these headers, while that is good.
+    pub(crate) fn get(&self, digest: Digest, now: Instant) -> Option<V> {
         // A panic elsewhere leaves a whole entry or none.
-        let found = shard.lock().unwrap_or_else(PoisonError::into_inner).get(hash, value);
-        if let Some((outcome, _forgotten)) = found {
-            return Ok(outcome);
-        }
-        let outcome = Arc::new(read()?);
-        let entry = Entry { value: value.into(), outcome: Arc::clone(&outcome) };
-        let dropped = shard.lock().unwrap_or_else(PoisonError::into_inner).insert(hash, entry);
-        // Freed here, after the lock.
-        drop(dropped);
-        Ok(outcome)
+        let mut shard = self.shard(digest).lock().unwrap_or_else(PoisonError::into_inner);
+        let found = shard.get(digest, self.generation);
+        drop(shard);
+        // What is forgotten for remembering it longer is freed here, after the lock.
+        let (outcome, good_until, _forgotten) = found?;
+        good_until.is_none_or(|until| now < until).then_some(outcome)
+    }
+
+    /// Remembers what came of them, until then or for as long as there is room.
+    pub(crate) fn insert(&self, digest: Digest, outcome: V, good_until: Option<Instant>) {
+        let entry = Entry { outcome, good_until };
+        let mut shard = self.shard(digest).lock().unwrap_or_else(PoisonError::into_inner);
+        let forgotten = shard.insert(digest, entry, self.generation);
+        drop(shard);
+        drop(forgotten);
+    }
+
+    fn shard(&self, digest: Digest) -> &Mutex<Shard<V>> {
+        let Digest(bits) = digest;
+        &self.shards[usize::try_from(bits % SHARDS as u128).expect("less than the number of shards")]
     }
 }
 
-impl<V> Shard<V> {
-    /// What came of it, and what is forgotten for remembering it longer.
-    fn get(&mut self, hash: u64, value: &[u8]) -> Option<(Arc<V>, Generation<V>)> {
-        // Two values may have one hash, so the hash only says where to look.
-        let is_it = |entry: &&Entry<V>| *entry.value == *value;
-        if let Some(entry) = self.young.get(&hash) {
-            return Some(entry).filter(is_it).map(|entry| (Arc::clone(&entry.outcome), Generation::new()));
+impl<V: Clone> Shard<V> {
+    /// What came of it, until when that is good, and what is forgotten for
+    /// remembering it longer.
+    fn get(&mut self, digest: Digest, most: usize) -> Option<(V, Option<Instant>, Generation<V>)> {
+        if let Some(entry) = self.young.get(&digest) {
+            return Some((entry.outcome.clone(), entry.good_until, Generation::new()));
         }
-        let outcome = self.old.get(&hash).filter(is_it).map(|entry| Arc::clone(&entry.outcome))?;
-        let entry = self.old.remove(&hash).expect("it was just found");
-        let forgotten = self.insert(hash, entry);
-        Some((outcome, forgotten))
+        let entry = self.old.remove(&digest)?;
+        let (outcome, good_until) = (entry.outcome.clone(), entry.good_until);
+        Some((outcome, good_until, self.insert(digest, entry, most)))
     }
 
     /// Returns the generation that is forgotten for it, to be freed after the lock.
-    fn insert(&mut self, hash: u64, entry: Entry<V>) -> Generation<V> {
+    fn insert(&mut self, digest: Digest, entry: Entry<V>, most: usize) -> Generation<V> {
         let mut forgotten = Generation::new();
-        if self.young.len() >= GENERATION {
+        if self.young.len() >= most {
             forgotten = std::mem::replace(&mut self.old, std::mem::take(&mut self.young));
         }
-        self.young.insert(hash, entry);
+        self.young.insert(digest, entry);
         forgotten
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
+    const CAPACITY: usize = 4096;
+
     fn get(remembered: &Remembered<u64>, value: u64, reads: &mut usize) -> u64 {
-        let read = || {
+        let digest = remembered.digest([Some(&value.to_be_bytes()), None]);
+        remembered.get(digest, Instant::now()).unwrap_or_else(|| {
             *reads += 1;
-            Ok::<_, ()>(value)
-        };
-        *remembered.get_or_read(&value.to_be_bytes(), read).unwrap()
+            remembered.insert(digest, value, None);
+            value
+        })
     }
 
     #[test]
-    fn a_value_that_is_used_is_read_once_and_nobody_gets_anothers() {
-        let (remembered, mut reads) = (Remembered::new(), 0);
+    fn as_many_as_there_is_room_for_are_read_once() {
+        let (remembered, mut reads) = (Remembered::new(CAPACITY).unwrap(), 0);
         for round in 0..3 {
-            for value in 0..500 {
+            for value in 0..CAPACITY as u64 {
                 assert_eq!(get(&remembered, value, &mut reads), value);
             }
-            assert_eq!(reads, 500, "round {round}");
+            assert!(reads < CAPACITY + CAPACITY / 100, "round {round}: {reads}");
         }
     }
 
     #[test]
     fn memory_is_bounded_and_what_is_used_stays() {
-        let (remembered, mut reads) = (Remembered::new(), 0);
+        let (remembered, mut reads) = (Remembered::new(CAPACITY).unwrap(), 0);
         get(&remembered, 0, &mut reads);
         for value in 1..50_000 {
             get(&remembered, value, &mut reads);
@@ -138,17 +158,47 @@ mod tests {
             shard.young.len() + shard.old.len()
         };
         let held: usize = remembered.shards.iter().map(held).sum();
-        assert!((CAPACITY / 2..=CAPACITY).contains(&held), "{held}");
+        assert!((CAPACITY..=CAPACITY * 9 / 4).contains(&held), "{held}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_has_an_end_is_good_until_then() {
+        let remembered = Remembered::new(CAPACITY).unwrap();
+        let digest = remembered.digest([Some(b"a"), Some(b"b")]);
+        let second = Duration::from_secs(1);
+        remembered.insert(digest, 1, Some(Instant::now() + second));
+        assert_eq!(remembered.get(digest, Instant::now()), Some(1));
+        tokio::time::advance(second).await;
+        assert_eq!(remembered.get(digest, Instant::now()), None);
+        remembered.insert(digest, 2, None);
+        tokio::time::advance(second * 1_000_000).await;
+        assert_eq!(remembered.get(digest, Instant::now()), Some(2));
     }
 
     #[test]
-    fn errors_and_long_values_are_not_remembered() {
-        let remembered = Remembered::<u8>::new();
-        assert_eq!(remembered.get_or_read(b"a", || Err("malformed")), Err("malformed"));
-        assert_eq!(remembered.get_or_read(b"a", || Ok::<_, ()>(1)).as_deref(), Ok(&1));
-        let long = [b'a'; MAX_VALUE + 1];
-        for expected in [1, 2] {
-            assert_eq!(remembered.get_or_read(&long, || Ok::<_, ()>(expected)).as_deref(), Ok(&expected));
+    fn headers_do_not_reach_into_each_other() {
+        let remembered = Remembered::<()>::new(CAPACITY).unwrap();
+        let headers: [[Option<&[u8]>; 2]; 8] = [
+            [None, None],
+            [Some(b""), None],
+            [None, Some(b"")],
+            [Some(b""), Some(b"")],
+            [Some(b"ab"), None],
+            [None, Some(b"ab")],
+            [Some(b"a"), Some(b"b")],
+            [Some(b"ab"), Some(b"")],
+        ];
+        let digests: Vec<_> = headers.iter().map(|headers| remembered.digest(*headers)).collect();
+        for (at, digest) in digests.iter().enumerate() {
+            assert!(!digests[..at].contains(digest), "{at}");
+            assert_eq!(remembered.digest(headers[at]), *digest);
         }
+    }
+
+    #[test]
+    fn nobody_else_can_say_what_a_digest_is() {
+        let memories = [Remembered::<()>::new(1).unwrap(), Remembered::<()>::new(1).unwrap()];
+        let [one, other] = memories.map(|remembered| remembered.digest([Some(b"a"), None]));
+        assert_ne!(one, other);
     }
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, de};
 use serde_json::Value;
 use thiserror::Error;
 
-use super::identity::{ClaimPath, Claims};
+use super::claims::{ClaimPath, Claims};
 use super::label::{MIN_ROOM, push_label};
 use crate::upstream::{HostName, MAX_LABEL, MAX_NAME, Scheme, Upstream, UpstreamError, is_numeric};
 
@@ -296,13 +296,11 @@ pub(crate) enum RenderError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::user_upstream::identity::{self, Wanted};
-    use base64::Engine as _;
-    use base64::engine::general_purpose::STANDARD;
+    use crate::user_upstream::claims::{self, Wanted};
     use proptest::prelude::*;
 
     fn claims(template: &Template, json: &str) -> Claims {
-        identity::decode(STANDARD.encode(json).as_bytes(), &Wanted::new(template.claim_names())).unwrap()
+        claims::decode(json.as_bytes(), &Wanted::new(template.claim_names())).unwrap()
     }
 
     #[track_caller]

@@ -166,7 +166,7 @@ fn a_conf_that_is_refused_is_logged_without_its_content() {
         (
             UPSTREAM,
             r#"{"identity": {"trust": "verified"}, "upstream": "http://S:1"}"#,
-            &["identity.trust: \"verified\" is not there yet"],
+            &["identity: `issuer` is missing"],
         ),
     ] {
         let conf = conf.replace('S', SECRET);

@@ -22,6 +22,18 @@ mod served;
 /// Workspaces to be sent to, and a gateway that goes there.
 mod workspace;
 
+/// Keys, and tokens signed with them.
+mod signer;
+
+/// An issuer on loopback that publishes them.
+mod issuer;
+
+/// Where keys come from: TLS, redirects, rotation, issuers that are away.
+mod issuers;
+
+/// What a client can try, a line a trick, each with its answer.
+mod tricks;
+
 /// What a real gateway sent: every frame is read, and every call answered.
 mod golden;
 

@@ -1,0 +1,62 @@
+//! Where an identity goes: nothing but claims and conf decides it.
+
+use thiserror::Error;
+
+use super::claims::Claims;
+use super::config::UserUpstreamConfig;
+use super::policy::Denied;
+use super::template::RenderError;
+use crate::refusal::Refusal;
+use crate::upstream::Upstream;
+
+/// Who is asking, as the workspace will see them, and where they go.
+#[derive(Debug)]
+pub(crate) struct Decision {
+    /// With the subject, which a header can hold.
+    pub(crate) upstream: Upstream,
+    /// The user name, if there is one that a header can hold.
+    pub(crate) username: Option<Box<str>>,
+}
+
+impl Decision {
+    pub(crate) fn of(config: &UserUpstreamConfig, claims: &Claims) -> Result<Self, DecisionError> {
+        if !is_header_text(claims.subject()) {
+            return Err(DecisionError::Subject);
+        }
+        config.policy.decide(claims)?;
+        let upstream = config.upstream.render(claims)?;
+        Ok(Self {
+            upstream: upstream.for_subject(claims.subject()).expect("a subject that is 1 to 255 characters"),
+            username: claims.username().filter(|name| is_header_text(name)).map(Box::from),
+        })
+    }
+}
+
+/// Whether a text can stand in a header as it is. A user name is its owner's to
+/// choose, and no reason to turn them away.
+fn is_header_text(text: &str) -> bool {
+    // Spaces around it are not the value's (RFC 9110, section 5.5), so " a" would arrive as "a".
+    !text.is_empty() && text.trim() == text && !text.chars().any(char::is_control)
+}
+
+/// Why an identity goes nowhere.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub(crate) enum DecisionError {
+    #[error("`sub` can't stand in a header: it has control characters, or spaces around it")]
+    Subject,
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    #[error(transparent)]
+    Render(#[from] RenderError),
+}
+
+impl DecisionError {
+    /// The answer to the client.
+    pub(crate) fn refusal(&self) -> Refusal {
+        match self {
+            Self::Subject => Refusal::IdentityMalformed,
+            Self::Denied(_) => Refusal::NotAllowed,
+            Self::Render(_) => Refusal::NoWorkspaceName,
+        }
+    }
+}

@@ -1,0 +1,450 @@
+//! The keys of issuers: fetched beside the calls, kept, and fetched again.
+//!
+//! A call never asks an issuer. It takes the keys that are there, and where the
+//! right one is not, it waits a moment for the task that asks.
+
+mod fetch;
+mod set;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::time::Duration;
+
+use jsonwebtoken::DecodingKey;
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{info, warn};
+
+pub(crate) use self::set::KeySet;
+use super::claims::Claims;
+use super::token::{Token, TokenError};
+use crate::resolver::Resolver;
+use fetch::FetchError;
+pub(crate) use fetch::{Source, read_ca_file};
+
+/// How long keys are kept before the issuer is asked again.
+const REFRESH: Duration = Duration::from_secs(5 * 60);
+
+/// How long the last good keys serve while the issuer is away.
+const MAX_AGE: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How often unknown keys may make us ask the issuer.
+const UNKNOWN_KEY_PAUSE: Duration = Duration::from_secs(10);
+
+/// After how long an issuer that failed is asked again: first, and at most.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LAST_RETRY: Duration = Duration::from_secs(10);
+
+/// How long a call waits for keys. A call has 5 s (`--call-deadline`), and its
+/// answer takes a moment too.
+const KEYS_WAIT: Duration = Duration::from_secs(3);
+
+/// The issuers whose keys somebody uses. Confs of the same source share one.
+#[derive(Default)]
+pub(crate) struct Issuers(Mutex<HashMap<Source, Weak<Issuer>>>);
+
+impl Issuers {
+    /// The issuer of this source; from now on its keys are kept, for as long as
+    /// somebody holds it.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub(crate) fn get(&self, source: &Source, resolver: &Arc<Resolver>) -> Arc<Issuer> {
+        let mut issuers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        issuers.retain(|_, issuer| issuer.strong_count() > 0);
+        if let Some(issuer) = issuers.get(source).and_then(Weak::upgrade) {
+            return issuer;
+        }
+        let (asked, resolver) = (source.clone(), Arc::clone(resolver));
+        let fetch = move || {
+            let (source, resolver) = (asked.clone(), Arc::clone(&resolver));
+            async move { source.fetch(&resolver).await }
+        };
+        let issuer = Arc::new(Issuer::start(source.issuer.clone(), fetch));
+        issuers.insert(source.clone(), Arc::downgrade(&issuer));
+        issuer
+    }
+}
+
+/// An issuer and its keys.
+pub(crate) struct Issuer {
+    shared: Arc<Shared>,
+    /// Ends with the issuer.
+    _task: AbortOnDropHandle<()>,
+}
+
+struct Shared {
+    keys: RwLock<Option<Known>>,
+    progress: watch::Sender<Progress>,
+    demand: Mutex<Demand>,
+    demanded: Notify,
+}
+
+/// Keys, and when they came.
+#[derive(Clone)]
+struct Known {
+    keys: Arc<KeySet>,
+    since: Instant,
+}
+
+/// How often the issuer was asked.
+#[derive(Clone, Copy, Default)]
+struct Progress {
+    started: u64,
+    finished: u64,
+    /// Whether the last answer was one.
+    good: bool,
+}
+
+/// What unknown keys made us ask.
+#[derive(Default)]
+struct Demand {
+    last: Option<Instant>,
+    /// The fetch that a demand waits for.
+    fetch: u64,
+}
+
+/// Why a token's signature can't be checked or is wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum VerifyError {
+    /// Nobody can say.
+    KeysUnavailable,
+    Token(TokenError),
+}
+
+impl Issuer {
+    /// Keeps the keys that are fetched this way.
+    fn start<F, K>(name: Box<str>, fetch: F) -> Self
+    where
+        F: Fn() -> K + Send + 'static,
+        K: Future<Output = Result<KeySet, FetchError>> + Send + 'static,
+    {
+        let shared = Arc::new(Shared {
+            keys: RwLock::new(None),
+            progress: watch::Sender::new(Progress::default()),
+            demand: Mutex::default(),
+            demanded: Notify::new(),
+        });
+        let task = tokio::spawn(keep(name, fetch, Arc::clone(&shared)));
+        Self { shared, _task: AbortOnDropHandle::new(task) }
+    }
+
+    /// The claims of a token that this issuer signed.
+    pub(crate) async fn verify(&self, token: Token<'_>) -> Result<Claims, VerifyError> {
+        match self.try_verify(token) {
+            Ok(claims) => Ok(claims),
+            Err(Tried::Wrong) => Err(VerifyError::Token(TokenError::Signature)),
+            Err(Tried::NoKey(token)) => {
+                let until = Instant::now() + KEYS_WAIT;
+                self.wait_and_verify(token, until).await
+            }
+        }
+    }
+
+    fn try_verify<'t>(&self, token: Token<'t>) -> Result<Claims, Tried<'t>> {
+        match self.shared.good_keys() {
+            Some(keys) => verify_with(&keys.candidates(&token), token),
+            None => Err(Tried::NoKey(token)),
+        }
+    }
+
+    /// Waits for a fetch that started after the key was found missing, if one is due.
+    async fn wait_and_verify(&self, mut token: Token<'_>, until: Instant) -> Result<Claims, VerifyError> {
+        let mut progress = self.shared.progress.subscribe();
+        let fetch = self.shared.demand();
+        loop {
+            let seen = *progress.borrow_and_update();
+            token = match self.try_verify(token) {
+                Ok(claims) => return Ok(claims),
+                Err(Tried::Wrong) => return Err(VerifyError::Token(TokenError::Signature)),
+                Err(Tried::NoKey(token)) => token,
+            };
+            let is_over = seen.finished >= fetch;
+            if is_over && seen.good && self.shared.good_keys().is_some() {
+                return Err(VerifyError::Token(TokenError::UnknownKey));
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if is_over || !matches!(timeout(left, progress.changed()).await, Ok(Ok(()))) {
+                return Err(VerifyError::KeysUnavailable);
+            }
+        }
+    }
+}
+
+/// What checking a signature came to, if not to claims.
+enum Tried<'t> {
+    Wrong,
+    NoKey(Token<'t>),
+}
+
+fn verify_with<'t>(keys: &[&DecodingKey], mut token: Token<'t>) -> Result<Claims, Tried<'t>> {
+    if keys.is_empty() {
+        return Err(Tried::NoKey(token));
+    }
+    for key in keys {
+        token = match token.verify(key) {
+            Ok(claims) => return Ok(claims),
+            Err(token) => token,
+        };
+    }
+    Err(Tried::Wrong)
+}
+
+impl Shared {
+    /// The last keys, unless they are too old to be believed.
+    fn good_keys(&self) -> Option<Arc<KeySet>> {
+        let known = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+        known.as_ref().filter(|known| known.since.elapsed() < MAX_AGE).map(|known| Arc::clone(&known.keys))
+    }
+
+    /// Asks for a fetch, unless one was demanded just now, and says which fetch
+    /// is to be waited for.
+    fn demand(&self) -> u64 {
+        let mut demand = self.demand.lock().unwrap_or_else(PoisonError::into_inner);
+        let Progress { started, finished, .. } = *self.progress.borrow();
+        if started == 0 || started > finished && self.good_keys().is_none() {
+            // What comes of the one that is about to start, or under way, is news.
+            return started.max(1);
+        }
+        let is_due = demand.last.is_none_or(|last| last.elapsed() >= UNKNOWN_KEY_PAUSE);
+        if is_due {
+            *demand = Demand { last: Some(Instant::now()), fetch: started + 1 };
+            self.demanded.notify_one();
+        }
+        demand.fetch
+    }
+}
+
+/// Asks the issuer for its keys, again and again.
+async fn keep<F, K>(issuer: Box<str>, fetch: F, shared: Arc<Shared>)
+where
+    F: Fn() -> K,
+    K: Future<Output = Result<KeySet, FetchError>>,
+{
+    let mut retry = FIRST_RETRY;
+    loop {
+        shared.progress.send_modify(|progress| progress.started += 1);
+        let fetched = fetch().await;
+        let good = fetched.is_ok();
+        let pause = match fetched {
+            Ok(keys) => {
+                info!(%issuer, keys = keys.len(), "keys fetched");
+                let known = Known { keys: Arc::new(keys), since: Instant::now() };
+                *shared.keys.write().unwrap_or_else(PoisonError::into_inner) = Some(known);
+                retry = FIRST_RETRY;
+                REFRESH
+            }
+            Err(error) => {
+                warn!(%issuer, %error, again = ?retry, "keys not fetched");
+                let next = (retry * 2).min(LAST_RETRY);
+                std::mem::replace(&mut retry, next)
+            }
+        };
+        shared.progress.send_modify(|progress| {
+            progress.finished += 1;
+            progress.good = good;
+        });
+        tokio::select! {
+            () = sleep(pause) => {}
+            () = shared.demanded.notified() => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use jsonwebtoken::Algorithm;
+
+    use super::*;
+    use crate::user_upstream::claims::Wanted;
+    use crate::user_upstream::signer::{Signer, claims, key_set};
+
+    /// An issuer that gives these keys, nothing while there are none, and never
+    /// answers while there is nothing to say.
+    #[derive(Clone)]
+    struct Script {
+        says: Arc<Mutex<Says>>,
+        asked: Arc<AtomicUsize>,
+    }
+
+    #[derive(Clone)]
+    enum Says {
+        Keys(Vec<Signer>),
+        Failure,
+        Nothing,
+    }
+
+    impl Script {
+        fn new(says: Says) -> Self {
+            Self { says: Arc::new(Mutex::new(says)), asked: Arc::default() }
+        }
+
+        fn say(&self, says: Says) {
+            *self.says.lock().unwrap() = says;
+        }
+
+        fn asked(&self) -> usize {
+            self.asked.load(Ordering::SeqCst)
+        }
+
+        fn start(&self) -> Issuer {
+            let script = self.clone();
+            Issuer::start("https://a".into(), move || {
+                script.asked.fetch_add(1, Ordering::SeqCst);
+                let says = script.says.lock().unwrap().clone();
+                async move {
+                    match says {
+                        Says::Keys(keys) => Ok(KeySet::decode(key_set(&keys).as_bytes()).unwrap()),
+                        Says::Failure => Err(FetchError::Silent),
+                        Says::Nothing => {
+                            // As long as a fetch may take.
+                            sleep(Duration::from_secs(10)).await;
+                            Err(FetchError::Silent)
+                        }
+                    }
+                }
+            })
+        }
+    }
+
+    async fn verify(issuer: &Issuer, signer: &Signer) -> Result<String, VerifyError> {
+        let text = signer.token(&claims("https://a", "alice"));
+        let token = Token::decode(text.as_bytes(), &Wanted::new([])).unwrap();
+        issuer.verify(token).await.map(|claims| claims.subject().to_owned())
+    }
+
+    fn two() -> (Signer, Signer) {
+        (Signer::new("1", Algorithm::ES256), Signer::new("2", Algorithm::ES256))
+    }
+
+    const UNKNOWN: Result<String, VerifyError> = Err(VerifyError::Token(TokenError::UnknownKey));
+    const UNAVAILABLE: Result<String, VerifyError> = Err(VerifyError::KeysUnavailable);
+
+    fn alice() -> Result<String, VerifyError> {
+        Ok("alice".to_owned())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn keys_are_fetched_again_every_five_minutes() {
+        let (one, two) = two();
+        let script = Script::new(Says::Keys(vec![one.clone()]));
+        let issuer = script.start();
+        assert_eq!(verify(&issuer, &one).await, alice());
+        script.say(Says::Keys(vec![two.clone()]));
+        sleep(REFRESH - Duration::from_secs(1)).await;
+        assert_eq!((script.asked(), verify(&issuer, &one).await), (1, alice()));
+        sleep(Duration::from_secs(2)).await;
+        assert_eq!(script.asked(), 2);
+        assert_eq!(verify(&issuer, &two).await, alice());
+        assert_eq!(verify(&issuer, &one).await, UNKNOWN, "a key that the issuer withdrew");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_unknown_key_asks_again_at_most_once_in_ten_seconds() {
+        let (one, two) = two();
+        let script = Script::new(Says::Keys(vec![one.clone()]));
+        let issuer = script.start();
+        assert_eq!(verify(&issuer, &one).await, alice());
+        for round in 1..5 {
+            for _ in 0..100 {
+                assert_eq!(verify(&issuer, &two).await, UNKNOWN);
+            }
+            assert_eq!(script.asked(), 1 + round);
+            sleep(UNKNOWN_KEY_PAUSE).await;
+        }
+        script.say(Says::Keys(vec![one, two.clone()]));
+        assert_eq!(verify(&issuer, &two).await, alice());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_last_good_keys_serve_for_a_day() {
+        let (one, two) = two();
+        let script = Script::new(Says::Keys(vec![one.clone()]));
+        let issuer = script.start();
+        assert_eq!(verify(&issuer, &one).await, alice());
+        script.say(Says::Failure);
+        sleep(MAX_AGE - Duration::from_secs(60)).await;
+        assert_eq!(verify(&issuer, &one).await, alice());
+        assert_eq!(verify(&issuer, &two).await, UNAVAILABLE, "nobody can say whether it is new");
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(verify(&issuer, &one).await, UNAVAILABLE);
+        script.say(Says::Keys(vec![one.clone()]));
+        sleep(LAST_RETRY).await;
+        assert_eq!(verify(&issuer, &one).await, alice());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_issuer_that_hangs_holds_no_call_for_long() {
+        let (one, two) = two();
+        let script = Script::new(Says::Nothing);
+        let issuer = script.start();
+        for _ in 0..3 {
+            let start = Instant::now();
+            assert_eq!(verify(&issuer, &one).await, UNAVAILABLE);
+            assert!(start.elapsed() <= KEYS_WAIT, "{:?}", start.elapsed());
+        }
+        script.say(Says::Keys(vec![one.clone()]));
+        sleep(Duration::from_secs(20)).await;
+        assert_eq!(verify(&issuer, &one).await, alice());
+        script.say(Says::Nothing);
+        let start = Instant::now();
+        assert_eq!(verify(&issuer, &two).await, UNAVAILABLE);
+        assert!(start.elapsed() <= KEYS_WAIT, "{:?}", start.elapsed());
+        assert_eq!(verify(&issuer, &one).await, alice(), "what is known needs nobody");
+        assert!(start.elapsed() <= KEYS_WAIT, "{:?}", start.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_issuer_that_fails_is_asked_more_and_more_seldom() {
+        let script = Script::new(Says::Failure);
+        let _issuer = script.start();
+        sleep(Duration::from_secs(600)).await;
+        // After 1, 2, 4, 8, and then every 10 s.
+        assert!((60..=65).contains(&script.asked()), "{}", script.asked());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_asks_for_an_issuer_that_is_gone() {
+        let script = Script::new(Says::Failure);
+        let issuer = script.start();
+        sleep(Duration::from_secs(60)).await;
+        drop(issuer);
+        let asked = script.asked();
+        sleep(Duration::from_secs(600)).await;
+        assert_eq!(script.asked(), asked);
+    }
+
+    #[tokio::test]
+    async fn confs_of_one_source_share_its_keys() {
+        let names = crate::resolver::NameServers::Listed(vec!["127.0.0.1:1".parse().unwrap()]);
+        let resolver = Arc::new(Resolver::new(&names).unwrap());
+        let source = |allow_http| Source {
+            issuer: "http://127.0.0.1:1".into(),
+            discovery: "http://127.0.0.1:1/d".parse().unwrap(),
+            allow_http,
+            ca_file: None,
+        };
+        let issuers = Issuers::default();
+        let one = issuers.get(&source(true), &resolver);
+        assert!(Arc::ptr_eq(&one, &issuers.get(&source(true), &resolver)));
+        assert!(!Arc::ptr_eq(&one, &issuers.get(&source(false), &resolver)));
+    }
+
+    #[test]
+    fn a_token_without_kid_takes_the_only_key_that_fits() {
+        let (one, two) = two();
+        let rsa = Signer::rsa().clone();
+        let header = serde_json::json!({"alg": "ES256"});
+        let text = one.token_with(&header, r#"{"sub":"a"}"#);
+        let token = || Token::decode(text.as_bytes(), &Wanted::new([])).unwrap();
+        let candidates =
+            |keys: &[Signer]| KeySet::decode(key_set(keys).as_bytes()).unwrap().candidates(&token()).len();
+        assert_eq!(candidates(&[rsa.clone(), one.clone()]), 1);
+        assert_eq!(candidates(&[one, two]), 0);
+        assert_eq!(candidates(&[rsa]), 0);
+    }
+}

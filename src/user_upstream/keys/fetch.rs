@@ -1,0 +1,213 @@
+//! Asking an issuer for its keys: OpenID discovery, then the JWKS that it names.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::redirect::{Attempt, Policy};
+use reqwest::{Certificate, Client, Url};
+use serde::Deserialize;
+use thiserror::Error;
+use tokio::time::timeout;
+use tracing::warn;
+
+use super::set::{KeySet, KeySetError};
+use crate::resolver::Resolver;
+use crate::upstream::HostName;
+
+/// How long discovery and keys may take together.
+const FETCH_TIME: Duration = Duration::from_secs(10);
+
+/// How long a connection to the issuer may take.
+const CONNECT_TIME: Duration = Duration::from_secs(3);
+
+/// How long a document of the issuer's may be, in bytes: discovery documents and
+/// key sets have a few KiB, with certificate chains some tens.
+const MAX_BODY: usize = 512 * 1024;
+
+/// How often an issuer may send us on.
+const MAX_REDIRECTS: usize = 3;
+
+/// How long a file of certificates may be, in bytes: the roots of a whole system
+/// take about 250 KiB.
+const MAX_CA_FILE: u64 = 4 * 1024 * 1024;
+
+/// Where an issuer's keys come from, and what is trusted on the way.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Source {
+    /// What stands in `iss`.
+    pub(crate) issuer: Box<str>,
+    pub(crate) discovery: Url,
+    /// Whether the host of `discovery` may be asked without TLS.
+    pub(crate) allow_http: bool,
+    /// The only certificates that are trusted, or `None` for the system's.
+    pub(crate) ca_file: Option<PathBuf>,
+}
+
+/// The part of a discovery document that counts (OpenID Connect Discovery 1.0,
+/// section 3).
+#[derive(Deserialize)]
+struct Discovery {
+    #[serde(default)]
+    issuer: Option<String>,
+    jwks_uri: String,
+}
+
+/// Why there are no keys.
+#[derive(Debug, Error)]
+pub(crate) enum FetchError {
+    #[error("{0}")]
+    CaFile(#[from] CaFileError),
+    #[error("starting: {0}")]
+    Client(reqwest::Error),
+    #[error("{what} at {url}: {}", chain(.error))]
+    Request { what: &'static str, url: Url, error: reqwest::Error },
+    #[error("{what} at {url}: status {status}")]
+    Status { what: &'static str, url: Url, status: u16 },
+    #[error("{what} at {url}: longer than {MAX_BODY} bytes")]
+    TooLong { what: &'static str, url: Url },
+    #[error("discovery at {0}: no JSON object with a text in `jwks_uri`")]
+    NoDiscovery(Url),
+    #[error("discovery at {0}: its `jwks_uri` is no URL")]
+    NoUrl(Url),
+    #[error(
+        "{0} is asked for without TLS: only the host that identity.discovery names may be, with identity.allow_http"
+    )]
+    WithoutTls(Url),
+    #[error("keys at {url}: {error}")]
+    Keys { url: Url, error: KeySetError },
+    #[error("no answer within {} s", FETCH_TIME.as_secs())]
+    Silent,
+}
+
+/// Why a file gives no certificates to trust.
+#[derive(Debug, Error)]
+#[error("identity.ca_file: {0}")]
+pub(crate) struct CaFileError(String);
+
+/// An error with its causes: reqwest's own text stops at the first.
+fn chain(error: &reqwest::Error) -> String {
+    let mut text = String::new();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text = if text.is_empty() { error.to_string() } else { format!("{text}: {error}") };
+        cause = error.source();
+    }
+    if text.is_empty() { error.to_string() } else { text }
+}
+
+/// Reads the certificates of a file in PEM form.
+pub(crate) fn read_ca_file(path: &Path) -> Result<Vec<Certificate>, CaFileError> {
+    let read = std::fs::metadata(path).and_then(|metadata| {
+        match metadata.is_file() && metadata.len() <= MAX_CA_FILE {
+            true => std::fs::read(path),
+            false => Err(std::io::Error::other("no file of at most 4 MiB")),
+        }
+    });
+    let pem = read.map_err(|error| CaFileError(error.to_string()))?;
+    match Certificate::from_pem_bundle(&pem) {
+        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
+        _ => Err(CaFileError("no certificate in PEM form stands in it".to_owned())),
+    }
+}
+
+impl Source {
+    /// Asks for the keys once.
+    pub(crate) async fn fetch(&self, resolver: &Arc<Resolver>) -> Result<KeySet, FetchError> {
+        timeout(FETCH_TIME, self.ask(resolver)).await.unwrap_or(Err(FetchError::Silent))
+    }
+
+    async fn ask(&self, resolver: &Arc<Resolver>) -> Result<KeySet, FetchError> {
+        // A client of its own each time sees certificates that were changed.
+        let client = self.client(resolver)?;
+        let document = self.get(&client, "discovery", &self.discovery).await?;
+        let discovery: Discovery =
+            serde_json::from_slice(&document).map_err(|_| FetchError::NoDiscovery(self.discovery.clone()))?;
+        if discovery.issuer.as_deref() != Some(&*self.issuer) {
+            // A provider that is asked at an address inside may call itself by that.
+            warn!(issuer = %self.issuer, "the discovery document names another issuer");
+        }
+        let url = Url::parse(&discovery.jwks_uri).map_err(|_| FetchError::NoUrl(self.discovery.clone()))?;
+        let keys = self.get(&client, "keys", &url).await?;
+        KeySet::decode(&keys).map_err(|error| FetchError::Keys { url, error })
+    }
+
+    fn client(&self, resolver: &Arc<Resolver>) -> Result<Client, FetchError> {
+        let source = self.clone();
+        let mut builder = Client::builder()
+            .http1_only()
+            // The environment has no say in whom we ask.
+            .no_proxy()
+            .referer(false)
+            .connect_timeout(CONNECT_TIME)
+            .user_agent(concat!("kube-coders/", env!("CARGO_PKG_VERSION")))
+            .redirect(Policy::custom(move |attempt| source.redirect(attempt)))
+            .dns_resolver(OurNames(Arc::clone(resolver)));
+        if let Some(file) = &self.ca_file {
+            builder = builder.tls_certs_only(read_ca_file(file)?);
+        }
+        builder.build().map_err(FetchError::Client)
+    }
+
+    fn redirect(&self, attempt: Attempt<'_>) -> reqwest::redirect::Action {
+        if attempt.previous().len() > MAX_REDIRECTS {
+            return attempt.error(format!("more than {MAX_REDIRECTS} redirects"));
+        }
+        if !self.may_ask(attempt.url()) {
+            let error = FetchError::WithoutTls(attempt.url().clone());
+            return attempt.error(error);
+        }
+        attempt.follow()
+    }
+
+    /// Whether a URL has TLS, or needs none by the operator's word.
+    pub(crate) fn may_ask(&self, url: &Url) -> bool {
+        match url.scheme() {
+            "https" => true,
+            "http" => self.allow_http && url.host() == self.discovery.host(),
+            _ => false,
+        }
+    }
+
+    async fn get(&self, client: &Client, what: &'static str, url: &Url) -> Result<Vec<u8>, FetchError> {
+        if !self.may_ask(url) {
+            return Err(FetchError::WithoutTls(url.clone()));
+        }
+        let failed = |error: reqwest::Error| FetchError::Request {
+            what,
+            url: url.clone(),
+            error: error.without_url(),
+        };
+        let mut response = client.get(url.clone()).send().await.map_err(failed)?;
+        if response.status() != reqwest::StatusCode::OK {
+            return Err(FetchError::Status { what, url: url.clone(), status: response.status().as_u16() });
+        }
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(failed)? {
+            if body.len() + chunk.len() > MAX_BODY {
+                return Err(FetchError::TooLong { what, url: url.clone() });
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body)
+    }
+}
+
+/// Looks the issuer's name up as workspaces' names are: with the same name
+/// servers, and its last good address while they are silent.
+struct OurNames(Arc<Resolver>);
+
+impl Resolve for OurNames {
+    fn resolve(&self, name: Name) -> Resolving {
+        let resolver = Arc::clone(&self.0);
+        Box::pin(async move {
+            let host: HostName = name.as_str().parse()?;
+            let addresses = resolver.resolve(&host).await?;
+            let addresses: Vec<_> = addresses.iter().map(|address| SocketAddr::new(*address, 0)).collect();
+            let addresses: Addrs = Box::new(addresses.into_iter());
+            Ok(addresses)
+        })
+    }
+}
