@@ -17,6 +17,8 @@ pub(crate) enum Subcommands {
     Run(Box<RunArgs>),
     /// Send one request to a running runner and print its decision
     Call(CallArgs),
+    /// Say step by step how user-upstream decides about a request, and why; asks nobody unless told
+    Explain(ExplainArgs),
     /// Print the name of the workspace of each subject, one a line
     Name(NameArgs),
     /// Exit with 0 if the local runner answers
@@ -145,6 +147,41 @@ pub(crate) struct CallArgs {
     /// The request's target: path and query
     #[arg(default_value = "/")]
     pub(crate) target: String,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ExplainArgs {
+    /// The conf of user-upstream, a JSON text, or @FILE
+    #[arg(long, value_name = "JSON")]
+    pub(crate) conf: String,
+
+    /// The claims that X-Userinfo carries, a JSON text, or @FILE
+    #[arg(long, value_name = "JSON")]
+    pub(crate) userinfo: Option<String>,
+
+    /// A token, or @FILE with one
+    #[arg(long, value_name = "JWT")]
+    pub(crate) token: Option<String>,
+
+    /// The header that the token comes in
+    #[arg(long, value_name = "NAME", default_value = "x-raw-id-token", requires = "token")]
+    pub(crate) token_header: String,
+
+    /// A file with the request's headers, one a line, or - for standard input
+    #[arg(long, value_name = "FILE")]
+    pub(crate) headers: Option<String>,
+
+    /// The issuer's keys (a JWKS) to check the signature with, a JSON text, or @FILE
+    #[arg(long, value_name = "JWKS")]
+    pub(crate) keys: Option<String>,
+
+    /// Ask the issuer for its keys, and look the workspace's name up
+    #[arg(long)]
+    pub(crate) online: bool,
+
+    /// With --online, ask this name server, in place of the system's; repeatable
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(crate) dns_server: Vec<String>,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -17,6 +17,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::call::{self, CallCommandError};
 use crate::cli::{Cli, RunArgs, SocketArgs, Subcommands};
+use crate::explain::{self, ExplainError};
 use crate::plugin::{Plugin, Registry};
 use crate::run::{RunError, run};
 use crate::settings::{Environment, Mistakes, Settings, checked_socket_path};
@@ -67,6 +68,8 @@ enum Failure {
     Run(#[from] RunError),
     #[error(transparent)]
     Call(#[from] CallCommandError),
+    #[error(transparent)]
+    Explain(#[from] ExplainError),
     #[error("--template: {0}")]
     Template(#[from] TemplateError),
     #[error("{0}")]
@@ -124,6 +127,9 @@ impl Command {
             Subcommands::Call(args) => {
                 let path = checked_socket_path(&args.socket, &environment)?;
                 block_on(async { Ok(call::call(&path, &args, &mut std::io::stdout()).await?) })
+            }
+            Subcommands::Explain(args) => {
+                block_on(async { Ok(explain::explain(&args, &mut std::io::stdout()).await?) })
             }
             Subcommands::Name(args) => print_names(&args.template, &args.subject),
             Subcommands::Health(args) => health(&args, &environment),

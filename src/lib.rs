@@ -81,6 +81,7 @@ mod settings;
 mod cli;
 mod run;
 mod call;
+mod explain;
 mod command;
 pub mod testing;
 

@@ -152,10 +152,7 @@ impl Settings {
             };
             checker.check("--stamp-lifetime", &args.stamp_lifetime, long_enough)
         });
-        let servers = checked_each(checker, "--dns-server", &args.dns_server, |text| {
-            text.parse::<SocketAddr>()
-                .map_err(|_| "not an address with a port, such as 10.96.0.10:53".to_owned())
-        });
+        let servers = checked_name_servers(checker, &args.dns_server);
         let log_level = checker.check("--log-level", &args.log_level, log_level(&args.log_level));
         Some(Self {
             socket: SocketFile { path: path?, mode: mode?, owner: owner?, group: group? },
@@ -170,12 +167,25 @@ impl Settings {
             max_forwarder_connections: max_forwarder_connections?,
             stamp_key: stamp_key?,
             stamp_lifetime: stamp_lifetime?,
-            name_servers: match servers? {
-                none if none.is_empty() => NameServers::System,
-                listed => NameServers::Listed(listed),
-            },
+            name_servers: servers?,
             log_level: log_level?,
         })
+    }
+}
+
+/// Whom a command asks for names.
+pub(crate) fn name_servers(typed: &[String]) -> Result<NameServers, Mistakes> {
+    let mut checker = Checker::default();
+    checked_name_servers(&mut checker, typed).ok_or(Mistakes(checker.0))
+}
+
+fn checked_name_servers(checker: &mut Checker, typed: &[String]) -> Option<NameServers> {
+    let servers = checked_each(checker, "--dns-server", typed, |text| {
+        text.parse::<SocketAddr>().map_err(|_| "not an address with a port, such as 10.96.0.10:53".to_owned())
+    });
+    match servers? {
+        none if none.is_empty() => Some(NameServers::System),
+        listed => Some(NameServers::Listed(listed)),
     }
 }
 

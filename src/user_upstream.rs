@@ -8,12 +8,14 @@ mod claims;
 mod config;
 mod cookies;
 mod decision;
+pub(crate) mod explain;
 mod identity;
 mod keys;
 mod label;
 mod origin;
 mod policy;
 mod presented;
+mod refused;
 mod remembered;
 mod template;
 mod token;
@@ -23,27 +25,25 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use jsonwebtoken::crypto::{CryptoProvider, aws_lc};
-use thiserror::Error;
 use tokio::time::{Instant, timeout};
 use tracing::{debug, info};
 
 use crate::headers::HeaderName;
 use crate::plugin::{Action, Plugin, PluginError, Stop};
-use crate::refusal::{Reader, Refusal};
+use crate::refusal::Reader;
 use crate::request::Request;
 use crate::request_id::{REQUEST_ID_WAIT, shown_request_id};
-use crate::resolver::{ResolveError, Resolver};
-use config::{IdentityConfig, UserUpstreamConfig, Verified};
+use crate::resolver::Resolver;
+pub(crate) use config::UserUpstreamConfig;
+use config::{IdentityConfig, Verified};
 use cookies::Edited;
-use decision::{Decision, DecisionError};
+use decision::Decision;
 use identity::{Identity, IdentityError};
 use keys::Issuers;
-use presented::{AUTHORIZATION, FORWARDED_USER, FORWARDED_USERNAME, IDENTITY_HEADERS, Presented};
+pub(crate) use keys::KeySet;
+use presented::{FORWARDED_USER, FORWARDED_USERNAME, Presented};
+use refused::{MAX_FRAME_HEADERS, Refused};
 pub(crate) use template::{HostTemplate, TemplateError};
-
-/// How many headers the gateway shows at most (GATEWAY.md, HTTPReqCall). It hides
-/// those behind them, and the ones that its own plugins add come last.
-const MAX_FRAME_HEADERS: usize = 100;
 
 /// How long a token that was checked is not checked again.
 const TOKEN_REMEMBERED: Duration = Duration::from_secs(60);
@@ -143,38 +143,10 @@ async fn by_token(
 }
 
 /// Seconds since 1970, as tokens count them.
-fn unix_now() -> f64 {
+pub(crate) fn unix_now() -> f64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     // A clock before 1970 makes every token one from the future.
     since.map_or(0.0, |since| since.as_secs_f64())
-}
-
-/// Why a request goes to no workspace.
-#[derive(Debug, Error)]
-enum Refused {
-    #[error("the request has {MAX_FRAME_HEADERS} headers or more, and the gateway hides the rest")]
-    TooManyHeaders,
-    #[error("a page of another origin opens a WebSocket")]
-    ForeignOrigin,
-    #[error(transparent)]
-    Identity(#[from] IdentityError),
-    #[error(transparent)]
-    Decision(#[from] DecisionError),
-    #[error(transparent)]
-    Resolve(#[from] ResolveError),
-}
-
-impl Refused {
-    fn refusal(&self) -> Refusal {
-        match self {
-            Self::TooManyHeaders => Refusal::TooManyHeaders,
-            Self::ForeignOrigin => Refusal::ForeignOrigin,
-            Self::Identity(error) => error.refusal(),
-            Self::Decision(error) => error.refusal(),
-            Self::Resolve(ResolveError::NotFound) => Refusal::WorkspaceNotFound,
-            Self::Resolve(ResolveError::Unavailable) => Refusal::ResolverUnavailable,
-        }
-    }
 }
 
 impl Plugin for UserUpstream {
@@ -200,14 +172,8 @@ impl Plugin for UserUpstream {
             Ok(admitted) => admitted,
             Err(refused) => return refuse(&refused, config, request).await,
         };
-        for name in &IDENTITY_HEADERS {
+        for name in config.identity.token_sources().secrets(admitted.token_source) {
             remove(name, request)?;
-        }
-        for (at, name) in config.identity.token_sources().names().iter().enumerate() {
-            // Another authorization than the token's is the workspace's business.
-            if name.as_str() != AUTHORIZATION || admitted.token_source == Some(at) {
-                remove(name, request)?;
-            }
         }
         match config.remove_cookies.edit(request.headers_named("cookie")) {
             Edited::Unchanged => {}
@@ -264,6 +230,7 @@ mod tests {
     use base64::Engine as _;
     use base64::engine::general_purpose::STANDARD;
 
+    use super::presented::IDENTITY_HEADERS;
     use super::*;
     use crate::plugin::Registry;
     use crate::resolver::NameServers;

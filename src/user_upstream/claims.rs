@@ -165,6 +165,13 @@ impl ClaimPath {
     }
 }
 
+impl fmt::Display for ClaimPath {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.name)?;
+        self.inner.iter().try_for_each(|name| write!(formatter, ".{name}"))
+    }
+}
+
 /// Why there are no claims.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub(crate) enum ClaimsError {

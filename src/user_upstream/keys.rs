@@ -173,6 +173,14 @@ impl Issuer {
     }
 }
 
+/// The claims of a token that is signed with one of these keys.
+pub(crate) fn verify_with_set(keys: &KeySet, token: Token<'_>) -> Result<Claims, TokenError> {
+    verify_with(&keys.candidates(&token), token).map_err(|tried| match tried {
+        Tried::Wrong => TokenError::Signature,
+        Tried::NoKey(_) => TokenError::UnknownKey,
+    })
+}
+
 /// What checking a signature came to, if not to claims.
 enum Tried<'t> {
     Wrong,

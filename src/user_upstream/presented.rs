@@ -48,6 +48,16 @@ impl TokenSources {
     pub(crate) fn names(&self) -> &[HeaderName] {
         &self.0
     }
+
+    /// The headers that are nothing for a workspace, where the token was found in
+    /// this source.
+    pub(crate) fn secrets(&self, used: Option<usize>) -> impl Iterator<Item = &HeaderName> {
+        // Another authorization than the token's is the workspace's business.
+        let is_secret = move |(at, name): &(usize, &HeaderName)| {
+            !IDENTITY_HEADERS.contains(name) && (name.as_str() != AUTHORIZATION || used == Some(*at))
+        };
+        IDENTITY_HEADERS.iter().chain(self.0.iter().enumerate().filter(is_secret).map(|(_, name)| name))
+    }
 }
 
 impl<'de> Deserialize<'de> for TokenSources {

@@ -45,6 +45,16 @@ impl Template {
     pub(crate) fn claim_names(&self) -> impl Iterator<Item = &str> {
         self.host.claim_names()
     }
+
+    /// Each claim of the template, and the label that it makes of these claims.
+    pub(crate) fn labels(&self, claims: &Claims) -> impl Iterator<Item = (&ClaimPath, Option<String>)> {
+        self.host.holes.iter().map(|hole| {
+            let mut label = String::new();
+            let value = claims.text(&hole.claim);
+            let is_one = value.is_some_and(|value| push_label(&mut label, &hole.prefix, value, &hole.suffix));
+            (&hole.claim, is_one.then_some(label))
+        })
+    }
 }
 
 impl<'de> Deserialize<'de> for Template {

@@ -58,6 +58,9 @@ mod process;
 /// What can be typed, and every example and configuration that is shipped.
 mod cli;
 
+/// A decision step by step, the same as the runner's.
+mod explain;
+
 /// What the README says of commands, settings and files.
 mod readme;
 

@@ -1,0 +1,252 @@
+//! `explain`: each step and its outcome, and the same answer as the runner's.
+
+use std::io::Write as _;
+use std::net::IpAddr;
+use std::process::{Command as Process, Output, Stdio};
+use std::slice::from_ref;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use kube_coders::Command;
+use kube_coders::testing::{ClientRequest, Gateway, NameServer, Outcome, Route};
+use serde_json::{Value, json};
+
+use crate::issuer::Issuer;
+use crate::served::Served;
+use crate::signer::{Signer, claims, key_set};
+
+const GATEWAY: &str = r#"{"identity": {"trust": "gateway"}, "upstream": "http://code-{sub}.test:8443"}"#;
+
+fn explain(args: &[&str], input: &str) -> Output {
+    let mut process = Process::new(env!("CARGO_BIN_EXE_kube-coders"))
+        .arg("explain")
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    process.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    process.wait_with_output().unwrap()
+}
+
+#[track_caller]
+fn check(args: &[&str], input: &str, code: i32, expected: &str) -> String {
+    let output = explain(args, input);
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(said, expected, "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(code));
+    said
+}
+
+#[track_caller]
+fn wrong(args: &[&str], input: &str, expected: &str) {
+    let output = explain(args, input);
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), format!("kube-coders: {expected}\n"));
+    assert_eq!(output.status.code(), Some(2));
+    assert!(output.stdout.is_empty());
+}
+
+fn verified(issuer: &str) -> Value {
+    json!({
+        "identity": {"trust": "verified", "issuer": issuer, "audience": ["apisix"], "allow_http": true},
+        "upstream": "http://code-{sub}.test:8443", "allow": {"groups": ["/developers"]},
+    })
+}
+
+#[test]
+fn a_userinfo_is_explained() {
+    let expected = "\
+ok  headers    1 in all, each identity header once
+ok  userinfo   believed, because the conf trusts the gateway
+ok  subject    \"Alice\"
+ok  policy     no rules, everybody is let in
+ok  label      `sub` is \"Alice\": code-alice---3bc51062973c458d
+ok  name       code-alice---3bc51062973c458d.test
+?   addresses  not looked up: --online does
+ok  removed    x-userinfo
+ok  added      x-forwarded-user: \"Alice\", x-forwarded-preferred-username: \"al\"
+
+It goes to http://code-alice---3bc51062973c458d.test:8443, if what was not looked at is good.
+";
+    check(
+        &["--conf", GATEWAY, "--userinfo", r#"{"sub": "Alice", "preferred_username": "al"}"#],
+        "",
+        0,
+        expected,
+    );
+}
+
+#[test]
+fn a_refusal_ends_the_steps() {
+    let expected = "\
+ok  headers    1 in all, each identity header once
+ok  userinfo   believed, because the conf trusts the gateway
+ok  subject    \"alice\"
+ok  policy     no rules, everybody is let in
+no  label      `org` is missing: no label
+no  name       a claim of the template is missing or no text
+
+It is refused: 403 no-workspace-name.
+";
+    let conf = GATEWAY.replace("{sub}", "{org}");
+    check(&["--conf", &conf, "--userinfo", r#"{"sub": "alice"}"#], "", 1, expected);
+    let expected = "\
+no  headers    x-userinfo is there twice
+
+It is refused: 400 identity-malformed.
+";
+    check(&["--conf", GATEWAY, "--headers", "-"], "X-Userinfo: a\r\nx-userinfo: b\r\n", 1, expected);
+}
+
+#[test]
+fn a_token_is_explained_without_being_shown() {
+    let signer = Signer::rsa();
+    let token = signer.token(&claims("https://a", "alice"));
+    let conf = verified("https://a").to_string();
+    let input = format!(
+        "GET / HTTP/1.1\r\nHost: a\r\nCookie: a=1; session=x\r\nAuthorization: Bearer {token}\r\n\r\n"
+    );
+    let output = explain(&["--conf", &conf, "--headers", "-"], &input);
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    for line in [
+        "ok  headers    3 in all, each identity header once",
+        "?   signature  not checked: --keys gives the issuer's keys, --online asks for them",
+        "ok  policy     let in",
+        "ok  removed    authorization, the session in cookie",
+    ] {
+        assert!(said.lines().any(|known| known == line), "{line} in\n{said}");
+    }
+    assert!(said.contains(&format!(
+        "in authorization: {}… ({} bytes), RS256, kid \"rsa-1\"",
+        &token[..10],
+        token.len()
+    )));
+    for part in token.split('.') {
+        assert!(!said.contains(part), "{said}");
+    }
+}
+
+#[test]
+fn keys_can_be_given() {
+    let (signer, other) = (Signer::rsa(), Signer::new("rsa-1", signer_algorithm()));
+    let token = signer.token(&claims("https://a", "alice"));
+    let conf = verified("https://a").to_string();
+    for (keys, code, line) in [
+        (key_set(from_ref(signer)), 0, "ok  signature  the issuer's"),
+        (key_set(from_ref(&other)), 1, "no  signature  the token's signature is not the issuer's"),
+    ] {
+        let output = explain(&["--conf", &conf, "--token", &token, "--keys", &keys], "");
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(said.lines().any(|known| known == line), "{said}");
+        assert_eq!(output.status.code(), Some(code));
+    }
+}
+
+fn signer_algorithm() -> jsonwebtoken::Algorithm {
+    Signer::rsa().algorithm
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn online_the_issuer_and_name_servers_are_asked() {
+    let issuer = Issuer::start(from_ref(Signer::rsa())).await;
+    let names = NameServer::start().await.unwrap();
+    names.set("code-alice.test", ["127.0.0.2".parse::<IpAddr>().unwrap()]);
+    let (conf, server) = (verified(&issuer.url()).to_string(), names.address().to_string());
+    let ask = |token: String| {
+        let args = ["--online", "--dns-server", &server, "--conf", &conf, "--token", &token];
+        let output = explain(&args, "");
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (code, said) = ask(issuer.token("alice"));
+    assert!(
+        said.contains("ok  signature  the issuer's\n") && said.contains("ok  addresses  127.0.0.2\n"),
+        "{said}"
+    );
+    assert!(said.ends_with("\nIt goes to http://code-alice.test:8443.\n"), "{said}");
+    assert_eq!(code, Some(0));
+    let (code, said) = ask(issuer.token("bob"));
+    assert!(said.contains("no  addresses  the name does not exist\n"), "{said}");
+    assert!(said.ends_with("\nIt is refused: 404 workspace-not-found.\n"), "{said}");
+    assert_eq!(code, Some(1));
+}
+
+#[test]
+fn what_is_typed_wrong_is_told() {
+    wrong(&["--conf", "{"], "", "--conf: EOF while parsing an object (line 1, column 1)");
+    let conf = r#"{"identity": {"trust": "verified"}, "upstream": "http://a:1"}"#;
+    wrong(
+        &["--conf", conf],
+        "",
+        "--conf: identity: `issuer` is missing: what stands in the tokens' `iss` (line 1, column 34)",
+    );
+    wrong(&["--conf", "@/nowhere"], "", "--conf: \"/nowhere\": No such file or directory (os error 2)");
+    wrong(&["--conf", GATEWAY, "--headers", "-"], "a: b\nc\n", "--headers: line 2 is no \"name: value\"");
+    wrong(&["--conf", GATEWAY, "--keys", "{}"], "", "--keys: no JSON object with a list `keys`");
+    wrong(
+        &["--conf", GATEWAY, "--dns-server", "127.0.0.1:1"],
+        "",
+        "--dns-server: nobody is asked without --online",
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_answer_is_the_runners() {
+    let issuer = Issuer::start(from_ref(Signer::rsa())).await;
+    let names = NameServer::start().await.unwrap();
+    names.set("code-alice.test", ["127.0.0.2".parse::<IpAddr>().unwrap()]);
+    let server = names.address().to_string();
+    let runner = Served::start(Command::new(), &["--dns-server", &server]);
+    let gateway = Gateway::connect(&runner.socket);
+    let conf = verified(&issuer.url()).to_string();
+    let (good, bob) = (issuer.token("alice"), issuer.token("bob"));
+    let forged = Signer::new("rsa-1", signer_algorithm()).token(&claims(&issuer.url(), "alice"));
+    let outside = Signer::rsa()
+        .token(&json!({"iss": issuer.url(), "aud": "apisix", "sub": "alice", "exp": 9_999_999_999_u64}));
+    let userinfo = |subject: &str| STANDARD.encode(json!({"sub": subject}).to_string());
+    let cases: Vec<Vec<(&str, String)>> = vec![
+        vec![],
+        vec![("x-raw-id-token", good.clone())],
+        vec![("x-raw-id-token", forged)],
+        vec![("x-raw-id-token", outside)],
+        vec![("x-raw-id-token", bob)],
+        vec![("x-raw-id-token", "opaque".to_owned())],
+        vec![("x-raw-id-token", good.clone()), ("x-raw-id-token", good.clone())],
+        vec![("x-raw-id-token", good.clone()), ("x_userinfo", userinfo("alice"))],
+        vec![("x-raw-id-token", good.clone()), ("x-userinfo", userinfo("alice"))],
+        vec![("x-raw-id-token", good.clone()), ("x-userinfo", userinfo("bob"))],
+        vec![
+            ("upgrade", "websocket".to_owned()),
+            ("origin", "https://b".to_owned()),
+            ("x-raw-id-token", good.clone()),
+        ],
+        vec![
+            ("upgrade", "websocket".to_owned()),
+            ("origin", "http://a".to_owned()),
+            ("x-raw-id-token", good.clone()),
+        ],
+        vec![("authorization", format!("Bearer {good}"))],
+        (0..100).map(|_| ("x-a", "1".to_owned())).chain([("x-raw-id-token", good.clone())]).collect(),
+    ];
+    for headers in cases {
+        let mut request = ClientRequest::get("/").header("Host", "a");
+        let mut input = "Host: a\n".to_owned();
+        for (name, value) in &headers {
+            request = request.added_header(name, value);
+            input += &format!("{name}: {value}\n");
+        }
+        let route = Route::new("r").plugin("user-upstream", &conf);
+        let expected = match gateway.call(&route, &request).await {
+            Outcome::Forward(forwarded) => format!("It goes to {}.", forwarded.upstream.unwrap()),
+            Outcome::Answer(answer) => {
+                let problem: Value = serde_json::from_slice(&answer.body).unwrap();
+                format!("It is refused: {} {}.", answer.status, problem["code"].as_str().unwrap())
+            }
+        };
+        let output =
+            explain(&["--online", "--dns-server", &server, "--conf", &conf, "--headers", "-"], &input);
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(said.lines().last(), Some(&*expected), "{said}");
+    }
+}
