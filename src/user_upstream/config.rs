@@ -203,4 +203,40 @@ mod tests {
             "upstream: https upstreams are not there yet: use http://",
         );
     }
+
+    /// The fields that a conf may have, by the word of what refuses others.
+    fn known_fields(conf: &str, prefix: &str) -> Vec<String> {
+        let error = parse_conf::<UserUpstreamConfig>(conf.as_bytes()).err().unwrap().to_string();
+        let (_, expected) = error.split_once("expected ").unwrap();
+        expected.split('`').skip(1).step_by(2).map(|field| format!("{prefix}{field}")).collect()
+    }
+
+    #[test]
+    fn the_readme_lists_every_field() {
+        let fields = [
+            known_fields(r#"{"x": 1}"#, ""),
+            known_fields(r#"{"identity": {"x": 1}}"#, "identity."),
+            known_fields(r#"{"claims": {"x": 1}}"#, "claims."),
+        ]
+        .concat();
+        let expected: Vec<_> =
+            fields.iter().filter(|field| !["identity", "claims"].contains(&field.as_str())).collect();
+        assert!(expected.len() > 15, "{expected:?}");
+        let readme = include_str!("../../README.md");
+        let (_, section) = readme.split_once("### What is trusted").unwrap();
+        let rows =
+            section.split("\n### ").next().unwrap().lines().filter_map(|line| line.strip_prefix("| `"));
+        let listed: Vec<_> = rows
+            .flat_map(|row| {
+                row.split(" | ").next().unwrap().split("`").map(str::to_owned).collect::<Vec<_>>()
+            })
+            .filter(|field| !field.trim_matches([',', ' ']).is_empty())
+            .collect();
+        for field in &expected {
+            assert!(listed.contains(field), "{field} is not in the README");
+        }
+        for field in &listed {
+            assert!(expected.contains(&field), "the conf has no {field}");
+        }
+    }
 }

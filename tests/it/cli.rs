@@ -270,6 +270,14 @@ fn the_shipped_route_is_accepted_and_closed() {
             assert!(secret.as_str().unwrap().starts_with("$env://"), "{secret}");
         }
         assert_ne!(login["set_userinfo_header"], false);
+        let confs = route["plugins"]["ext-plugin-pre-req"]["conf"].as_array().unwrap();
+        let conf: Value = serde_json::from_str(confs[0]["value"].as_str().unwrap()).unwrap();
+        assert_eq!(conf["identity"]["trust"], "verified");
+        assert_eq!(login["set_raw_id_token_header"], true);
+        assert_eq!(conf["identity"]["audience"][0], login["client_id"]);
+        let issuer = conf["identity"]["issuer"].as_str().unwrap();
+        assert_eq!(login["discovery"], format!("{issuer}/.well-known/openid-configuration"));
+        assert_eq!(conf["login"], login["logout_path"]);
         assert_ne!(login["ssl_verify"], false);
     }
     let config: Value = serde_saphyr::from_str(&read("apisix-conf/standalone/config.yaml")).unwrap();
