@@ -50,7 +50,8 @@
 //!   running runner use it.
 //! - Only `command` reads the environment, installs a subscriber and starts a
 //!   runtime; only `main` exits.
-//! - Only `server`, `forwarder` and `testing` spawn tasks.
+//! - Only `server`, `forwarder` and `testing` spawn tasks, and what must go on
+//!   beside calls: `user_upstream::keys`, which fetches issuers' keys.
 //! - Whatever fails, no request goes anywhere by default.
 
 mod frame;

@@ -121,25 +121,35 @@ async fn by_token(
     if let Some(decision) = memory.admitted.get(digest, now) {
         return Ok(decision);
     }
-    if let Some(error) = memory.refused.get(digest, now) {
-        return Err(error.into());
+    if let Some(refused) = memory.refused.get(digest, now) {
+        return Err(refused);
     }
     // The future of a real check is large, and rarely needed.
-    let checked =
-        Box::pin(Identity::of_token(presented, &config.wanted, verified, config.issuer(), unix_now()));
-    let identity = match checked.await {
-        Ok(identity) => identity,
-        Err(error) => {
-            if error.is_lasting() {
-                memory.refused.insert(digest, error.clone(), Some(now + REFUSAL_REMEMBERED));
-            }
-            return Err(error.into());
+    match Box::pin(check_token(config, verified, presented)).await {
+        Ok((decision, good_for)) => {
+            let good_until = now + good_for.min(TOKEN_REMEMBERED);
+            memory.admitted.insert(digest, Arc::clone(&decision), Some(good_until));
+            Ok(decision)
         }
-    };
-    let decision = Arc::new(Decision::of(config, &identity.claims)?);
-    let good_for = identity.good_for.unwrap_or_default().min(TOKEN_REMEMBERED);
-    memory.admitted.insert(digest, Arc::clone(&decision), Some(now + good_for));
-    Ok(decision)
+        Err(refused) => {
+            if refused.is_lasting() {
+                memory.refused.insert(digest, refused.clone(), Some(now + REFUSAL_REMEMBERED));
+            }
+            Err(refused)
+        }
+    }
+}
+
+/// What a token decides, and for how long it does.
+async fn check_token(
+    config: &UserUpstreamConfig,
+    verified: &Verified,
+    presented: &Presented<'_>,
+) -> Result<(Arc<Decision>, Duration), Refused> {
+    let now = unix_now();
+    let identity = Identity::of_token(presented, &config.wanted, verified, config.issuer(), now).await?;
+    let decision = Decision::of(config, &identity.claims)?;
+    Ok((Arc::new(decision), identity.good_for.unwrap_or_default()))
 }
 
 /// Seconds since 1970, as tokens count them.

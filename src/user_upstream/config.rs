@@ -9,9 +9,9 @@ use serde::Deserialize;
 use super::claims::Wanted;
 use super::cookies::RemoveCookies;
 use super::decision::Decision;
-use super::identity::IdentityError;
 use super::keys::Issuer;
 use super::policy::{ClaimPaths, Policy, Rules};
+use super::refused::Refused;
 use super::remembered::Remembered;
 use super::template::Template;
 use crate::refusal::LoginLink;
@@ -46,7 +46,7 @@ pub(crate) struct UserUpstreamConfig {
 pub(crate) struct Memory {
     pub(crate) admitted: Remembered<Arc<Decision>>,
     /// Tokens only.
-    pub(crate) refused: Remembered<IdentityError>,
+    pub(crate) refused: Remembered<Refused>,
 }
 
 /// The conf as it is written.

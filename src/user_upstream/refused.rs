@@ -12,7 +12,7 @@ use crate::resolver::ResolveError;
 pub(crate) const MAX_FRAME_HEADERS: usize = 100;
 
 /// Why a request goes to no workspace.
-#[derive(Debug, Error)]
+#[derive(Clone, Debug, Error)]
 pub(crate) enum Refused {
     #[error("the request has {MAX_FRAME_HEADERS} headers or more, and the gateway hides the rest")]
     TooManyHeaders,
@@ -36,6 +36,16 @@ impl Refused {
             Self::Decision(error) => error.refusal(),
             Self::Resolve(ResolveError::NotFound) => Refusal::WorkspaceNotFound,
             Self::Resolve(ResolveError::Unavailable) => Refusal::ResolverUnavailable,
+        }
+    }
+
+    /// Whether the same identity headers come to the same for a while, however
+    /// clocks go on and whatever keys come.
+    pub(crate) fn is_lasting(&self) -> bool {
+        match self {
+            Self::Identity(error) => error.is_lasting(),
+            Self::Decision(_) => true,
+            Self::TooManyHeaders | Self::ForeignOrigin | Self::Resolve(_) => false,
         }
     }
 }
