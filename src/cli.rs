@@ -106,6 +106,18 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "ADDR:PORT", help_heading = "Names")]
     pub(crate) dns_server: Vec<String>,
 
+    /// How long an address is good at least, whatever its TTL
+    #[arg(long, value_name = "DURATION", default_value = "1s", help_heading = "Names")]
+    pub(crate) dns_min_ttl: String,
+
+    /// How long an address is good at most, whatever its TTL
+    #[arg(long, value_name = "DURATION", default_value = "5m", help_heading = "Names")]
+    pub(crate) dns_max_ttl: String,
+
+    /// How long an address is used beyond that while no name server can say; 0s for not at all
+    #[arg(long, value_name = "DURATION", default_value = "1h", help_heading = "Names")]
+    pub(crate) dns_stale: String,
+
     /// What goes to the log, on standard error: error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub(crate) log_level: String,

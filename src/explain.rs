@@ -10,7 +10,7 @@ use thiserror::Error;
 
 use crate::cli::ExplainArgs;
 use crate::plugin::{ConfError, parse_conf};
-use crate::resolver::{NameServers, NameServersError, Resolver};
+use crate::resolver::{Lifetimes, NameServers, NameServersError, Resolver};
 use crate::settings::{Mistakes, name_servers};
 use crate::user_upstream::explain::{Outcome, Question, Step, Steps};
 use crate::user_upstream::{KeySet, UserUpstreamConfig, unix_now};
@@ -18,6 +18,9 @@ use crate::user_upstream::{KeySet, UserUpstreamConfig, unix_now};
 /// How much is read of standard input or a file, in bytes: more than the headers
 /// that a gateway accepts.
 const MAX_INPUT: u64 = 16 * 1024 * 1024;
+
+/// Names and values, as a client sends them.
+type Headers = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// Why nothing can be explained.
 #[derive(Debug, Error)]
@@ -85,11 +88,11 @@ fn resolver(args: &ExplainArgs) -> Result<Option<Arc<Resolver>>, ExplainError> {
         };
     }
     let servers: NameServers = name_servers(&args.dns_server)?;
-    Ok(Some(Arc::new(Resolver::new(&servers)?)))
+    Ok(Some(Arc::new(Resolver::with_lifetimes(&servers, Lifetimes::default())?)))
 }
 
 /// The request's headers: those of `--headers`, and what the gateway would add.
-fn headers(args: &ExplainArgs) -> Result<Vec<(Vec<u8>, Vec<u8>)>, ExplainError> {
+fn headers(args: &ExplainArgs) -> Result<Headers, ExplainError> {
     let mut headers = Vec::new();
     if let Some(file) = &args.headers {
         let text = if file == "-" { read("--headers", std::io::stdin())? } else { open("--headers", file)? };
@@ -113,7 +116,7 @@ fn bearer(args: &ExplainArgs, token: &str) -> Vec<u8> {
 }
 
 /// Reads `name: value` lines; a request line before them is read over.
-fn parse_headers(text: &[u8], headers: &mut Vec<(Vec<u8>, Vec<u8>)>) -> Result<(), ExplainError> {
+fn parse_headers(text: &[u8], headers: &mut Headers) -> Result<(), ExplainError> {
     for (at, line) in text.split(|byte| *byte == b'\n').enumerate() {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         let colon = line.iter().position(|byte| *byte == b':');

@@ -51,7 +51,8 @@
 //! - Only `command` reads the environment, installs a subscriber and starts a
 //!   runtime; only `main` exits.
 //! - Only `server`, `forwarder` and `testing` spawn tasks, and what must go on
-//!   beside calls: `user_upstream::keys`, which fetches issuers' keys.
+//!   beside calls: `user_upstream::keys`, which fetches issuers' keys, and
+//!   `resolver`, whose lookups have many waiting. Their tasks end with them.
 //! - Whatever fails, no request goes anywhere by default.
 
 mod frame;

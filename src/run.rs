@@ -51,8 +51,8 @@ pub(crate) async fn run(
 ) -> Result<(), RunError> {
     // First of all, so that a parent which dies while we start is missed.
     let parent = getppid();
-    let resolver =
-        Resolver::new(&settings.name_servers).map_err(|error| RunError::Names(error.to_string()))?;
+    let resolver = Resolver::with_lifetimes(&settings.name_servers, settings.name_lifetimes)
+        .map_err(|error| RunError::Names(error.to_string()))?;
     let resolver = Arc::new(resolver);
     if !registry.add(UserUpstream::new(Arc::clone(&resolver))) {
         return Err(RunError::SameName(<UserUpstream as crate::Plugin>::NAME));

@@ -12,7 +12,7 @@ use tracing::level_filters::LevelFilter;
 
 use crate::cli::{RunArgs, SocketArgs};
 use crate::key_file::read_key;
-use crate::resolver::NameServers;
+use crate::resolver::{Lifetimes, NameServers};
 use crate::runner::CallLimits;
 use crate::socket_file::SocketFile;
 use crate::stamp::StampKey;
@@ -30,6 +30,9 @@ const MAX_DEADLINE: Duration = Duration::from_secs(59);
 
 /// What an expiry may be at most, so that no sum of times overflows.
 const MAX_TIME: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+/// What a lifetime of names may be at most. After a day an address is anybody's.
+const MAX_NAME_TIME: Duration = Duration::from_secs(86_400);
 
 /// What a gateway says in the environment of a runner that it starts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -58,6 +61,7 @@ pub(crate) struct Settings {
     pub(crate) stamp_key: Option<StampKey>,
     pub(crate) stamp_lifetime: Duration,
     pub(crate) name_servers: NameServers,
+    pub(crate) name_lifetimes: Lifetimes,
     pub(crate) log_level: LevelFilter,
 }
 
@@ -153,6 +157,7 @@ impl Settings {
             checker.check("--stamp-lifetime", &args.stamp_lifetime, long_enough)
         });
         let servers = checked_name_servers(checker, &args.dns_server);
+        let name_lifetimes = name_lifetimes(checker, args);
         let log_level = checker.check("--log-level", &args.log_level, log_level(&args.log_level));
         Some(Self {
             socket: SocketFile { path: path?, mode: mode?, owner: owner?, group: group? },
@@ -168,6 +173,7 @@ impl Settings {
             stamp_key: stamp_key?,
             stamp_lifetime: stamp_lifetime?,
             name_servers: servers?,
+            name_lifetimes: name_lifetimes?,
             log_level: log_level?,
         })
     }
@@ -266,13 +272,34 @@ fn seconds(text: &str) -> Result<Duration, String> {
 }
 
 fn duration_up_to(text: &str, most: Duration) -> Result<Duration, String> {
+    match duration_or_none(text, most)? {
+        Duration::ZERO => Err("must be more than nothing".to_owned()),
+        duration => Ok(duration),
+    }
+}
+
+/// A duration that may be nothing.
+fn duration_or_none(text: &str, most: Duration) -> Result<Duration, String> {
     let duration = humantime::Duration::from_str(text)
         .map_err(|_| "not a duration with its unit, such as 5s, 800ms or 2m".to_owned())?;
     match *duration {
-        duration if duration.is_zero() => Err("must be more than nothing".to_owned()),
         duration if duration > most => Err(format!("more than {}", humantime::format_duration(most))),
         duration => Ok(duration),
     }
+}
+
+fn name_lifetimes(checker: &mut Checker, args: &RunArgs) -> Option<Lifetimes> {
+    let min_ttl = checker.duration("--dns-min-ttl", &args.dns_min_ttl, MAX_NAME_TIME);
+    let max_ttl = checker.duration("--dns-max-ttl", &args.dns_max_ttl, MAX_NAME_TIME);
+    let stale = duration_or_none(&args.dns_stale, MAX_NAME_TIME);
+    let stale = checker.check("--dns-stale", &args.dns_stale, stale);
+    let (min_ttl, max_ttl) = (min_ttl?, max_ttl?);
+    let in_order = match min_ttl <= max_ttl {
+        true => Ok(()),
+        false => Err(format!("more than --dns-max-ttl, which is {}", args.dns_max_ttl)),
+    };
+    checker.check("--dns-min-ttl", &args.dns_min_ttl, in_order)?;
+    Some(Lifetimes { min_ttl, max_ttl, stale: stale? })
 }
 
 fn loopback(text: &str) -> Result<SocketAddr, String> {
@@ -343,6 +370,7 @@ mod tests {
         assert_eq!(beside.call.deadline, Duration::from_secs(5));
         assert_eq!(beside.forwarder, "127.0.0.1:9181".parse().expect("an address"));
         assert_eq!(beside.name_servers, NameServers::System);
+        assert_eq!(beside.name_lifetimes, Lifetimes::default());
 
         let by_gateway = check(&[], &spawned()).expect("as APISIX starts it");
         assert_eq!(by_gateway.socket.path, Path::new("/usr/local/apisix/conf/apisix-1.sock"));
@@ -358,6 +386,23 @@ mod tests {
         assert_eq!(mode(&["--allow-uid", "65534"]), 0o666);
         assert_eq!(mode(&["--socket-group", "0"]), 0o660);
         assert_eq!(mode(&["--socket-group", "root", "--socket-mode", "0620"]), 0o620);
+    }
+
+    #[test]
+    fn the_lifetimes_of_names_are_set_one_by_one() {
+        let lifetimes =
+            |args: &[&str]| check(args, &Environment::default()).map(|right| right.name_lifetimes);
+        let set = lifetimes(&["--dns-min-ttl", "30s", "--dns-max-ttl", "30s", "--dns-stale", "0s"]);
+        let half_a_minute = Duration::from_secs(30);
+        let expected = Lifetimes { min_ttl: half_a_minute, max_ttl: half_a_minute, stale: Duration::ZERO };
+        assert_eq!(set, Ok(expected));
+        let mistakes = lifetimes(&["--dns-min-ttl", "0s", "--dns-max-ttl", "2 days", "--dns-stale", "long"]);
+        let expected = [
+            "--dns-min-ttl \"0s\": must be more than nothing",
+            "--dns-max-ttl \"2 days\": more than 1day",
+            "--dns-stale \"long\": not a duration with its unit, such as 5s, 800ms or 2m",
+        ];
+        assert_eq!(mistakes, Err(expected.join("\n")));
     }
 
     #[test]
@@ -402,6 +447,10 @@ mod tests {
             "1ms",
             "--dns-server",
             "localhost",
+            "--dns-min-ttl",
+            "6m",
+            "--dns-stale",
+            "25h",
             "--log-level",
             "loud",
         ];
@@ -429,6 +478,8 @@ mod tests {
             format!("--stamp-key-file {key:?}: 31 bytes, less than 32"),
             "--stamp-lifetime \"1ms\": less than a second".to_owned(),
             "--dns-server \"localhost\": not an address with a port, such as 10.96.0.10:53".to_owned(),
+            "--dns-stale \"25h\": more than 1day".to_owned(),
+            "--dns-min-ttl \"6m\": more than --dns-max-ttl, which is 5m".to_owned(),
             "--log-level \"loud\": not one of error, warn, info, debug, trace".to_owned(),
         ];
         assert_eq!(mistakes.lines().collect::<Vec<_>>(), expected);

@@ -5,16 +5,18 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Instant;
 
+use tokio::time::Instant;
+
+use super::ResolveError;
 use crate::upstream::HostName;
 
 /// Into how many parts the table is cut, so that two lookups rarely meet at one
 /// lock.
 const SHARDS: usize = 16;
 
-/// A name's addresses, at least one, or `None` if it does not exist.
-pub(super) type Known = Option<Arc<[IpAddr]>>;
+/// What is known of a name: its addresses, at least one, or why it has none.
+pub(super) type Known = Result<Arc<[IpAddr]>, ResolveError>;
 
 /// Names and what is known of them, bounded in number: no more than asked for,
 /// but for one name a shard.
@@ -26,9 +28,42 @@ pub(super) struct Table {
     max_names: usize,
 }
 
-struct Entry {
-    known: Known,
-    good_until: Instant,
+/// What is known of a name, and for how long.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) known: Known,
+    pub(super) source: Source,
+    /// The state of the hosts file that it was made beside.
+    pub(super) hosts: u32,
+    /// From when on whoever wants it has a look at it first.
+    pub(super) due_at: Instant,
+    /// Until when it is as good as on the first day.
+    pub(super) good_until: Instant,
+    /// Until when it is kept for want of something better.
+    pub(super) kept_until: Instant,
+}
+
+/// Where an entry comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    Hosts,
+    Dns,
+    /// From the name servers, which could say nothing more when they were asked again.
+    FailingDns,
+}
+
+/// An entry as whoever wants it finds it.
+pub(super) enum Seen {
+    /// To be used with no further ado.
+    Good(Known),
+    /// To be looked at: its time is over or near, or the hosts file has changed.
+    Due(Entry),
+}
+
+impl Entry {
+    fn is_gone(&self, now: Instant) -> bool {
+        now >= self.kept_until
+    }
 }
 
 impl Table {
@@ -36,25 +71,44 @@ impl Table {
         Self { shards: Default::default(), hasher: RandomState::new(), names: AtomicUsize::new(0), max_names }
     }
 
-    /// What is known of a name now; `None` if nothing is.
-    pub(super) fn get(&self, name: &HostName, now: Instant) -> Option<Known> {
+    /// What is known of a name now, beside this state of the hosts file; `None` if
+    /// nothing is.
+    pub(super) fn get(&self, name: &HostName, hosts: u32, now: Instant) -> Option<Seen> {
         let shard = self.shard(name).read().unwrap_or_else(PoisonError::into_inner);
         let entry = shard.get(name)?;
-        (now < entry.good_until).then(|| entry.known.clone())
+        if now < entry.due_at && entry.hosts == hosts {
+            Some(Seen::Good(entry.known.clone()))
+        } else {
+            (!entry.is_gone(now)).then(|| Seen::Due(entry.clone()))
+        }
     }
 
-    pub(super) fn insert(&self, name: HostName, known: Known, good_until: Instant, now: Instant) {
+    pub(super) fn insert(&self, name: HostName, entry: Entry, now: Instant) {
         let mut shard = self.shard(&name).write().unwrap_or_else(PoisonError::into_inner);
         let before = shard.len();
         if self.names.load(Ordering::Relaxed) >= self.max_names && !shard.contains_key(&name) {
             make_room(&mut shard, now);
         }
-        shard.insert(name, Entry { known, good_until });
+        shard.insert(name, entry);
         if shard.len() > before {
             self.names.fetch_add(shard.len() - before, Ordering::Relaxed);
         } else {
             self.names.fetch_sub(before - shard.len(), Ordering::Relaxed);
         }
+    }
+
+    /// Changes the entry of a name, if it has one that is not gone, and returns
+    /// what is known of it.
+    pub(super) fn change(
+        &self,
+        name: &HostName,
+        now: Instant,
+        change: impl FnOnce(&mut Entry),
+    ) -> Option<Known> {
+        let mut shard = self.shard(name).write().unwrap_or_else(PoisonError::into_inner);
+        let entry = shard.get_mut(name).filter(|entry| !entry.is_gone(now))?;
+        change(entry);
+        Some(entry.known.clone())
     }
 
     fn shard(&self, name: &HostName) -> &RwLock<HashMap<HostName, Entry>> {
@@ -63,13 +117,13 @@ impl Table {
     }
 }
 
-/// Takes out what is no longer good, and of the rest every eighth name, so that
-/// the walk over all of them is rare even while everything is good.
+/// Takes out what is of no use any more, and of the rest every eighth name, so
+/// that the walk over all of them is rare even while everything is good.
 fn make_room(shard: &mut HashMap<HostName, Entry>, now: Instant) {
     let mut seen = 0_usize;
     shard.retain(|_, entry| {
         seen += 1;
-        now < entry.good_until && !seen.is_multiple_of(8)
+        !entry.is_gone(now) && !seen.is_multiple_of(8)
     });
     if seen < 8 {
         shard.clear();
@@ -78,15 +132,29 @@ fn make_room(shard: &mut HashMap<HostName, Entry>, now: Instant) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::time::Duration;
+
+    use super::*;
 
     fn name(number: usize) -> HostName {
         format!("code-{number}.test").parse().unwrap()
     }
 
     fn known(number: u8) -> Known {
-        Some([IpAddr::from([127, 0, 0, number])].into())
+        Ok([IpAddr::from([127, 0, 0, number])].into())
+    }
+
+    fn entry(known: Known, good_until: Instant) -> Entry {
+        Entry { known, source: Source::Dns, hosts: 0, due_at: good_until, good_until, kept_until: good_until }
+    }
+
+    #[track_caller]
+    fn check(table: &Table, name: &HostName, now: Instant, expected: Option<Known>) {
+        let found = table.get(name, 0, now).map(|seen| match seen {
+            Seen::Good(known) => known,
+            Seen::Due(entry) => panic!("{entry:?}"),
+        });
+        assert_eq!(found, expected);
     }
 
     fn names(table: &Table) -> usize {
@@ -97,22 +165,53 @@ mod tests {
     fn a_name_is_known_until_it_is_not_good() {
         let (table, start) = (Table::new(100), Instant::now());
         let second = Duration::from_secs(1);
-        table.insert(name(1), known(1), start + second, start);
-        table.insert(name(2), None, start + second, start);
-        assert_eq!(table.get(&name(1), start), Some(known(1)));
-        assert_eq!(table.get(&name(2), start), Some(None));
-        assert_eq!(table.get(&name(3), start), None);
-        assert_eq!(table.get(&name(1), start + second), None);
-        assert_eq!(table.get(&name(2), start + second), None);
+        let nothing = Err(ResolveError::NotFound);
+        table.insert(name(1), entry(known(1), start + second), start);
+        table.insert(name(2), entry(nothing.clone(), start + second), start);
+        check(&table, &name(1), start, Some(known(1)));
+        check(&table, &name(2), start, Some(nothing));
+        check(&table, &name(3), start, None);
+        check(&table, &name(1), start + second, None);
+        check(&table, &name(2), start + second, None);
+    }
+
+    #[test]
+    fn a_due_entry_is_shown_as_one_until_it_is_gone() {
+        let (table, start) = (Table::new(100), Instant::now());
+        let second = Duration::from_secs(1);
+        let kept_until = start + 4 * second;
+        let due = Entry { due_at: start + second, kept_until, ..entry(known(1), start + 2 * second) };
+        table.insert(name(1), due.clone(), start);
+        check(&table, &name(1), start, Some(known(1)));
+        let is_due =
+            |hosts, now| matches!(table.get(&name(1), hosts, now), Some(Seen::Due(entry)) if entry == due);
+        assert!(is_due(0, start + second));
+        assert!(is_due(0, kept_until - Duration::from_nanos(1)));
+        assert!(is_due(1, start), "the hosts file has changed");
+        check(&table, &name(1), kept_until, None);
+    }
+
+    #[test]
+    fn only_what_is_there_is_changed() {
+        let (table, start) = (Table::new(100), Instant::now());
+        let second = Duration::from_secs(1);
+        table.insert(name(1), entry(known(1), start + second), start);
+        let change =
+            |name: HostName, now, number| table.change(&name, now, |entry| entry.known = known(number));
+        assert_eq!(change(name(1), start, 2), Some(known(2)));
+        check(&table, &name(1), start, Some(known(2)));
+        assert_eq!(change(name(1), start + second, 3), None);
+        assert_eq!(change(name(2), start, 3), None);
+        check(&table, &name(2), start, None);
     }
 
     #[test]
     fn a_newer_answer_takes_the_place_of_an_older() {
         let (table, start) = (Table::new(100), Instant::now());
         let later = start + Duration::from_secs(1);
-        table.insert(name(1), known(1), later, start);
-        table.insert(name(1), known(2), later, start);
-        assert_eq!(table.get(&name(1), start), Some(known(2)));
+        table.insert(name(1), entry(known(1), later), start);
+        table.insert(name(1), entry(known(2), later), start);
+        check(&table, &name(1), start, Some(known(2)));
         assert_eq!(names(&table), 1);
     }
 
@@ -121,8 +220,8 @@ mod tests {
         for limit in [1, 16, 100, 1000] {
             let (table, start) = (Table::new(limit), Instant::now());
             for number in 0..5000 {
-                table.insert(name(number), known(1), start + Duration::from_secs(1), start);
-                assert_eq!(table.get(&name(number), start), Some(known(1)));
+                table.insert(name(number), entry(known(1), start + Duration::from_secs(1)), start);
+                check(&table, &name(number), start, Some(known(1)));
             }
             assert!(names(&table) <= limit + SHARDS, "{limit}");
             assert_eq!(names(&table), table.names.load(Ordering::Relaxed));
@@ -135,9 +234,9 @@ mod tests {
         let (table, start) = (Table::new(10_000), Instant::now());
         let later = start + Duration::from_secs(1);
         for number in 0..10_000 {
-            table.insert(name(number), known(1), later, start);
+            table.insert(name(number), entry(known(1), later), start);
         }
-        assert!((0..10_000).all(|number| table.get(&name(number), start).is_some()));
+        assert!((0..10_000).all(|number| table.get(&name(number), 0, start).is_some()));
     }
 
     #[test]
@@ -145,12 +244,12 @@ mod tests {
         let (table, start) = (Table::new(1600), Instant::now());
         let (soon, later) = (start + Duration::from_secs(1), start + Duration::from_secs(2));
         for number in 0..1000 {
-            table.insert(name(number), known(1), soon, start);
+            table.insert(name(number), entry(known(1), soon), start);
         }
         for number in 1000..4000 {
-            table.insert(name(number), known(1), later, soon);
+            table.insert(name(number), entry(known(1), later), soon);
         }
-        assert!((0..1000).all(|number| table.get(&name(number), soon).is_none()));
+        assert!((0..1000).all(|number| table.get(&name(number), 0, soon).is_none()));
         assert!(names(&table) <= 1600 + SHARDS);
     }
 }

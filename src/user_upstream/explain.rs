@@ -14,6 +14,7 @@ use super::presented::{self, Presented, PresentedToken};
 use super::refused::{MAX_FRAME_HEADERS, Refused};
 use super::token::{Token, TokenError};
 use super::{origin, userinfo};
+use crate::headers::HeaderName;
 use crate::resolver::{ResolveError, Resolver};
 use crate::upstream::Upstream;
 
@@ -210,11 +211,10 @@ impl Question<'_> {
 
     async fn look_up(&self, upstream: &Upstream, steps: &mut Steps) -> Result<(), Refused> {
         let Some(resolver) = &self.resolver else {
-            let said = match upstream.host().as_ip() {
-                Some(address) => return Ok(steps.good("addresses", address.to_string())),
-                None => "not looked up: --online does",
-            };
-            steps.add(Outcome::Open, "addresses", said);
+            match upstream.host().as_ip() {
+                Some(address) => steps.good("addresses", address.to_string()),
+                None => steps.add(Outcome::Open, "addresses", "not looked up: --online does"),
+            }
             return Ok(());
         };
         let found: Result<_, ResolveError> = resolver.resolve(upstream.host()).await;
@@ -228,7 +228,7 @@ impl Question<'_> {
         let source = presented.token.map(|token| token.source);
         let secrets = self.config.identity.token_sources().secrets(source);
         let mut removed: Vec<_> =
-            secrets.map(|name| name.as_str()).filter(|name| self.is_there(name)).collect();
+            secrets.map(HeaderName::as_str).filter(|name| self.is_there(name)).collect();
         let cookies: Vec<_> =
             self.headers().filter(|(name, _)| name.eq_ignore_ascii_case(b"cookie")).collect();
         match self.config.remove_cookies.edit(cookies.iter().map(|(_, value)| *value)) {

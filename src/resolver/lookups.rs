@@ -1,0 +1,182 @@
+//! Lookups that are under way: one for a name, however many want it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use futures_util::future::Shared;
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
+
+use super::ResolveError;
+use super::table::Known;
+use crate::upstream::HostName;
+
+/// How many lookups may be under way. Every call and every request may wait for
+/// one, so it is as many as there may be of both by default.
+const MAX_LOOKUPS: usize = 8192;
+
+type UnderWay = Arc<Mutex<HashMap<HostName, Lookup>>>;
+
+/// Lookups, each in a task of its own: whoever started one may stop waiting for
+/// it, and the others still get their answer. They end with this.
+#[derive(Default)]
+pub(super) struct Lookups {
+    under_way: UnderWay,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+/// A lookup that is under way.
+#[derive(Clone)]
+pub(super) struct Lookup {
+    answer: Shared<oneshot::Receiver<Known>>,
+    started: Instant,
+}
+
+impl Lookup {
+    pub(super) async fn wait(self) -> Known {
+        // A task that ended without an answer was ended, or has a bug.
+        self.answer.await.unwrap_or(Err(ResolveError::Unavailable))
+    }
+
+    /// The answer, or `None` if it is not there so long after the start.
+    pub(super) async fn wait_for(self, patience: Duration) -> Option<Known> {
+        let deadline = self.started + patience;
+        timeout_at(deadline, self.wait()).await.ok()
+    }
+}
+
+impl Lookups {
+    /// Joins the lookup of a name that is under way, or else starts this one. `None`
+    /// if there are too many.
+    pub(super) fn join_or_start(
+        &self,
+        name: &HostName,
+        now: Instant,
+        look_up: impl Future<Output = Known> + Send + 'static,
+    ) -> Option<Lookup> {
+        let mut under_way = lock(&self.under_way);
+        if let Some(lookup) = under_way.get(name) {
+            return Some(lookup.clone());
+        }
+        if under_way.len() >= MAX_LOOKUPS {
+            return None;
+        }
+        let (sender, answer) = oneshot::channel();
+        let lookup = Lookup { answer: answer.shared(), started: now };
+        under_way.insert(name.clone(), lookup.clone());
+        let place = Place { under_way: Arc::clone(&self.under_way), name: name.clone() };
+        let mut tasks = lock(&self.tasks);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(async move {
+            let known = look_up.await;
+            // Whoever comes from here on finds the answer in the table.
+            drop(place);
+            // They may all have stopped waiting.
+            let _ = sender.send(known);
+        });
+        Some(lookup)
+    }
+
+    /// Waits until no lookup is under way.
+    #[cfg(test)]
+    pub(super) async fn ended(&self) {
+        let mut tasks = std::mem::take(&mut *lock(&self.tasks));
+        while tasks.join_next().await.is_some() {}
+    }
+}
+
+/// A lookup's place among those under way, for as long as it is.
+struct Place {
+    under_way: UnderWay,
+    name: HostName,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        lock(&self.under_way).remove(&self.name);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+    use std::net::IpAddr;
+    use std::sync::Weak;
+
+    use super::*;
+
+    fn name(number: usize) -> HostName {
+        format!("code-{number}.test").parse().unwrap()
+    }
+
+    fn known(number: u8) -> Known {
+        Ok([IpAddr::from([127, 0, 0, number])].into())
+    }
+
+    #[tokio::test]
+    async fn who_comes_later_joins() {
+        let (lookups, now) = (Lookups::default(), Instant::now());
+        let (sender, receiver) = oneshot::channel();
+        let first = lookups.join_or_start(&name(1), now, async { receiver.await.unwrap() }).unwrap();
+        let second = lookups.join_or_start(&name(1), now, async { known(2) }).unwrap();
+        let other = lookups.join_or_start(&name(2), now, async { known(3) }).unwrap();
+        assert_eq!(other.wait().await, known(3));
+        sender.send(known(1)).unwrap();
+        assert_eq!((first.wait().await, second.wait().await), (known(1), known(1)));
+        let anew = lookups.join_or_start(&name(1), now, async { known(2) }).unwrap();
+        assert_eq!(anew.wait().await, known(2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn patience_is_counted_from_the_start() {
+        let (lookups, now) = (Lookups::default(), Instant::now());
+        let patience = Duration::from_millis(100);
+        let lookup = lookups.join_or_start(&name(1), now, pending()).unwrap();
+        assert_eq!(lookup.clone().wait_for(patience).await, None);
+        assert_eq!(now.elapsed(), patience);
+        assert_eq!(lookup.wait_for(patience).await, None);
+        assert_eq!(now.elapsed(), patience);
+    }
+
+    #[tokio::test]
+    async fn a_lookup_that_panics_gives_its_place_free() {
+        let (lookups, now) = (Lookups::default(), Instant::now());
+        let lookup = lookups.join_or_start(&name(1), now, async { panic!("a bug of a test") }).unwrap();
+        assert_eq!(lookup.wait().await, Err(ResolveError::Unavailable));
+        lookups.ended().await;
+        let anew = lookups.join_or_start(&name(1), now, async { known(1) }).unwrap();
+        assert_eq!(anew.wait().await, known(1));
+    }
+
+    #[tokio::test]
+    async fn lookups_are_bounded_in_number() {
+        let (lookups, now) = (Lookups::default(), Instant::now());
+        for number in 0..MAX_LOOKUPS {
+            assert!(lookups.join_or_start(&name(number), now, pending()).is_some());
+        }
+        assert!(lookups.join_or_start(&name(MAX_LOOKUPS), now, pending()).is_none());
+        assert!(lookups.join_or_start(&name(0), now, pending()).is_some());
+    }
+
+    #[tokio::test]
+    async fn no_task_outlives_its_lookups() {
+        let (lookups, held) = (Lookups::default(), Arc::new(()));
+        let (seen, task_holds): (Weak<()>, _) = (Arc::downgrade(&held), held);
+        let lookup = lookups.join_or_start(&name(1), Instant::now(), async move {
+            let _held = task_holds;
+            pending().await
+        });
+        tokio::task::yield_now().await;
+        assert!(seen.upgrade().is_some());
+        drop(lookups);
+        assert_eq!(lookup.unwrap().wait().await, Err(ResolveError::Unavailable));
+        assert!(seen.upgrade().is_none());
+    }
+}

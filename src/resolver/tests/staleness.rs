@@ -1,0 +1,114 @@
+//! The last good answer, while nobody can say better.
+
+use hickory_resolver::proto::op::ResponseCode;
+
+use super::super::dns::LOOKUP_TIME;
+use super::server::{Says, Server};
+use super::*;
+
+/// A server whose name `a.test` was asked for, for a minute.
+async fn known() -> (Server, Resolver) {
+    let server = Server::start().await;
+    server.set("a.test", &["127.0.0.1"]);
+    let resolver = resolver_of(&server);
+    assert_eq!(ask(&resolver, "a.test").await, ips(&["127.0.0.1"]));
+    (server, resolver)
+}
+
+#[tokio::test]
+async fn a_name_in_use_is_asked_for_before_its_time_is_over_and_nobody_waits() {
+    let (server, resolver) = known().await;
+    server.set("a.test", &["127.0.0.2"]);
+    pass(50 * SECOND).await;
+    assert_eq!(at_once(&resolver, "a.test"), ips(&["127.0.0.1"]));
+    resolver.lookups.ended().await;
+    assert_eq!(server.questions(), 4);
+    pass(20 * SECOND).await;
+    assert_eq!(at_once(&resolver, "a.test"), ips(&["127.0.0.2"]));
+}
+
+#[tokio::test]
+async fn a_name_that_nobody_wants_is_not_asked_for() {
+    let (server, _resolver) = known().await;
+    pass(3600 * SECOND).await;
+    assert_eq!(server.questions(), 2);
+}
+
+#[tokio::test]
+async fn while_dns_is_silent_a_name_in_use_costs_no_wait_for_an_hour() {
+    let (server, resolver) = known().await;
+    server.say(Says::Nothing);
+    pass(50 * SECOND).await;
+    for minute in 0..60 {
+        assert_eq!(at_once(&resolver, "a.test"), ips(&["127.0.0.1"]), "minute {minute}");
+        let asked = server.questions();
+        if minute % 20 == 0 {
+            // The question that was asked beside it comes to nothing.
+            server.until_asked(asked.max(4)).await;
+            pass(LOOKUP_TIME).await;
+            resolver.lookups.ended().await;
+        }
+        pass(60 * SECOND).await;
+    }
+    pass(60 * SECOND).await;
+    let resolver = Arc::new(resolver);
+    let asking = Arc::clone(&resolver);
+    let answer = tokio::spawn(async move { ask(&asking, "a.test").await });
+    let asked = server.questions();
+    server.until_asked(asked + 1).await;
+    pass(LOOKUP_TIME).await;
+    assert_eq!(answer.await.unwrap(), Err(ResolveError::Unavailable));
+}
+
+#[tokio::test]
+async fn a_name_that_was_idle_is_answered_while_dns_is_silent() {
+    let (server, resolver) = known().await;
+    server.say(Says::Nothing);
+    pass(30 * 60 * SECOND).await;
+    // The first waits a moment: its address may be another's by now.
+    assert_eq!(ask(&resolver, "a.test").await, ips(&["127.0.0.1"]));
+    assert_eq!(ask(&resolver, "a.test").await, ips(&["127.0.0.1"]));
+    pass(LOOKUP_TIME).await;
+    resolver.lookups.ended().await;
+    assert_eq!(at_once(&resolver, "a.test"), ips(&["127.0.0.1"]));
+}
+
+#[tokio::test]
+async fn failing_servers_are_as_silent_ones_and_asked_again_every_few_seconds() {
+    for code in [ResponseCode::ServFail, ResponseCode::Refused, ResponseCode::NotImp] {
+        let (server, resolver) = known().await;
+        server.say(Says::Code(code));
+        pass(61 * SECOND).await;
+        assert_eq!(ask(&resolver, "a.test").await, ips(&["127.0.0.1"]), "{code}");
+        resolver.lookups.ended().await;
+        let asked = server.questions();
+        for _ in 0..1000 {
+            assert_eq!(at_once(&resolver, "a.test"), ips(&["127.0.0.1"]), "{code}");
+        }
+        assert_eq!(server.questions(), asked);
+        server.set("a.test", &["127.0.0.2"]);
+        server.say(Says::Truth);
+        pass(4 * SECOND).await;
+        assert_eq!(at_once(&resolver, "a.test"), ips(&["127.0.0.1"]), "{code}");
+        resolver.lookups.ended().await;
+        assert_eq!(at_once(&resolver, "a.test"), ips(&["127.0.0.2"]), "{code}");
+    }
+}
+
+#[tokio::test]
+async fn a_workspace_that_is_gone_is_not_kept() {
+    let (server, resolver) = known().await;
+    server.remove("a.test");
+    pass(61 * SECOND).await;
+    assert_eq!(ask(&resolver, "a.test").await, Err(ResolveError::NotFound));
+    server.say(Says::Nothing);
+    assert_eq!(at_once(&resolver, "a.test"), Err(ResolveError::NotFound));
+}
+
+#[tokio::test]
+async fn a_workspace_that_moved_is_found_while_its_old_address_is_kept() {
+    let (server, resolver) = known().await;
+    server.set("a.test", &["127.0.0.2"]);
+    pass(30 * 60 * SECOND).await;
+    assert_eq!(ask(&resolver, "a.test").await, ips(&["127.0.0.2"]));
+}
