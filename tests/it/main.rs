@@ -58,6 +58,12 @@ mod process;
 /// What can be typed, and every example and configuration that is shipped.
 mod cli;
 
+/// npm's oidc-provider, and a login there.
+mod provider;
+
+/// Tokens of a real provider, its keys rotated, itself away and back.
+mod real_issuer;
+
 /// A decision step by step, the same as the runner's.
 mod explain;
 
