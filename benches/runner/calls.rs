@@ -33,13 +33,20 @@ type Header = (&'static str, String);
 
 pub(crate) struct Calls {
     subjects: Vec<String>,
+    /// What `x-raw-id-token` holds, of each subject, if anything.
+    tokens: Vec<String>,
 }
 
 impl Calls {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(users: usize) -> Self {
         // Keycloak's subjects are UUIDs.
         let subject = |n: usize| format!("{:08x}-ee1d-4f49-b799-{:012x}", n * 2_654_435, n * 7_919_101);
-        Self { subjects: (0..USERS).map(subject).collect() }
+        Self { subjects: (0..users).map(subject).collect(), tokens: Vec::new() }
+    }
+
+    /// The same calls with a token each.
+    pub(crate) fn with_tokens(&self, token: impl FnMut(&String) -> String) -> Self {
+        Self { subjects: self.subjects.clone(), tokens: self.subjects.iter().map(token).collect() }
     }
 
     /// A name server that knows every user's workspace.
@@ -54,12 +61,13 @@ impl Calls {
 
     /// One call a user, as frames.
     pub(crate) fn frames(&self, conf_token: u32) -> Vec<Vec<u8>> {
-        let calls = self
-            .subjects
-            .iter()
-            .zip(0..)
-            .map(|(subject, id)| request_call(id, conf_token, &headers(subject)));
-        calls.map(|payload| frame(2, &payload)).collect()
+        let calls = self.subjects.iter().zip(0_u32..).map(|(subject, id)| {
+            let mut headers = headers(subject);
+            let token = self.tokens.get(id as usize);
+            headers.extend(token.map(|token| ("x-raw-id-token", token.clone())));
+            frame(2, &request_call(id, conf_token, &headers))
+        });
+        calls.collect()
     }
 }
 

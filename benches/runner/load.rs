@@ -16,19 +16,19 @@ use crate::server::{Server, Subject};
 
 /// A server with the frames to call it with.
 pub(crate) struct Target {
-    server: Server,
+    server: Arc<Server>,
     frames: Arc<Vec<Vec<u8>>>,
 }
 
 impl Target {
-    pub(crate) async fn new(server: Server, calls: &Calls) -> Result<Self, Box<dyn Error>> {
+    /// Prepares the plugin, and makes each call once.
+    pub(crate) async fn new(
+        server: Arc<Server>,
+        plugin: Option<(&str, &str)>,
+        calls: &Calls,
+    ) -> Result<Self, Box<dyn Error>> {
         let mut peer = Peer::connect(&server.socket).await?;
-        let plugin = server.subject.plugin();
-        let conf_token = match plugin {
-            Some(plugin) => token(peer.call(&prepare_conf(plugin)).await?).ok_or("the conf was refused")?,
-            None => 1,
-        };
-        let frames = calls.frames(conf_token);
+        let frames = calls.frames(peer.prepare(plugin).await?);
         // A measurement of refusals would be worth nothing.
         for frame in &frames {
             if plugin.is_some() && !is_rewrite(peer.call(frame).await?) {
@@ -36,6 +36,11 @@ impl Target {
             }
         }
         Ok(Self { server, frames: Arc::new(frames) })
+    }
+
+    /// The same with the first of the calls only.
+    pub(crate) fn first(&self, calls: usize) -> Self {
+        Self { server: Arc::clone(&self.server), frames: Arc::new(self.frames[..calls].to_vec()) }
     }
 
     pub(crate) fn subject(&self) -> Subject {
@@ -66,6 +71,38 @@ impl Target {
             p99: percentile(99),
             cpu: micros(cpu) / calls as f64,
         })
+    }
+
+    /// The server's CPU time for each of these calls, made once from so many
+    /// connections, in microseconds.
+    pub(crate) async fn cpu_of_each_once(
+        server: &Server,
+        plugin: (&str, &str),
+        calls: &Calls,
+        connections: usize,
+    ) -> Result<f64, Box<dyn Error>> {
+        let mut first = Peer::connect(&server.socket).await?;
+        let frames = Arc::new(calls.frames(first.prepare(Some(plugin)).await?));
+        let mut peers = vec![first];
+        while peers.len() < connections {
+            peers.push(Peer::connect(&server.socket).await?);
+        }
+        let (cpu, mut tasks) = (server.cpu()?, JoinSet::new());
+        for (index, mut peer) in peers.into_iter().enumerate() {
+            let frames = Arc::clone(&frames);
+            tasks.spawn(async move {
+                for frame in frames.iter().skip(index).step_by(connections) {
+                    if !is_rewrite(peer.call(frame).await?) {
+                        return Err(io::Error::other("a call was refused"));
+                    }
+                }
+                Ok(())
+            });
+        }
+        while let Some(ended) = tasks.join_next().await {
+            ended??;
+        }
+        Ok(micros(server.cpu()? - cpu) / frames.len() as f64)
     }
 
     async fn call_until(
@@ -112,6 +149,12 @@ impl Peer {
         Ok(Self { stream: UnixStream::connect(socket).await?, buffer: Vec::new(), extra_info: extra_info() })
     }
 
+    /// The conf token of a route with this plugin.
+    async fn prepare(&mut self, plugin: Option<(&str, &str)>) -> Result<u32, Box<dyn Error>> {
+        let Some(plugin) = plugin else { return Ok(1) };
+        Ok(token(self.call(&prepare_conf(plugin)).await?).ok_or("the conf was refused")?)
+    }
+
     /// Sends a call, answers questions, and returns the answer's payload.
     async fn call(&mut self, frame: &[u8]) -> io::Result<&[u8]> {
         self.stream.write_all(frame).await?;
@@ -143,9 +186,9 @@ pub(crate) struct Measured {
     calls_a_second: f64,
     /// Microseconds, as the next two.
     p50: f64,
-    p99: f64,
+    pub(crate) p99: f64,
     /// Of the server, a call.
-    cpu: f64,
+    pub(crate) cpu: f64,
 }
 
 impl Measured {
@@ -190,7 +233,7 @@ impl fmt::Display for Ratios {
     }
 }
 
-fn median(mut numbers: Vec<f64>) -> f64 {
+pub(crate) fn median(mut numbers: Vec<f64>) -> f64 {
     numbers.sort_unstable_by(f64::total_cmp);
     numbers[numbers.len() / 2]
 }

@@ -14,14 +14,18 @@
 // To print is what it is for.
 #![allow(clippy::print_stdout)]
 
+#[allow(dead_code, reason = "the benchmark of identities has more to call with")]
 mod calls;
+#[allow(dead_code, reason = "the benchmark of identities measures more")]
 mod load;
+#[allow(dead_code, reason = "the benchmark of identities measures memory")]
 mod server;
 
 use std::error::Error;
+use std::sync::Arc;
 use std::time::Duration;
 
-use calls::Calls;
+use calls::{Calls, USERS};
 use load::{Measured, Ratios, Target};
 use server::{Server, Subject};
 
@@ -59,12 +63,12 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 async fn compare() -> Result<(), Box<dyn Error>> {
     let folder = tempfile::tempdir()?;
-    let calls = Calls::new();
+    let calls = Calls::new(USERS);
     let names = calls.name_server().await?;
     let mut targets = Vec::new();
     for subject in Subject::ALL {
         let server = Server::start(subject, folder.path(), names.address()).await?;
-        targets.push(Target::new(server, &calls).await?);
+        targets.push(Target::new(Arc::new(server), subject.plugin(), &calls).await?);
     }
     println!(
         "{:>11}  {:<15} {:>9} {:>9} {:>9} {:>10}   of the reference",

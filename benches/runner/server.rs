@@ -80,6 +80,14 @@ impl Server {
         Ok(Self { subject, socket, child })
     }
 
+    /// The memory that it holds, in bytes (proc(5), `VmRSS`).
+    pub(crate) fn memory(&self) -> io::Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+        Ok(kib.ok_or(io::ErrorKind::InvalidData)? * 1024)
+    }
+
     /// The CPU time of all its threads (proc(5), `schedstat`).
     pub(crate) fn cpu(&self) -> io::Result<Duration> {
         let mut nanoseconds = 0;
