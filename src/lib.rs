@@ -86,6 +86,9 @@ mod call;
 mod explain;
 mod command;
 pub mod testing;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 
 pub use changes::ChangeError;
 pub use command::{Command, CommandError};

@@ -9,6 +9,8 @@ mod config;
 mod cookies;
 mod decision;
 pub(crate) mod explain;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod identity;
 mod keys;
 mod label;

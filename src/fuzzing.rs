@@ -1,0 +1,66 @@
+//! What the fuzz targets in `tests/fuzz` try: that nothing which a client sends
+//! ends the process, and that what comes of it keeps its promises.
+
+use std::sync::LazyLock;
+
+use jsonwebtoken::DecodingKey;
+
+use crate::upstream::HostName;
+use crate::user_upstream::fuzzing as inner;
+
+/// An `X-Userinfo`: claims of a subject, or refused.
+pub fn userinfo(data: &[u8]) {
+    if let Some(subject) = inner::userinfo(data) {
+        assert!((1..=255).contains(&subject.chars().count()), "{subject:?}");
+    }
+}
+
+/// A token: whatever it says, nobody signed it.
+pub fn token(data: &[u8]) {
+    // A public key of RFC 8037, appendix A.2, whose private half no fuzzer has.
+    static KEY: LazyLock<DecodingKey> = LazyLock::new(|| {
+        DecodingKey::from_ed_components("11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo").expect("a key")
+    });
+    assert!(!inner::token_is_believed(data, &KEY), "{}", data.escape_ascii());
+}
+
+/// A template, a line feed, and a value: a host name, or refused.
+pub fn template(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else { return };
+    let (template, value) = text.split_once('\n').unwrap_or((text, "alice"));
+    if let Some(host) = inner::rendered(template, value) {
+        assert_eq!(host.parse::<HostName>().map(|name| name.to_string()).as_deref(), Ok(&*host));
+    }
+}
+
+/// The values of `Cookie` headers, one a line.
+pub fn cookies(data: &[u8]) {
+    let headers: Vec<_> = data.split(|byte| *byte == b'\n').collect();
+    let before: Vec<_> = headers.iter().flat_map(|header| pairs(header)).collect();
+    let after = match inner::edited_cookies(&headers) {
+        None => before.clone(),
+        Some(cookies) => {
+            assert!(inner::edited_cookies(&[&cookies]).is_none(), "{}", cookies.escape_ascii());
+            pairs(&cookies)
+        }
+    };
+    let expected: Vec<_> = before.into_iter().filter(|pair| !is_session(pair)).collect();
+    assert_eq!(after, expected, "{}", data.escape_ascii());
+}
+
+/// The cookies of a header, as a server reads them.
+fn pairs(header: &[u8]) -> Vec<Vec<u8>> {
+    let pairs = header.split(|byte| *byte == b';').map(|pair| pair.trim_ascii().to_vec());
+    pairs.filter(|pair| !pair.is_empty()).collect()
+}
+
+fn is_session(pair: &[u8]) -> bool {
+    let name = pair.split(|byte| *byte == b'=').next().unwrap_or_default().trim_ascii();
+    match name.strip_prefix(b"session") {
+        Some(rest) => {
+            let number = rest.strip_prefix(b"_").unwrap_or(rest);
+            rest.is_empty() || !number.is_empty() && number.iter().all(u8::is_ascii_digit)
+        }
+        None => false,
+    }
+}
