@@ -26,7 +26,26 @@ const REFUSED: usize = 1024;
 
 /// `{"identity": {"trust": "gateway"}, "upstream": "http://code-{sub}:8443"}`.
 ///
-/// No message of its own repeats a value of a conf that is refused.
+/// | field | type | default | refused when prepared |
+/// |---|---|---|---|
+/// | `identity.trust` | `"gateway"` or `"verified"` | none | missing, or anything else |
+/// | `identity.issuer` | text, 1 to 2048 bytes | none | missing for `verified`; it and the fields below beside `gateway` |
+/// | `identity.discovery` | http or https URL | the issuer and `/.well-known/openid-configuration` | no URL, one with a password, plain http without `allow_http` |
+/// | `identity.token` | list of 1 to 8 header names | `x-raw-id-token`, `x-access-token`, `authorization` | none, twice, with `_`, or `x-userinfo` |
+/// | `identity.audience` | list of up to 64 texts | empty | empty together with `azp` |
+/// | `identity.azp` | list of up to 64 texts | empty | as `audience` |
+/// | `identity.allow_http` | truth value | `false` | |
+/// | `identity.ca_file` | path of a PEM file | the system's certificates | unreadable, over 4 MiB, or without a certificate |
+/// | `identity.userinfo_claims` | list of up to 64 texts | empty | an empty text |
+/// | `upstream` | template: scheme, host name with `{claim}`s, port | none | missing, or no template: the message says where |
+/// | `allow.groups`, `.roles`, `.subjects` | lists of up to 10,000 texts | not asked | an empty list, or an empty text |
+/// | `deny.groups`, `.roles`, `.subjects` | lists of up to 10,000 texts | empty | an empty text |
+/// | `claims.groups`, `claims.roles` | path of a claim, names with dots between | `groups`, `realm_access.roles` | no path |
+/// | `remove_cookies` | list of up to 64 names of cookies | `session` | no name of a cookie |
+/// | `login` | path with one `/` before it, or https URL | `/logout` | anything else |
+///
+/// An unknown field and a wrong type are refused too. The error names the field
+/// and its place; no message repeats a value of a conf that is refused.
 #[derive(Deserialize)]
 #[serde(try_from = "Fields")]
 pub(crate) struct UserUpstreamConfig {

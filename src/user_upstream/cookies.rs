@@ -1,6 +1,9 @@
 //! The `Cookie` header without the gateway's session, which would let a workspace
 //! act as its user at the gateway. Everything else stays byte for byte.
 
+use std::iter;
+
+use memchr::memchr;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
@@ -74,7 +77,7 @@ impl RemoveCookies {
     }
 
     fn removes(&self, pair: &[u8]) -> bool {
-        let end = pair.iter().position(|byte| *byte == b'=').unwrap_or(pair.len());
+        let end = memchr(b'=', pair).unwrap_or(pair.len());
         let name = pair[..end].trim_ascii();
         self.0.iter().any(|removed| is_chunk(name, removed.as_bytes()))
     }
@@ -83,7 +86,13 @@ impl RemoveCookies {
 /// The cookies of a header's value, with the spaces around them. A `;` always ends
 /// one, even between quotes (RFC 6265, section 5.4).
 fn pairs(header: &[u8]) -> impl Iterator<Item = &[u8]> {
-    header.split(|byte| *byte == b';')
+    let mut rest = Some(header);
+    iter::from_fn(move || {
+        let text = rest?;
+        let end = memchr(b';', text);
+        rest = end.map(|end| &text[end + 1..]);
+        Some(&text[..end.unwrap_or(text.len())])
+    })
 }
 
 /// Whether a cookie is the named one or a numbered chunk of it: what is too long

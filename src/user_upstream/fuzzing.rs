@@ -22,8 +22,11 @@ pub(crate) fn userinfo(value: &[u8]) -> Option<String> {
 pub(crate) fn token_is_believed(text: &[u8], key: &DecodingKey) -> bool {
     let wanted = Wanted::new(CHECKED_CLAIMS.into_iter().chain(["groups"]));
     let Ok(token) = Token::decode(text, &wanted) else { return false };
-    let expected =
-        Expected { issuer: "https://a".into(), audience: ["b".into()].into(), authorized_parties: Box::default() };
+    let expected = Expected {
+        issuer: "https://a".into(),
+        audience: ["b".into()].into(),
+        authorized_parties: Box::default(),
+    };
     // Checked or not, it must not come through.
     let _ = token.check(&expected, 1_700_000_000.0);
     token.verify(key).is_ok()

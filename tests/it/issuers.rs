@@ -42,6 +42,12 @@ impl House {
         said(&timeout(PATIENCE, answer).await.expect("an answer"))
     }
 
+    /// Asks until the keys have found their way to the runner.
+    async fn until_let_in(&self, identity: &Value, token: &str) {
+        let let_in = async { while self.ask(identity, token).await != "alice" {} };
+        timeout(PATIENCE, let_in).await.expect("to be let in");
+    }
+
     async fn outcome(&self, identity: &Value, request: &ClientRequest) -> Outcome {
         let conf = json!({"identity": identity, "upstream": "http://code-{sub}.test:8443"}).to_string();
         self.gateway.call(&Route::new("workspaces").plugin("user-upstream", &conf), request).await
@@ -249,8 +255,7 @@ async fn known_keys_serve_while_the_issuer_is_away() {
     issuer.set_mode(Mode::Answer);
     let asked = issuer.asked("/keys");
     issuer.until_asked("/keys", asked + 1).await;
-    // The keys are on their way to the runner.
-    while house.ask(&identity(&issuer), &token).await != "alice" {}
+    house.until_let_in(&identity(&issuer), &token).await;
 }
 
 #[tokio::test]
@@ -261,7 +266,7 @@ async fn a_runner_that_starts_without_its_issuer_recovers() {
     assert_eq!(house.ask(&identity(&issuer), &issuer.token("alice")).await, "keys-unavailable");
     issuer.set_mode(Mode::Answer);
     issuer.until_asked("/keys", 1).await;
-    while house.ask(&identity(&issuer), &issuer.token("alice")).await != "alice" {}
+    house.until_let_in(&identity(&issuer), &issuer.token("alice")).await;
 }
 
 #[tokio::test]
