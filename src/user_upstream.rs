@@ -330,5 +330,8 @@ mod tests {
         let request = ClientRequest::get("/").header("cookie", "a=1; session=x; session_2=y; b=2");
         let forwarded = forwarded(r#"{"sub": "alice"}"#, request).await;
         assert_eq!(forwarded.header("cookie"), Some(&b"a=1; b=2"[..]));
+        let request = ClientRequest::get("/").header("cookie", b"a=\x01; session=x");
+        let forwarded = self::forwarded(r#"{"sub": "alice"}"#, request).await;
+        assert_eq!(forwarded.header("cookie"), Some(&b"a=\x01"[..]));
     }
 }

@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use futures_util::future::join_all;
 use jsonwebtoken::Algorithm;
 use kube_coders::Command;
@@ -289,4 +291,28 @@ async fn a_ca_file_that_is_none_refuses_the_conf() {
     let route = Route::new("workspaces").plugin("user-upstream", &conf);
     let error = house.gateway.try_call(&route, &request("x")).await.unwrap_err();
     assert_eq!(error.to_string(), "the runner answered with error 0");
+}
+
+#[tokio::test]
+async fn userinfo_adds_only_what_the_conf_names_and_the_token_wins() {
+    let (house, issuer) = (House::new().await, Issuer::start(&rsa()).await);
+    let userinfo = STANDARD.encode(json!({"sub": "alice", "groups": ["/admins"]}).to_string());
+    let mut without = claims(&issuer.url(), "alice");
+    without.as_object_mut().unwrap().remove("groups");
+    let with = merged(without.clone(), json!({"groups": ["/guests"]}));
+    for (names, claims, expected) in [
+        (json!([]), &without, "not-allowed"),
+        (json!(["org"]), &without, "not-allowed"),
+        (json!(["groups"]), &without, "alice"),
+        (json!(["groups"]), &with, "not-allowed"),
+    ] {
+        let conf = json!({
+            "identity": merged(identity(&issuer), json!({"userinfo_claims": names})),
+            "upstream": "http://code-{sub}.test:8443",
+            "allow": {"groups": ["/admins"]},
+        });
+        let route = Route::new("workspaces").plugin("user-upstream", &conf.to_string());
+        let request = request(&Signer::rsa().token(claims)).added_header("X-Userinfo", &userinfo);
+        assert_eq!(said(&house.gateway.call(&route, &request).await), expected, "{names} {claims}");
+    }
 }

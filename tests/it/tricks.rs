@@ -360,6 +360,7 @@ fn headers(lab: &Lab) -> Vec<(&'static str, ClientRequest, Answer)> {
         ("100 headers", many_headers(with(&good), 96), no(431, "too-many-headers")),
         ("so many that ours is cut off", many_headers(with(&good), 200), no(431, "too-many-headers")),
         ("so many without a token", many_headers(get(), 200), no(431, "too-many-headers")),
+        ("an upgrade without a token", get().header("Upgrade", "websocket"), no(401, "identity-missing")),
         ("an upgrade of no browser", upgrade(lab), To("alice")),
         ("an upgrade of our own page", upgrade(lab).header("Origin", "http://coders.test"), To("alice")),
         (
