@@ -42,6 +42,11 @@ const HOSTS_FILE: &str = "/etc/hosts";
 /// milliseconds.
 const PATIENCE: Duration = Duration::from_millis(100);
 
+/// How long after the name servers failed to say it is taken for granted that they
+/// still do. Whoever wants a name in that time does not wait, and beside them it is
+/// asked for again.
+const FAILING_TIME: Duration = Duration::from_secs(2 * 60);
+
 /// How many names may be asked for ahead of their time at once. Nobody waits for
 /// them, and who does must not wait behind them.
 const MAX_REFRESHES: usize = 64;
@@ -185,7 +190,8 @@ impl Resolver {
                 return entry.known;
             }
         }
-        if now < entry.good_until || entry.source == Source::FailingDns {
+        let is_failing = entry.source == Source::FailingDns && now < entry.due_at + FAILING_TIME;
+        if now < entry.good_until || is_failing {
             self.refresh(host, hosts, now);
             return entry.known;
         }

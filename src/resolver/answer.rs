@@ -70,7 +70,7 @@ impl Answer {
         let mut addresses = Vec::new();
         for record in records {
             if record.name == *owner && record.record_type() == kind {
-                addresses.extend(record.data.ip_addr());
+                addresses.extend(record.data.ip_addr().filter(is_somebodys));
                 ttl = ttl.min(record.ttl);
             }
         }
@@ -103,6 +103,13 @@ impl Answer {
             _ => return Err(ResolveError::Unavailable),
         })
     }
+}
+
+/// Whether an address may be a workspace's. The unspecified one would lead to this
+/// very host, and the others to many.
+fn is_somebodys(address: &IpAddr) -> bool {
+    let broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
+    !address.is_unspecified() && !address.is_multicast() && !broadcast
 }
 
 #[cfg(test)]
@@ -141,6 +148,24 @@ mod tests {
         let six = Record::from_rdata(name("asked.test."), 5, RData::from("::6".parse::<IpAddr>().unwrap()));
         check(&[six], &Answer::Unavailable);
         check(&[], &Answer::Unavailable);
+    }
+
+    #[test]
+    fn an_address_that_is_nobodys_is_none() {
+        for nobodys in ["0.0.0.0", "255.255.255.255", "224.0.0.1"] {
+            let record =
+                Record::from_rdata(name("asked.test."), 5, RData::from(nobodys.parse::<IpAddr>().unwrap()));
+            check(std::slice::from_ref(&record), &Answer::Unavailable);
+            check(&[record, a("asked.test.", 30, 1)], &addresses(&[1], 5));
+        }
+        for nobodys in ["::", "ff02::1"] {
+            let record =
+                Record::from_rdata(name("asked.test."), 5, RData::from(nobodys.parse::<IpAddr>().unwrap()));
+            assert_eq!(
+                Answer::from_records(&[record], &name("asked.test."), RecordType::AAAA),
+                Answer::Unavailable
+            );
+        }
     }
 
     #[test]

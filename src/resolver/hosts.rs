@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, TryLockError};
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
@@ -112,7 +112,12 @@ impl Hosts {
 
     #[cold]
     fn read_again(&self, path: &Path) {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = match self.seen.try_lock() {
+            Ok(seen) => seen,
+            Err(TryLockError::Poisoned(seen)) => seen.into_inner(),
+            // A disk that hangs must not take one call after the other.
+            Err(TryLockError::WouldBlock) => return,
+        };
         let stamp = std::fs::metadata(path).map(|metadata| Stamp::of(&metadata));
         let is_same =
             matches!((&stamp, &seen.stamp), (Ok(now), Some(then)) if now == then && then.is_settled);

@@ -67,6 +67,8 @@ impl Lookups {
         let (sender, answer) = oneshot::channel();
         let lookup = Lookup { answer: answer.shared(), started: now };
         under_way.insert(name.clone(), lookup.clone());
+        // A task that a runtime which is shut down drops at once frees its place.
+        drop(under_way);
         let place = Place { under_way: Arc::clone(&self.under_way), name: name.clone() };
         let mut tasks = lock(&self.tasks);
         while tasks.try_join_next().is_some() {}

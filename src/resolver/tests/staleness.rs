@@ -96,6 +96,19 @@ async fn failing_servers_are_as_silent_ones_and_asked_again_every_few_seconds() 
 }
 
 #[tokio::test]
+async fn a_failure_of_long_ago_is_no_reason_for_an_old_address() {
+    let (server, resolver) = known().await;
+    server.say(Says::Code(ResponseCode::ServFail));
+    pass(50 * SECOND).await;
+    assert_eq!(at_once(&resolver, "a.test"), ips(&["127.0.0.1"]));
+    resolver.lookups.ended().await;
+    server.say(Says::Truth);
+    server.set("a.test", &["127.0.0.2"]);
+    pass(30 * 60 * SECOND).await;
+    assert_eq!(ask(&resolver, "a.test").await, ips(&["127.0.0.2"]));
+}
+
+#[tokio::test]
 async fn a_workspace_that_is_gone_is_not_kept() {
     let (server, resolver) = known().await;
     server.remove("a.test");
