@@ -39,6 +39,8 @@ pub(crate) enum RunError {
     Key { path: PathBuf, error: KeyError },
     #[error("--forwarder-address {address}: {error}")]
     Forwarder { address: SocketAddr, error: io::Error },
+    #[error("random numbers: {0}")]
+    Random(getrandom::Error),
     #[error("reading the system's name servers: {0}")]
     Names(String),
 }
@@ -54,7 +56,8 @@ pub(crate) async fn run(
     let resolver = Resolver::with_lifetimes(&settings.name_servers, settings.name_lifetimes)
         .map_err(|error| RunError::Names(error.to_string()))?;
     let resolver = Arc::new(resolver);
-    if !registry.add(UserUpstream::new(Arc::clone(&resolver))) {
+    let user_upstream = UserUpstream::new(Arc::clone(&resolver)).map_err(RunError::Random)?;
+    if !registry.add(user_upstream) {
         return Err(RunError::SameName(<UserUpstream as crate::Plugin>::NAME));
     }
     let gateway = settings.spawned.then(|| GatewayProcess::above(parent.as_raw())).flatten();

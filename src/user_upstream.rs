@@ -26,7 +26,6 @@ mod userinfo;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use jsonwebtoken::crypto::{CryptoProvider, aws_lc};
 use tokio::time::{Instant, timeout};
 use tracing::{debug, info};
 
@@ -43,8 +42,9 @@ use decision::Decision;
 use identity::{Identity, IdentityError};
 use keys::Issuers;
 pub(crate) use keys::KeySet;
-use presented::{FORWARDED_USER, FORWARDED_USERNAME, Presented};
+use presented::{AUTHORIZATION, FORWARDED_USER, FORWARDED_USERNAME, Presented, PresentedToken};
 use refused::{MAX_FRAME_HEADERS, Refused};
+use remembered::{Digests, Remembered};
 pub(crate) use template::{HostTemplate, TemplateError};
 
 /// How long a token that was checked is not checked again.
@@ -53,21 +53,51 @@ const TOKEN_REMEMBERED: Duration = Duration::from_secs(60);
 /// How long a token that was refused is refused unseen.
 const REFUSAL_REMEMBERED: Duration = Duration::from_secs(10);
 
+/// How many identities are remembered, in use at one time at one gateway. Each takes
+/// about 400 bytes.
+const ADMITTED: usize = 100_000;
+
+/// How many tokens that were refused are remembered.
+const REFUSED: usize = 1024;
+
 /// Sends each user's requests to their own workspace.
 pub(crate) struct UserUpstream {
     resolver: Arc<Resolver>,
     issuers: Issuers,
+    memory: Memory,
+}
+
+/// What came of identities that were seen, under all confs.
+struct Memory {
+    digests: Digests,
+    admitted: Remembered<Arc<Decision>>,
+    /// Tokens only.
+    refused: Remembered<Refused>,
+}
+
+impl Memory {
+    fn new() -> Result<Self, getrandom::Error> {
+        Ok(Self {
+            digests: Digests::new()?,
+            admitted: Remembered::new(ADMITTED),
+            refused: Remembered::new(REFUSED),
+        })
+    }
 }
 
 impl UserUpstream {
-    pub(crate) fn new(resolver: Arc<Resolver>) -> Self {
-        // Another crate in this program may have made both of its providers there,
-        // and then it would have none of its own accord.
-        let _ = CryptoProvider::install_default(&aws_lc::DEFAULT_PROVIDER);
-        Self { resolver, issuers: Issuers::default() }
+    /// # Errors
+    ///
+    /// The system has no random numbers.
+    pub(crate) fn new(resolver: Arc<Resolver>) -> Result<Self, getrandom::Error> {
+        Ok(Self { resolver, issuers: Issuers::default(), memory: Memory::new()? })
     }
 
-    async fn admit(&self, config: &UserUpstreamConfig, request: &Request<'_>) -> Result<Admitted, Refused> {
+    async fn admit<'f>(
+        &self,
+        config: &UserUpstreamConfig,
+        request: &Request<'f>,
+    ) -> Result<Admitted<'f>, Refused> {
         if request.headers().len() >= MAX_FRAME_HEADERS {
             return Err(Refused::TooManyHeaders);
         }
@@ -78,66 +108,74 @@ impl UserUpstream {
             return Err(Refused::ForeignOrigin);
         }
         let decision = match &config.identity {
-            IdentityConfig::Gateway => by_userinfo(config, &presented)?,
-            IdentityConfig::Verified(verified) => by_token(config, verified, &presented).await?,
+            IdentityConfig::Gateway => self.memory.by_userinfo(config, &presented)?,
+            IdentityConfig::Verified(verified) => self.memory.by_token(config, verified, &presented).await?,
         };
         let resolved = self.resolver.resolve(decision.upstream.host()).await;
         // The name has the subject in it, so it is told only to who asks for more.
         resolved.inspect_err(|reason| {
             debug!(upstream = %decision.upstream, %reason, "workspace has no address");
         })?;
-        Ok(Admitted { decision, token_source: presented.token.map(|token| token.source) })
+        Ok(Admitted { decision, token: presented.token })
     }
 }
 
 /// A request that goes to a workspace.
-struct Admitted {
+struct Admitted<'f> {
     decision: Arc<Decision>,
-    /// Which of the token's sources held the one that was checked.
-    token_source: Option<usize>,
+    /// The token that was checked.
+    token: Option<PresentedToken<'f>>,
 }
 
-/// Decides by the gateway's word.
-fn by_userinfo(config: &UserUpstreamConfig, presented: &Presented<'_>) -> Result<Arc<Decision>, Refused> {
-    let memory = &config.memory.admitted;
-    let digest = memory.digest([presented.userinfo, None]);
-    if let Some(decision) = memory.get(digest, Instant::now()) {
-        return Ok(decision);
-    }
-    let identity = Identity::of_userinfo(presented, &config.wanted)?;
-    let decision = Arc::new(Decision::of(config, &identity.claims)?);
-    memory.insert(digest, Arc::clone(&decision), None);
-    Ok(decision)
-}
-
-/// Decides by a token's word, once its signature is checked.
-async fn by_token(
-    config: &UserUpstreamConfig,
-    verified: &Verified,
-    presented: &Presented<'_>,
-) -> Result<Arc<Decision>, Refused> {
-    let memory = &config.memory;
-    let headers = [presented.token.map(|token| token.text), presented.userinfo];
-    let digest = memory.admitted.digest(headers);
-    let now = Instant::now();
-    if let Some(decision) = memory.admitted.get(digest, now) {
-        return Ok(decision);
-    }
-    if let Some(refused) = memory.refused.get(digest, now) {
-        return Err(refused);
-    }
-    // The future of a real check is large, and rarely needed.
-    match Box::pin(check_token(config, verified, presented)).await {
-        Ok((decision, good_for)) => {
-            let good_until = now + good_for.min(TOKEN_REMEMBERED);
-            memory.admitted.insert(digest, Arc::clone(&decision), Some(good_until));
-            Ok(decision)
+impl Memory {
+    /// Decides by the gateway's word.
+    fn by_userinfo(
+        &self,
+        config: &UserUpstreamConfig,
+        presented: &Presented<'_>,
+    ) -> Result<Arc<Decision>, Refused> {
+        let digest = self.digests.digest(config.number, [presented.userinfo, None]);
+        let now = Instant::now();
+        if let Some(decision) = self.admitted.get(digest, now) {
+            return Ok(decision);
         }
-        Err(refused) => {
-            if refused.is_lasting() {
-                memory.refused.insert(digest, refused.clone(), Some(now + REFUSAL_REMEMBERED));
+        let identity = Identity::of_userinfo(presented, &config.wanted)?;
+        let decision = Arc::new(Decision::of(config, &identity.claims)?);
+        self.admitted.insert(digest, Arc::clone(&decision), None, now);
+        Ok(decision)
+    }
+
+    /// Decides by a token's word, once its signature is checked.
+    async fn by_token(
+        &self,
+        config: &UserUpstreamConfig,
+        verified: &Verified,
+        presented: &Presented<'_>,
+    ) -> Result<Arc<Decision>, Refused> {
+        let headers = [presented.token.map(|token| token.text), presented.userinfo];
+        let digest = self.digests.digest(config.number, headers);
+        let now = Instant::now();
+        if let Some(decision) = self.admitted.get(digest, now) {
+            return Ok(decision);
+        }
+        if let Some(refused) = self.refused.get(digest, now) {
+            return Err(refused);
+        }
+        // The future of a real check is large, and rarely needed.
+        match Box::pin(check_token(config, verified, presented)).await {
+            Ok((decision, good_for)) => {
+                let good_for = good_for.min(TOKEN_REMEMBERED);
+                if !good_for.is_zero() {
+                    self.admitted.insert(digest, Arc::clone(&decision), Some(now + good_for), now);
+                }
+                Ok(decision)
             }
-            Err(refused)
+            Err(refused) => {
+                if refused.is_lasting() {
+                    self.refused.insert(digest, refused.clone(), Some(now + REFUSAL_REMEMBERED), now);
+                }
+                Err(refused)
+            }
         }
     }
 }
@@ -166,10 +204,8 @@ impl Plugin for UserUpstream {
     type Config = UserUpstreamConfig;
 
     fn prepare(&self, config: &UserUpstreamConfig) -> Result<(), PluginError> {
+        config.check_files()?;
         if let IdentityConfig::Verified(verified) = &config.identity {
-            if let Some(file) = &verified.keys.ca_file {
-                keys::read_ca_file(file)?;
-            }
             config.keep_issuer(self.issuers.get(&verified.keys, &self.resolver));
         }
         Ok(())
@@ -184,8 +220,17 @@ impl Plugin for UserUpstream {
             Ok(admitted) => admitted,
             Err(refused) => return refuse(&refused, config, request).await,
         };
-        for name in config.identity.token_sources().secrets(admitted.token_source) {
+        if is_plain_page_at_tls(request).await? {
+            return refuse(&Refused::ForeignOrigin, config, request).await;
+        }
+        for name in config.identity.token_sources().secrets() {
             remove(name, request)?;
+        }
+        // Another authorization than the token's is the workspace's business.
+        let is_tokens =
+            |token: PresentedToken<'_>| request.headers_named(AUTHORIZATION).any(|value| token.is_in(value));
+        if admitted.token.is_some_and(is_tokens) {
+            request.remove_header(AUTHORIZATION)?;
         }
         match config.remove_cookies.edit(request.headers_named("cookie")) {
             Edited::Unchanged => {}
@@ -201,6 +246,15 @@ impl Plugin for UserUpstream {
         request.upstream(decision.upstream.clone());
         Ok(Action::Continue)
     }
+}
+
+/// Whether a page without TLS opens a WebSocket at a gateway with it. Whoever is on
+/// the way writes such a page, and the user's browser opens it under the same name.
+async fn is_plain_page_at_tls(request: &mut Request<'_>) -> Result<bool, PluginError> {
+    let is_plain =
+        request.header("upgrade").is_some() && request.header("origin").is_some_and(origin::is_plain);
+    // Only then is it worth a question to the gateway.
+    Ok(is_plain && request.var("scheme").await?.is_some_and(|scheme| scheme == "https"))
 }
 
 /// Removes a header that is there: each change costs the gateway time, and most
@@ -242,9 +296,11 @@ mod tests {
     use base64::Engine as _;
     use base64::engine::general_purpose::STANDARD;
 
+    use super::keys::Issuer;
     use super::presented::IDENTITY_HEADERS;
+    use super::signer::{Signer, claims, key_set};
     use super::*;
-    use crate::plugin::Registry;
+    use crate::plugin::{Registry, parse_conf};
     use crate::resolver::NameServers;
     use crate::runner::CallLimits;
     use crate::testing::{ClientRequest, ForwardedRequest, Gateway, Outcome, Route};
@@ -260,7 +316,7 @@ mod tests {
     async fn outcome(claims: &str, request: ClientRequest) -> Outcome {
         let servers = NameServers::Listed(vec!["127.0.0.1:1".parse().unwrap()]);
         let mut registry = Registry::default();
-        assert!(registry.add(UserUpstream::new(Arc::new(Resolver::new(&servers).unwrap()))));
+        assert!(registry.add(UserUpstream::new(Arc::new(Resolver::new(&servers).unwrap())).unwrap()));
         let limits = CallLimits { deadline: Duration::from_secs(5), questions: 10, bytes: 10_000 };
         let conf = r#"{"identity": {"trust": "gateway"}, "upstream": "http://127.0.0.1:8443"}"#;
         let request = match request.header_value("x-userinfo") {
@@ -333,5 +389,77 @@ mod tests {
         let request = ClientRequest::get("/").header("cookie", b"a=\x01; session=x");
         let forwarded = self::forwarded(r#"{"sub": "alice"}"#, request).await;
         assert_eq!(forwarded.header("cookie"), Some(&b"a=\x01"[..]));
+    }
+
+    /// A conf that believes the keys that it is given, and remembers.
+    struct Believer {
+        memory: Memory,
+        config: UserUpstreamConfig,
+    }
+
+    impl Believer {
+        fn new(keys: &[Signer]) -> Self {
+            let conf = r#"{"identity": {"trust": "verified", "issuer": "https://a", "audience": ["apisix"]},
+                           "upstream": "http://code-{sub}:8443"}"#;
+            let config: UserUpstreamConfig = parse_conf(conf.as_bytes()).unwrap();
+            config.keep_issuer(Arc::new(Issuer::of_keys(key_set(keys))));
+            Self { memory: Memory::new().unwrap(), config }
+        }
+
+        /// Asks with the same memory, while the issuer has these keys.
+        async fn ask(&self, token: &str, keys: &[Signer]) -> Result<(), &'static str> {
+            let mut config = Self::new(keys).config;
+            config.number = self.config.number;
+            let IdentityConfig::Verified(verified) = &config.identity else { panic!("verified") };
+            let text = token.as_bytes();
+            let presented = Presented { userinfo: None, token: Some(PresentedToken { text, source: 0 }) };
+            let decided = self.memory.by_token(&config, verified, &presented).await;
+            decided.map(|_| ()).map_err(|refused| refused.refusal().code())
+        }
+    }
+
+    /// Two keys of one name: what one has signed, the other has not.
+    fn two() -> [[Signer; 1]; 2] {
+        [(); 2].map(|()| [Signer::new("1", jsonwebtoken::Algorithm::ES256)])
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_token_is_remembered_for_a_minute_or_until_it_expires() {
+        let [signer, withdrawn] = two();
+        for (lasts, remembered) in [(3600, 60), (20, 20)] {
+            let believer = Believer::new(&signer);
+            let mut claims = claims("https://a", "alice");
+            claims["exp"] = (unix_now() as u64 + lasts).into();
+            let token = signer[0].token(&claims);
+            assert_eq!(believer.ask(&token, &signer).await, Ok(()));
+            // Less than a whole second is lost, because the expiry has none.
+            tokio::time::advance(Duration::from_secs(remembered - 2)).await;
+            assert_eq!(believer.ask(&token, &withdrawn).await, Ok(()), "{lasts}");
+            tokio::time::advance(Duration::from_secs(2)).await;
+            assert_eq!(believer.ask(&token, &withdrawn).await, Err("token-invalid"), "{lasts}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_token_within_its_leeway_is_not_remembered() {
+        let [signer, withdrawn] = two();
+        let believer = Believer::new(&signer);
+        let mut claims = claims("https://a", "alice");
+        claims["exp"] = (unix_now() as u64 - 5).into();
+        let token = signer[0].token(&claims);
+        assert_eq!(believer.ask(&token, &signer).await, Ok(()));
+        assert_eq!(believer.ask(&token, &withdrawn).await, Err("token-invalid"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_is_remembered_for_ten_seconds() {
+        let [signer, others] = two();
+        let believer = Believer::new(&signer);
+        let token = signer[0].token(&claims("https://a", "alice"));
+        assert_eq!(believer.ask(&token, &others).await, Err("token-invalid"));
+        tokio::time::advance(Duration::from_millis(9_999)).await;
+        assert_eq!(believer.ask(&token, &signer).await, Err("token-invalid"));
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert_eq!(believer.ask(&token, &signer).await, Ok(()));
     }
 }

@@ -48,6 +48,11 @@ impl Wanted {
         }
         Self(all.into())
     }
+
+    /// Whether a claim of this name is kept, and somebody else may add it.
+    pub(crate) fn adds(&self, name: &str) -> bool {
+        name != SUBJECT && self.0.iter().any(|known| **known == *name)
+    }
 }
 
 /// The wanted claims of one identity.
@@ -152,11 +157,18 @@ impl ClaimPath {
     /// ASCII, or a brace.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let is_allowed = |byte: u8| byte.is_ascii_graphic() && byte != b'{' && byte != b'}';
-        if !text.bytes().all(is_allowed) || text.split('.').any(str::is_empty) {
+        if !text.bytes().all(is_allowed) {
             return None;
         }
-        let mut names = text.split('.').map(Box::from);
-        Some(Self { name: names.next()?, inner: names.collect() })
+        Self::of_names(text.split('.').map(Box::from))
+    }
+
+    /// The path of these names, of which none may be empty.
+    pub(crate) fn of_names(names: impl IntoIterator<Item = Box<str>>) -> Option<Self> {
+        let mut names = names.into_iter();
+        let path = Self { name: names.next()?, inner: names.collect() };
+        let is_whole = !path.name.is_empty() && path.inner.iter().all(|name| !name.is_empty());
+        is_whole.then_some(path)
     }
 
     /// The top-level claim that the path starts in.

@@ -1,28 +1,21 @@
 //! The plugin's conf in a route.
 
 mod identity;
+mod object;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use serde::Deserialize;
 
 use super::claims::Wanted;
 use super::cookies::RemoveCookies;
-use super::decision::Decision;
-use super::keys::Issuer;
+use super::keys::{CaFileError, Issuer, read_ca_file};
 use super::policy::{ClaimPaths, Policy, Rules};
-use super::refused::Refused;
-use super::remembered::Remembered;
 use super::template::Template;
 use crate::refusal::LoginLink;
 pub(crate) use identity::{IdentityConfig, Verified};
-
-/// How many identities are remembered for one conf, in use at one time at one
-/// gateway. Each takes about 400 bytes.
-const ADMITTED: usize = 100_000;
-
-/// How many tokens that were refused are remembered for one conf.
-const REFUSED: usize = 1024;
+use object::Object;
 
 /// `{"identity": {"trust": "gateway"}, "upstream": "http://code-{sub}:8443"}`.
 ///
@@ -31,23 +24,23 @@ const REFUSED: usize = 1024;
 /// | `identity.trust` | `"gateway"` or `"verified"` | none | missing, or anything else |
 /// | `identity.issuer` | text, 1 to 2048 bytes | none | missing for `verified`; it and the fields below beside `gateway` |
 /// | `identity.discovery` | http or https URL | the issuer and `/.well-known/openid-configuration` | no URL, one with a password, plain http without `allow_http` |
-/// | `identity.token` | list of 1 to 8 header names | `x-raw-id-token`, `x-access-token`, `authorization` | none, twice, with `_`, or `x-userinfo` |
+/// | `identity.token` | list of 1 to 8 header names | `x-raw-id-token`, `x-access-token`, `authorization` | none, twice, with `_`, `x-userinfo`, or a header that says something else |
 /// | `identity.audience` | list of up to 64 texts | empty | empty together with `azp` |
 /// | `identity.azp` | list of up to 64 texts | empty | as `audience` |
 /// | `identity.allow_http` | truth value | `false` | |
 /// | `identity.ca_file` | path of a PEM file | the system's certificates | unreadable, over 4 MiB, or without a certificate |
-/// | `identity.userinfo_claims` | list of up to 64 texts | empty | an empty text |
+/// | `identity.userinfo_claims` | list of up to 64 texts | empty | an empty text, `sub`, or a claim that nothing reads |
 /// | `upstream` | template: scheme, host name with `{claim}`s, port | none | missing, or no template: the message says where |
 /// | `allow.groups`, `.roles`, `.subjects` | lists of up to 10,000 texts | not asked | an empty list, or an empty text |
 /// | `deny.groups`, `.roles`, `.subjects` | lists of up to 10,000 texts | empty | an empty text |
-/// | `claims.groups`, `claims.roles` | path of a claim, names with dots between | `groups`, `realm_access.roles` | no path |
+/// | `claims.groups`, `claims.roles` | path of a claim: names with dots between, or a list of names | `groups`, `realm_access.roles` | no path |
 /// | `remove_cookies` | list of up to 64 names of cookies | `session` | no name of a cookie |
 /// | `login` | path with one `/` before it, or https URL | `/logout` | anything else |
 ///
 /// An unknown field and a wrong type are refused too. The error names the field
 /// and its place; no message repeats a value of a conf that is refused.
 #[derive(Deserialize)]
-#[serde(try_from = "Fields")]
+#[serde(try_from = "Object<Fields>")]
 pub(crate) struct UserUpstreamConfig {
     pub(crate) identity: IdentityConfig,
     pub(crate) upstream: Template,
@@ -56,16 +49,10 @@ pub(crate) struct UserUpstreamConfig {
     pub(crate) login: LoginLink,
     /// The claims that anything of this needs.
     pub(crate) wanted: Wanted,
-    pub(crate) memory: Memory,
+    /// Tells this conf's memories from those of all others in the process.
+    pub(crate) number: u64,
     /// Set when the conf is prepared.
     issuer: OnceLock<Arc<Issuer>>,
-}
-
-/// What came of identities that were seen.
-pub(crate) struct Memory {
-    pub(crate) admitted: Remembered<Arc<Decision>>,
-    /// Tokens only.
-    pub(crate) refused: Remembered<Refused>,
 }
 
 /// The conf as it is written.
@@ -79,14 +66,14 @@ struct Fields {
     upstream: Template,
     /// Who is let in. By default, and empty, everybody whose identity is known.
     #[serde(default)]
-    allow: Rules,
+    allow: Object<Rules>,
     /// Who is not, whatever `allow` says; nobody by default.
     #[serde(default)]
-    deny: Rules,
+    deny: Object<Rules>,
     /// In which claims groups and roles are; `groups` and `realm_access.roles` by
     /// default.
     #[serde(default)]
-    claims: ClaimPaths,
+    claims: Object<ClaimPaths>,
     /// The cookies that no workspace gets to see, and their numbered chunks; by
     /// default `session`, which is openid-connect's.
     #[serde(default)]
@@ -96,18 +83,21 @@ struct Fields {
     login: LoginLink,
 }
 
-impl TryFrom<Fields> for UserUpstreamConfig {
+impl TryFrom<Object<Fields>> for UserUpstreamConfig {
     type Error = String;
 
-    fn try_from(fields: Fields) -> Result<Self, String> {
+    fn try_from(Object(fields): Object<Fields>) -> Result<Self, String> {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
         let Fields { identity, upstream, allow, deny, claims, remove_cookies, login } = fields;
-        let policy = Policy::new(allow, deny, claims)?;
+        let policy = Policy::new(allow.0, deny.0, claims.0)?;
         let wanted = identity.wanted(upstream.claim_names().chain(policy.claim_names()));
-        let no_random = |error| format!("random numbers: {error}");
-        let memory = Memory {
-            admitted: Remembered::new(ADMITTED).map_err(no_random)?,
-            refused: Remembered::new(REFUSED).map_err(no_random)?,
-        };
+        if let Some(name) = identity.userinfo_claims().iter().find(|name| !wanted.adds(name)) {
+            // The name is the operator's, and no secret: it stands in every error of its kind.
+            let name = name.escape_debug();
+            return Err(format!(
+                "identity.userinfo_claims: `{name}` is `sub`, or no top-level claim that the template or a rule reads"
+            ));
+        }
         Ok(Self {
             identity,
             upstream,
@@ -115,13 +105,24 @@ impl TryFrom<Fields> for UserUpstreamConfig {
             remove_cookies,
             login,
             wanted,
-            memory,
+            number: NUMBER.fetch_add(1, Ordering::Relaxed),
             issuer: OnceLock::new(),
         })
     }
 }
 
 impl UserUpstreamConfig {
+    /// Checks that the files which the conf names can be used.
+    pub(crate) fn check_files(&self) -> Result<(), CaFileError> {
+        match &self.identity {
+            IdentityConfig::Verified(verified) => match &verified.keys.ca_file {
+                Some(file) => read_ca_file(file).map(|_| ()),
+                None => Ok(()),
+            },
+            IdentityConfig::Gateway => Ok(()),
+        }
+    }
+
     /// Keeps the issuer of the conf's tokens, and with it its keys.
     pub(crate) fn keep_issuer(&self, issuer: Arc<Issuer>) {
         // A conf that is prepared again has the same one.
@@ -211,6 +212,38 @@ mod tests {
                     "upstream: an upstream is a string, such as \"http://code-{sub}:8443\"",
                 );
             }
+        }
+    }
+
+    #[test]
+    fn a_list_is_no_object() {
+        let gateway = r#""identity": {"trust": "gateway"}, "upstream": "http://a:1""#;
+        refused(&format!(r#"[{{{gateway}}}, "http://a:1"]"#), "invalid type: sequence, expected an object");
+        refused(r#"{"identity": ["gateway"]}"#, "identity: invalid type: sequence, expected an object");
+        for field in ["allow", "deny", "claims"] {
+            refused(
+                &format!(r#"{{{gateway}, "{field}": []}}"#),
+                &format!("{field}: invalid type: sequence, expected an object"),
+            );
+        }
+    }
+
+    #[test]
+    fn what_a_userinfo_may_add_is_something_that_is_read() {
+        let conf = |names: &str| {
+            format!(
+                r#"{{"identity": {{"trust": "verified", "issuer": "https://a", "audience": ["a"],
+                     "userinfo_claims": [{names}]}}, "upstream": "http://code-{{org}}:1", "allow": {{"roles": ["a"]}}}}"#
+            )
+        };
+        config(&conf(r#""org", "realm_access", "preferred_username""#));
+        for name in ["sub", "realm_access.roles", "groups"] {
+            refused(
+                &conf(&format!("\"{name}\"")),
+                &format!(
+                    "identity.userinfo_claims: `{name}` is `sub`, or no top-level claim that the template or a rule reads"
+                ),
+            );
         }
     }
 

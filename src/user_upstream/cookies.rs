@@ -69,7 +69,9 @@ impl RemoveCookies {
                 is_first = false;
             }
         }
-        if kept.iter().all(|byte| matches!(byte, b' ' | b'\t' | b';')) {
+        // What can't stand in a header comes from no gateway, and is nobody's cookie.
+        let is_no_header = kept.iter().any(|byte| matches!(byte, b'\r' | b'\n' | b'\0'));
+        if is_no_header || kept.iter().all(|byte| matches!(byte, b' ' | b'\t' | b';')) {
             Edited::Removed
         } else {
             Edited::Cookies(kept)

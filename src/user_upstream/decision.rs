@@ -4,6 +4,7 @@ use thiserror::Error;
 
 use super::claims::Claims;
 use super::config::UserUpstreamConfig;
+use super::label::MAX_VALUE;
 use super::policy::Denied;
 use super::template::RenderError;
 use crate::refusal::Refusal;
@@ -14,7 +15,7 @@ use crate::upstream::Upstream;
 pub(crate) struct Decision {
     /// With the subject, which a header can hold.
     pub(crate) upstream: Upstream,
-    /// The user name, if there is one that a header can hold.
+    /// The user name, if there is one of up to 255 characters that a header can hold.
     pub(crate) username: Option<Box<str>>,
 }
 
@@ -27,7 +28,7 @@ impl Decision {
         let upstream = config.upstream.render(claims)?;
         Ok(Self {
             upstream: upstream.for_subject(claims.subject()).expect("a subject that is 1 to 255 characters"),
-            username: claims.username().filter(|name| is_header_text(name)).map(Box::from),
+            username: claims.username().filter(|name| is_short_header_text(name)).map(Box::from),
         })
     }
 }
@@ -37,6 +38,12 @@ impl Decision {
 fn is_header_text(text: &str) -> bool {
     // Spaces around it are not the value's (RFC 9110, section 5.5), so " a" would arrive as "a".
     !text.is_empty() && text.trim() == text && !text.chars().any(char::is_control)
+}
+
+/// Whether a text can stand in a header, and is no longer than a subject: names are
+/// remembered, and their owners choose them.
+fn is_short_header_text(text: &str) -> bool {
+    is_header_text(text) && text.chars().nth(MAX_VALUE).is_none()
 }
 
 /// Why an identity goes nowhere.

@@ -4,13 +4,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::claims::Claims;
+use super::claims::{Claim, Claims, Found};
 use super::config::{IdentityConfig, UserUpstreamConfig, Verified};
 use super::cookies::Edited;
 use super::decision::Decision;
 use super::identity::{IdentityError, with_userinfo};
-use super::keys::{Issuers, KeySet, verify_with_set};
-use super::presented::{self, Presented, PresentedToken};
+use super::keys::{KeySet, verify_with_set};
+use super::presented::{self, AUTHORIZATION, Presented, PresentedToken};
 use super::refused::{MAX_FRAME_HEADERS, Refused};
 use super::token::{Token, TokenError};
 use super::{origin, userinfo};
@@ -23,6 +23,9 @@ const SHOWN_TOKEN: usize = 10;
 
 /// How much of a text from a request is shown, in characters.
 const SHOWN_TEXT: usize = 200;
+
+/// How many values of a list are shown.
+const SHOWN_VALUES: usize = 8;
 
 /// What is asked: would this request go to a workspace?
 pub(crate) struct Question<'q> {
@@ -144,8 +147,12 @@ impl Question<'_> {
         let (start, length) = (String::from_utf8_lossy(text), text.len());
         let start: String = start.chars().take(SHOWN_TOKEN).collect();
         steps.good("token", format!("in {header}: {start}… ({length} bytes), {:?}, {key}", token.algorithm));
-        let expires = token.check(&verified.expected, self.now).map_err(IdentityError::from);
-        let expires = steps.check("claims", expires)?;
+        let expires = token.check(&verified.expected, self.now).map_err(|error| {
+            let found = self.found(&token, error, verified);
+            let refused = Refused::from(IdentityError::from(error));
+            steps.add(Outcome::Bad, "claims", format!("{refused}{found}"));
+            refused
+        })?;
         steps.good(
             "claims",
             format!("`iss` and audience as the conf says, expires {}", distance(expires - self.now)),
@@ -170,10 +177,21 @@ impl Question<'_> {
     ) -> Result<Claims, Refused> {
         let checked = match (&self.keys, &self.resolver) {
             (Some(keys), _) => verify_with_set(keys, token).map_err(IdentityError::from),
-            (None, Some(resolver)) => {
-                let issuer = Issuers::default().get(&verified.keys, resolver);
-                issuer.verify(token).await.map_err(IdentityError::from)
-            }
+            (None, Some(resolver)) => match verified.keys.fetch(resolver).await {
+                Ok(fetched) => {
+                    let other = fetched.other_issuer.as_deref().map(shown);
+                    let other = other.map_or_else(String::new, |other| {
+                        format!("; the discovery document calls its issuer {other}")
+                    });
+                    let (count, discovery) = (fetched.keys.len(), &verified.keys.discovery);
+                    steps.good("keys", format!("{count} of {discovery}{other}"));
+                    verify_with_set(&fetched.keys, token).map_err(IdentityError::from)
+                }
+                Err(error) => {
+                    steps.add(Outcome::Bad, "keys", error.to_string());
+                    return Err(IdentityError::KeysUnavailable.into());
+                }
+            },
             (None, None) => {
                 steps.add(
                     Outcome::Open,
@@ -188,13 +206,38 @@ impl Question<'_> {
         Ok(claims)
     }
 
+    /// What stands where a check of a token failed.
+    fn found(&self, token: &Token<'_>, error: TokenError, verified: &Verified) -> String {
+        let claim = |name| format!("`{name}` {}", said(token.claim(name)));
+        let time = |name| match token.claim(name) {
+            Some(Claim::Number(at)) if *at < self.now => format!("; it was {}", distance(at - self.now)),
+            Some(Claim::Number(at)) => format!("; it is {}", distance(at - self.now)),
+            found => format!("; `{name}` {}", said(found)),
+        };
+        match error {
+            TokenError::Issuer => {
+                format!("; {}, identity.issuer is {}", claim("iss"), shown(&verified.expected.issuer))
+            }
+            TokenError::Audience => format!("; {}, {}", claim("aud"), claim("azp")),
+            TokenError::NoExpiry | TokenError::Expired => time("exp"),
+            TokenError::NotYetValid => time("nbf"),
+            TokenError::FromTheFuture => time("iat"),
+            _ => String::new(),
+        }
+    }
+
     fn decide(&self, claims: &Claims, steps: &mut Steps) -> Result<Decision, Refused> {
         let decided = Decision::of(self.config, claims);
         let is_denied = matches!(&decided, Err(super::decision::DecisionError::Denied(_)));
         if self.config.policy.is_empty() {
             steps.good("policy", "no rules, everybody is let in");
-        } else if !is_denied {
-            steps.good("policy", "let in");
+        } else {
+            for path in self.config.policy.paths() {
+                steps.good("claim", format!("`{path}` {}", found_says(claims.find(path))));
+            }
+            if !is_denied {
+                steps.good("policy", "let in");
+            }
         }
         if !is_denied {
             for (claim, label) in self.config.upstream.labels(claims) {
@@ -225,10 +268,15 @@ impl Question<'_> {
     }
 
     fn tell_changes(&self, presented: &Presented<'_>, decision: &Decision, steps: &mut Steps) {
-        let source = presented.token.map(|token| token.source);
-        let secrets = self.config.identity.token_sources().secrets(source);
+        let secrets = self.config.identity.token_sources().secrets();
         let mut removed: Vec<_> =
             secrets.map(HeaderName::as_str).filter(|name| self.is_there(name)).collect();
+        let is_authorization =
+            |(name, _): &(&[u8], &[u8])| name.eq_ignore_ascii_case(AUTHORIZATION.as_bytes());
+        let mut authorizations = self.headers().filter(is_authorization);
+        if presented.token.is_some_and(|token| authorizations.any(|(_, value)| token.is_in(value))) {
+            removed.push(AUTHORIZATION);
+        }
         let cookies: Vec<_> =
             self.headers().filter(|(name, _)| name.eq_ignore_ascii_case(b"cookie")).collect();
         match self.config.remove_cookies.edit(cookies.iter().map(|(_, value)| *value)) {
@@ -256,6 +304,36 @@ fn userinfo_says(verified: &Verified) -> String {
     }
 }
 
+/// What a claim is, in a word or as it stands there.
+fn said(claim: Option<&Claim>) -> String {
+    match claim {
+        None => "is missing".to_owned(),
+        Some(Claim::Text(text)) => format!("is {}", shown(text)),
+        Some(Claim::Number(number)) => format!("is {number}"),
+        Some(Claim::List(list)) => {
+            let texts: Vec<_> = list
+                .iter()
+                .take(SHOWN_VALUES)
+                .map(|claim| match claim {
+                    Claim::Text(text) => shown(text),
+                    _ => "something else than a text".to_owned(),
+                })
+                .collect();
+            let more = if list.len() > SHOWN_VALUES { ", …" } else { "" };
+            format!("is a list of {}: {}{more}", list.len(), texts.join(", "))
+        }
+        Some(Claim::Object(_) | Claim::Other) => "is neither a text nor a list".to_owned(),
+    }
+}
+
+fn found_says(found: Found<'_>) -> String {
+    match found {
+        Found::Claim(claim) => said(Some(claim)),
+        Found::Nothing => "is missing, so no value of it is there".to_owned(),
+        Found::NoObject => "leads through something that is no object".to_owned(),
+    }
+}
+
 /// A text from a request, quoted, and cut where it is long.
 fn shown(text: &str) -> String {
     let short: String = text.chars().take(SHOWN_TEXT).collect();
@@ -266,5 +344,5 @@ fn shown(text: &str) -> String {
 fn distance(seconds: f64) -> String {
     let length = Duration::from_secs(seconds.abs().min(1e9) as u64);
     let length = humantime::format_duration(length);
-    if seconds < 0.0 { format!("{length} ago, within the leeway") } else { format!("in {length}") }
+    if seconds < 0.0 { format!("{length} ago") } else { format!("in {length}") }
 }

@@ -12,6 +12,10 @@ use super::token::{Token, TokenError};
 use super::userinfo::{self, UserinfoError};
 use crate::refusal::Refusal;
 
+/// What is said at most of how long a token is still good, in seconds. Nobody
+/// remembers one for so long.
+const MAX_GOOD_FOR: f64 = 86_400.0;
+
 /// Claims that are believed.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Identity {
@@ -42,7 +46,8 @@ impl Identity {
         let claims = issuer.verify(token).await?;
         let claims = claims.with_subject().map_err(TokenError::Claims)?;
         let claims = with_userinfo(claims, presented.userinfo, wanted, verified)?;
-        let good_for = Duration::try_from_secs_f64(expires - now).unwrap_or_default();
+        let good_for =
+            Duration::try_from_secs_f64((expires - now).clamp(0.0, MAX_GOOD_FOR)).unwrap_or_default();
         Ok(Self { claims, good_for: Some(good_for) })
     }
 }

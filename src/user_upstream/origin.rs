@@ -28,6 +28,11 @@ pub(crate) fn is_foreign<'a>(headers: impl IntoIterator<Item = (&'a [u8], &'a [u
     }
 }
 
+/// Whether an `Origin` is one without TLS.
+pub(crate) fn is_plain(origin: &[u8]) -> bool {
+    strip_prefix(origin, b"http://").is_some()
+}
+
 fn is_same(origin: &[u8], host: &[u8]) -> bool {
     let (default_port, authority) =
         match (strip_prefix(origin, b"https://"), strip_prefix(origin, b"http://")) {

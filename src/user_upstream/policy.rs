@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 use thiserror::Error;
 
 use super::claims::{Claim, ClaimPath, Claims, Found};
@@ -47,9 +48,18 @@ impl Default for ClaimPaths {
 
 impl<'de> Deserialize<'de> for ClaimPath {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = Box::<str>::deserialize(deserializer)?;
-        Self::parse(&text)
-            .ok_or_else(|| D::Error::custom("no claim: a name, or names with dots between them"))
+        let path = match Value::deserialize(deserializer)? {
+            Value::String(text) => Self::parse(&text),
+            // For names that have dots in them, such as those of other providers' claims.
+            Value::Array(names) => {
+                let names: Option<Vec<_>> = names.iter().map(|name| name.as_str().map(Box::from)).collect();
+                names.and_then(Self::of_names)
+            }
+            _ => None,
+        };
+        path.ok_or_else(|| {
+            D::Error::custom("no claim: a name, names with dots between them, or a list of names")
+        })
     }
 }
 
@@ -155,6 +165,15 @@ impl Policy {
     /// Whether there is no rule at all.
     pub(crate) fn is_empty(&self) -> bool {
         self.allow.is_empty() && self.deny.is_empty()
+    }
+
+    /// The claims that the rules look at, each once.
+    pub(crate) fn paths(&self) -> Vec<&ClaimPath> {
+        let mut paths: Vec<_> =
+            self.allow.iter().chain(&self.deny).filter_map(|(kind, _)| self.path(*kind)).collect();
+        paths.sort_by_key(|path| path.name());
+        paths.dedup();
+        paths
     }
 
     fn path(&self, kind: Kind) -> Option<&ClaimPath> {
@@ -298,6 +317,20 @@ mod tests {
     }
 
     #[test]
+    fn a_claim_with_dots_in_its_name_is_found_by_a_list() {
+        let conf = r#"{"claims": {"groups": ["https://a.test/groups"], "roles": ["access", "a.b", "roles"]},
+                       "allow": {"groups": ["x"], "roles": ["y"]}}"#;
+        check(conf, r#"{"https://a.test/groups": ["x"], "access": {"a.b": {"roles": ["y"]}}}"#, Ok(()));
+        check(conf, r#"{"https://a": {"test/groups": ["x"]}}"#, Err(Denied::NoneOf("groups")));
+        for path in [r#"[]"#, r#"[""]"#, r#"["a", 1]"#, "7"] {
+            refused(
+                &format!(r#"{{"claims": {{"roles": {path}}}}}"#),
+                "claims.roles: no claim: a name, names with dots between them, or a list of names",
+            );
+        }
+    }
+
+    #[test]
     fn mistakes_are_refused_without_their_content() {
         for name in ["groups", "roles", "subjects"] {
             refused(
@@ -316,7 +349,7 @@ mod tests {
         refused(r#"{"deny": {"roles": ["a", ""]}}"#, "deny.roles: an empty text stands in the list");
         refused(
             r#"{"claims": {"roles": "s3cret..x"}}"#,
-            "claims.roles: no claim: a name, or names with dots between them",
+            "claims.roles: no claim: a name, names with dots between them, or a list of names",
         );
         refused(
             &format!(r#"{{"deny": {{"roles": [{}]}}}}"#, vec!["\"a\""; 10_001].join(",")),

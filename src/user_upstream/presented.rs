@@ -1,10 +1,12 @@
 //! What a request presents of who sent it: its identity headers, each once and
 //! under no name that could be taken for another's.
 
+use memchr::memmem;
 use serde::de::{Deserialize, Deserializer, Error as _};
 use thiserror::Error;
 
 use crate::headers::HeaderName;
+use crate::stamp::STAMP_HEADER;
 
 /// What says who somebody is, or lets act as them, and is nothing for a
 /// workspace's eyes.
@@ -20,11 +22,17 @@ pub(crate) static IDENTITY_HEADERS: [HeaderName; 5] = [
 pub(crate) static FORWARDED_USER: HeaderName = HeaderName::from_static("x-forwarded-user");
 pub(crate) static FORWARDED_USERNAME: HeaderName = HeaderName::from_static("x-forwarded-preferred-username");
 
+/// What the runner adds to a request behind all plugins, and the forwarder believes.
+static STAMP: HeaderName = HeaderName::from_static(STAMP_HEADER);
+
 /// The header in which openid-connect passes the userinfo on.
 const USERINFO: HeaderName = HeaderName::from_static("x-userinfo");
 
 /// The header whose token has its scheme before it (RFC 6750, section 2.1).
 pub(crate) const AUTHORIZATION: &str = "authorization";
+
+/// Headers that say something else, and are no token's.
+const NO_SOURCES: [&str; 6] = ["cookie", "host", "origin", "connection", "upgrade", "content-type"];
 
 /// How many headers a token may be looked for in.
 const MAX_SOURCES: usize = 8;
@@ -49,14 +57,11 @@ impl TokenSources {
         &self.0
     }
 
-    /// The headers that are nothing for a workspace, where the token was found in
-    /// this source.
-    pub(crate) fn secrets(&self, used: Option<usize>) -> impl Iterator<Item = &HeaderName> {
-        // Another authorization than the token's is the workspace's business.
-        let is_secret = move |(at, name): &(usize, &HeaderName)| {
-            !IDENTITY_HEADERS.contains(name) && (name.as_str() != AUTHORIZATION || used == Some(*at))
-        };
-        IDENTITY_HEADERS.iter().chain(self.0.iter().enumerate().filter(is_secret).map(|(_, name)| name))
+    /// The headers that are nothing for a workspace, but for `Authorization`.
+    pub(crate) fn secrets(&self) -> impl Iterator<Item = &HeaderName> {
+        let is_other =
+            |name: &&HeaderName| !IDENTITY_HEADERS.contains(name) && name.as_str() != AUTHORIZATION;
+        IDENTITY_HEADERS.iter().chain(self.0.iter().filter(is_other))
     }
 }
 
@@ -70,10 +75,11 @@ impl<'de> Deserialize<'de> for TokenSources {
             if name.as_str().contains('_') {
                 return Err(D::Error::custom("a header with `_` is dropped by gateways: name one with `-`"));
             }
-            if *name == USERINFO || names[..at].contains(name) {
-                return Err(D::Error::custom(
-                    "a header stands there twice, or is x-userinfo, which holds no token",
-                ));
+            if *name == USERINFO || NO_SOURCES.contains(&name.as_str()) {
+                return Err(D::Error::custom(format_args!("{name} holds no token")));
+            }
+            if names[..at].contains(name) {
+                return Err(D::Error::custom(format_args!("{name} stands there twice")));
             }
         }
         Ok(Self(names))
@@ -93,6 +99,14 @@ pub(crate) struct PresentedToken<'f> {
     pub(crate) text: &'f [u8],
     /// Which of the sources held it.
     pub(crate) source: usize,
+}
+
+impl PresentedToken<'_> {
+    /// Whether this header's value has the token in it: gateways pass a token on in a
+    /// header of their own and leave it in `Authorization` as well.
+    pub(crate) fn is_in(&self, value: &[u8]) -> bool {
+        !self.text.is_empty() && memmem::find(value, self.text).is_some()
+    }
 }
 
 /// Why a request's identity headers can't be told from somebody else's.
@@ -144,7 +158,8 @@ fn refuse_twin(name: &[u8], sources: &TokenSources) -> Result<(), HeadersError> 
     let is_twin = |known: &&HeaderName| {
         name.len() == known.as_str().len() && name.iter().map(plain).eq(known.as_str().bytes())
     };
-    let ours = IDENTITY_HEADERS.iter().chain([&FORWARDED_USER, &FORWARDED_USERNAME]).chain(&sources.0);
+    let ours = IDENTITY_HEADERS.iter().chain([&FORWARDED_USER, &FORWARDED_USERNAME, &STAMP]);
+    let ours = ours.chain(&sources.0);
     match ours.into_iter().find(is_twin) {
         Some(known) => Err(HeadersError::Twin(known.clone())),
         None => Ok(()),
@@ -228,6 +243,7 @@ mod tests {
             "x_refresh_token",
             "x_forwarded-user",
             "x-forwarded_preferred_username",
+            "x_kube_coders-stamp",
         ] {
             let known = name.to_ascii_lowercase().replace('_', "-");
             refused(&[(name, "b")], &format!("a header has the name of {known} with `_` for `-`"));
@@ -254,8 +270,9 @@ mod tests {
             ("[]", "between 1 and 8 headers can be listed"),
             (r#"["a","b","c","d","e","f","g","h","i"]"#, "between 1 and 8 headers can be listed"),
             (r#"["x_token"]"#, "a header with `_` is dropped by gateways: name one with `-`"),
-            (r#"["a","A"]"#, "a header stands there twice, or is x-userinfo, which holds no token"),
-            (r#"["X-Userinfo"]"#, "a header stands there twice, or is x-userinfo, which holds no token"),
+            (r#"["a","A"]"#, "a stands there twice"),
+            (r#"["X-Userinfo"]"#, "x-userinfo holds no token"),
+            (r#"["Cookie"]"#, "cookie holds no token"),
         ] {
             assert_eq!(serde_json::from_str::<TokenSources>(text).unwrap_err().to_string(), expected);
         }

@@ -19,9 +19,32 @@ const SHARDS: usize = 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Digest(u128);
 
+/// The key of all digests.
+pub(crate) struct Digests(SipHasher24);
+
+impl Digests {
+    /// A key that nobody else has.
+    pub(crate) fn new() -> Result<Self, getrandom::Error> {
+        let mut key = [0; 16];
+        getrandom::fill(&mut key)?;
+        Ok(Self(SipHasher24::new_with_key(&key)))
+    }
+
+    /// The digest of identity headers, each there or not, under a conf.
+    pub(crate) fn digest(&self, conf: u64, headers: [Option<&[u8]>; 2]) -> Digest {
+        let mut keyed = self.0;
+        keyed.write_u64(conf);
+        for header in headers {
+            // With its length before it, no header can reach into the next.
+            keyed.write_u64(header.map_or(u64::MAX, |header| header.len() as u64));
+            keyed.write(header.unwrap_or_default());
+        }
+        Digest(keyed.finish128().as_u128())
+    }
+}
+
 /// What came of the identity headers that were used last.
 pub(crate) struct Remembered<V> {
-    keyed: SipHasher24,
     shards: [Mutex<Shard<V>>; SHARDS],
     /// How many identities one generation of a shard holds; there are two.
     generation: usize,
@@ -44,34 +67,20 @@ struct Entry<V> {
 impl<V: Clone> Remembered<V> {
     /// A memory that holds `capacity` identities as long as they are in use, and
     /// never more than two and a quarter times as many.
-    pub(crate) fn new(capacity: usize) -> Result<Self, getrandom::Error> {
-        let mut key = [0; 16];
-        getrandom::fill(&mut key)?;
+    pub(crate) fn new(capacity: usize) -> Self {
         let shard = || Mutex::new(Shard { young: Generation::new(), old: Generation::new() });
-        Ok(Self {
-            keyed: SipHasher24::new_with_key(&key),
+        Self {
             shards: std::array::from_fn(|_| shard()),
             // Digests do not fill the shards evenly: an eighth more holds them all.
             generation: capacity.div_ceil(SHARDS) * 9 / 8,
-        })
-    }
-
-    /// The digest of identity headers, each there or not.
-    pub(crate) fn digest(&self, headers: [Option<&[u8]>; 2]) -> Digest {
-        let mut keyed = self.keyed;
-        for header in headers {
-            // With its length before it, no header can reach into the next.
-            keyed.write_u64(header.map_or(u64::MAX, |header| header.len() as u64));
-            keyed.write(header.unwrap_or_default());
         }
-        Digest(keyed.finish128().as_u128())
     }
 
     /// What came of these headers, while that is good.
     pub(crate) fn get(&self, digest: Digest, now: Instant) -> Option<V> {
         // A panic elsewhere leaves a whole entry or none.
         let mut shard = self.shard(digest).lock().unwrap_or_else(PoisonError::into_inner);
-        let found = shard.get(digest, self.generation);
+        let found = shard.get(digest, self.generation, now);
         drop(shard);
         // What is forgotten for remembering it longer is freed here, after the lock.
         let (outcome, good_until, _forgotten) = found?;
@@ -79,10 +88,10 @@ impl<V: Clone> Remembered<V> {
     }
 
     /// Remembers what came of them, until then or for as long as there is room.
-    pub(crate) fn insert(&self, digest: Digest, outcome: V, good_until: Option<Instant>) {
+    pub(crate) fn insert(&self, digest: Digest, outcome: V, good_until: Option<Instant>, now: Instant) {
         let entry = Entry { outcome, good_until };
         let mut shard = self.shard(digest).lock().unwrap_or_else(PoisonError::into_inner);
-        let forgotten = shard.insert(digest, entry, self.generation);
+        let forgotten = shard.insert(digest, entry, self.generation, now);
         drop(shard);
         drop(forgotten);
     }
@@ -96,19 +105,27 @@ impl<V: Clone> Remembered<V> {
 impl<V: Clone> Shard<V> {
     /// What came of it, until when that is good, and what is forgotten for
     /// remembering it longer.
-    fn get(&mut self, digest: Digest, most: usize) -> Option<(V, Option<Instant>, Generation<V>)> {
+    fn get(
+        &mut self,
+        digest: Digest,
+        most: usize,
+        now: Instant,
+    ) -> Option<(V, Option<Instant>, Generation<V>)> {
         if let Some(entry) = self.young.get(&digest) {
             return Some((entry.outcome.clone(), entry.good_until, Generation::new()));
         }
         let entry = self.old.remove(&digest)?;
         let (outcome, good_until) = (entry.outcome.clone(), entry.good_until);
-        Some((outcome, good_until, self.insert(digest, entry, most)))
+        Some((outcome, good_until, self.insert(digest, entry, most, now)))
     }
 
     /// Returns the generation that is forgotten for it, to be freed after the lock.
-    fn insert(&mut self, digest: Digest, entry: Entry<V>, most: usize) -> Generation<V> {
+    fn insert(&mut self, digest: Digest, entry: Entry<V>, most: usize, now: Instant) -> Generation<V> {
         let mut forgotten = Generation::new();
         if self.young.len() >= most {
+            // Tokens are good for a minute: most of a generation is over by now.
+            self.young.retain(|_, entry| entry.good_until.is_none_or(|until| now < until));
+            self.young.shrink_to(most / 4);
             forgotten = std::mem::replace(&mut self.old, std::mem::take(&mut self.young));
         }
         self.young.insert(digest, entry);
@@ -125,17 +142,17 @@ mod tests {
     const CAPACITY: usize = 4096;
 
     fn get(remembered: &Remembered<u64>, value: u64, reads: &mut usize) -> u64 {
-        let digest = remembered.digest([Some(&value.to_be_bytes()), None]);
+        let digest = Digest(u128::from(value).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835));
         remembered.get(digest, Instant::now()).unwrap_or_else(|| {
             *reads += 1;
-            remembered.insert(digest, value, None);
+            remembered.insert(digest, value, None, Instant::now());
             value
         })
     }
 
     #[test]
     fn as_many_as_there_is_room_for_are_read_once() {
-        let (remembered, mut reads) = (Remembered::new(CAPACITY).unwrap(), 0);
+        let (remembered, mut reads) = (Remembered::new(CAPACITY), 0);
         for round in 0..3 {
             for value in 0..CAPACITY as u64 {
                 assert_eq!(get(&remembered, value, &mut reads), value);
@@ -146,7 +163,7 @@ mod tests {
 
     #[test]
     fn memory_is_bounded_and_what_is_used_stays() {
-        let (remembered, mut reads) = (Remembered::new(CAPACITY).unwrap(), 0);
+        let (remembered, mut reads) = (Remembered::new(CAPACITY), 0);
         get(&remembered, 0, &mut reads);
         for value in 1..50_000 {
             get(&remembered, value, &mut reads);
@@ -163,21 +180,36 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_has_an_end_is_good_until_then() {
-        let remembered = Remembered::new(CAPACITY).unwrap();
-        let digest = remembered.digest([Some(b"a"), Some(b"b")]);
+        let remembered = Remembered::new(CAPACITY);
+        let digest = Digests::new().unwrap().digest(0, [Some(b"a"), Some(b"b")]);
         let second = Duration::from_secs(1);
-        remembered.insert(digest, 1, Some(Instant::now() + second));
+        remembered.insert(digest, 1, Some(Instant::now() + second), Instant::now());
         assert_eq!(remembered.get(digest, Instant::now()), Some(1));
         tokio::time::advance(second).await;
         assert_eq!(remembered.get(digest, Instant::now()), None);
-        remembered.insert(digest, 2, None);
+        remembered.insert(digest, 2, None, Instant::now());
         tokio::time::advance(second * 1_000_000).await;
         assert_eq!(remembered.get(digest, Instant::now()), Some(2));
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn what_is_over_takes_no_room() {
+        let remembered = Remembered::new(CAPACITY);
+        let second = Duration::from_secs(1);
+        for round in 0..20_u128 {
+            for value in 0..CAPACITY as u128 {
+                let now = Instant::now();
+                remembered.insert(Digest(round << 64 | value), (), Some(now + second), now);
+            }
+            tokio::time::advance(second).await;
+        }
+        let held: usize = remembered.shards.iter().map(|shard| shard.lock().unwrap().old.len()).sum();
+        assert!(held < CAPACITY / 4, "{held}");
+    }
+
     #[test]
     fn headers_do_not_reach_into_each_other() {
-        let remembered = Remembered::<()>::new(CAPACITY).unwrap();
+        let made = Digests::new().unwrap();
         let headers: [[Option<&[u8]>; 2]; 8] = [
             [None, None],
             [Some(b""), None],
@@ -188,17 +220,17 @@ mod tests {
             [Some(b"a"), Some(b"b")],
             [Some(b"ab"), Some(b"")],
         ];
-        let digests: Vec<_> = headers.iter().map(|headers| remembered.digest(*headers)).collect();
+        let digests: Vec<_> =
+            (0..2).flat_map(|conf| headers.map(|headers| made.digest(conf, headers))).collect();
         for (at, digest) in digests.iter().enumerate() {
             assert!(!digests[..at].contains(digest), "{at}");
-            assert_eq!(remembered.digest(headers[at]), *digest);
+            assert_eq!(made.digest((at / headers.len()) as u64, headers[at % headers.len()]), *digest);
         }
     }
 
     #[test]
     fn nobody_else_can_say_what_a_digest_is() {
-        let memories = [Remembered::<()>::new(1).unwrap(), Remembered::<()>::new(1).unwrap()];
-        let [one, other] = memories.map(|remembered| remembered.digest([Some(b"a"), None]));
+        let [one, other] = [(); 2].map(|()| Digests::new().unwrap().digest(0, [Some(b"a"), None]));
         assert_ne!(one, other);
     }
 }

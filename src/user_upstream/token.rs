@@ -138,6 +138,11 @@ impl<'t> Token<'t> {
         }
     }
 
+    /// A claim that nobody vouches for: to be shown, never to decide.
+    pub(crate) fn claim(&self, name: &str) -> Option<&Claim> {
+        self.claims.claim(name)
+    }
+
     /// The claims that nobody vouches for: to be shown, never to decide.
     pub(crate) fn unverified(self) -> Claims {
         self.claims

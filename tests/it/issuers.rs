@@ -1,6 +1,7 @@
 //! Where keys come from: TLS, redirects, rotation, and issuers that are away.
 
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -164,7 +165,8 @@ async fn documents_that_are_none_give_no_keys() {
     let token = issuer.token("alice");
     let short = json!({"keys": [{"kty": "RSA", "n": "AQAB", "e": "AQAB", "kid": "rsa-1"}]}).to_string();
     let secret = json!({"keys": [{"kty": "oct", "k": "AQAB", "kid": "rsa-1", "alg": "HS256"}]}).to_string();
-    let long = format!("{{\"keys\": [], \"x\": \"{}\"}}", "x".repeat(1 << 20));
+    // Good keys, in a document that is too long.
+    let long = json!({"keys": [Signer::rsa().jwk()], "x": "x".repeat(512 * 1024)}).to_string();
     for (number, text) in ["", "[]", "{}", r#"{"keys": []}"#, &short, &secret, &long].into_iter().enumerate()
     {
         let (discovery, keys) = (format!("/discovery-{number}"), format!("/keys-{number}"));
@@ -176,6 +178,24 @@ async fn documents_that_are_none_give_no_keys() {
         assert_eq!(house.ask(&identity, &token).await, "keys-unavailable", "{number}");
         assert!(issuer.asked(&keys) > 0, "{number}");
     }
+}
+
+#[tokio::test]
+async fn a_document_of_the_longest_length_gives_its_keys() {
+    let (house, issuer) = (House::new().await, Issuer::start(&rsa()).await);
+    let around = json!({"keys": [Signer::rsa().jwk()], "x": ""}).to_string().len();
+    let longest = json!({"keys": [Signer::rsa().jwk()], "x": "x".repeat(512 * 1024 - around)}).to_string();
+    issuer.set_page("/keys", Page::Text(longest));
+    assert_eq!(house.ask(&identity(&issuer), &issuer.token("alice")).await, "alice");
+}
+
+#[tokio::test]
+async fn more_keys_than_are_kept_hide_none_for_something_else() {
+    let (house, issuer) = (House::new().await, Issuer::start(&rsa()).await);
+    let other = json!({"kty": "RSA", "use": "enc", "n": "AQAB", "e": "AQAB", "kid": "rsa-1"});
+    let keys: Vec<_> = std::iter::repeat_n(other, 300).chain([Signer::rsa().jwk()]).collect();
+    issuer.set_page("/keys", Page::Text(json!({"keys": keys}).to_string()));
+    assert_eq!(house.ask(&identity(&issuer), &issuer.token("alice")).await, "alice");
 }
 
 #[tokio::test]
@@ -196,14 +216,14 @@ async fn keys_of_kinds_that_nobody_knows_are_left_out() {
 async fn a_key_that_is_new_is_fetched_once_for_all_who_need_it() {
     let (house, issuer) = (House::new().await, Issuer::start(&rsa()).await);
     assert_eq!(house.ask(&identity(&issuer), &issuer.token("alice")).await, "alice");
-    let old = issuer.token("alice");
+    let old = merged(claims(&issuer.url(), "alice"), json!({"jti": "not seen before"}));
     let next = Signer::new("ec-2", Algorithm::ES256);
     issuer.set_signers(&[next.clone(), Signer::rsa().clone()]);
     let tokens: Vec<_> = (0..20).map(|_| issuer.token("alice")).collect();
     let identity = identity(&issuer);
     let answers = join_all(tokens.iter().map(|token| house.ask(&identity, token))).await;
     assert!(answers.iter().all(|answer| answer == "alice"), "{answers:?}");
-    assert_eq!(house.ask(&identity, &old).await, "alice");
+    assert_eq!(house.ask(&identity, &Signer::rsa().token(&old)).await, "alice");
     assert_eq!(issuer.asked("/keys"), 2);
     // Unknown keys ask again at most once in 10 s.
     let unknown = Signer::new("ec-3", Algorithm::ES256);
@@ -236,7 +256,10 @@ async fn an_issuer_that_hangs_holds_neither_a_preparation_nor_a_call() {
     let house = House::new().await;
     let token = issuer.token("alice");
     // Prepares the route, and asks; the call waits for its keys, but not to its deadline of 5 s.
+    let since = Instant::now();
     assert_eq!(house.ask(&identity(&issuer), &token).await, "keys-unavailable");
+    // A preparation that waited would have waited for the 10 s of a fetch.
+    assert!(since.elapsed() < Duration::from_secs(5), "{:?}", since.elapsed());
     assert!(issuer.asked(DISCOVERY) > 0);
     let other = Issuer::start(&rsa()).await;
     assert_eq!(house.ask(&identity(&other), &other.token("alice")).await, "alice");
@@ -302,7 +325,7 @@ async fn userinfo_adds_only_what_the_conf_names_and_the_token_wins() {
     let with = merged(without.clone(), json!({"groups": ["/guests"]}));
     for (names, claims, expected) in [
         (json!([]), &without, "not-allowed"),
-        (json!(["org"]), &without, "not-allowed"),
+        (json!(["preferred_username"]), &without, "not-allowed"),
         (json!(["groups"]), &without, "alice"),
         (json!(["groups"]), &with, "not-allowed"),
     ] {

@@ -90,6 +90,11 @@ async fn keys_rotate_while_requests_run_and_none_fails() {
     let Some(house) = House::start().await else { return };
     let old = house.provider.id_token("alice", "RS256").await;
     assert_eq!(house.ask(&old).await, "alice");
+    // Tokens of the old key that nobody has seen, to be used once each.
+    let mut unseen = Vec::new();
+    for _ in 0..10 {
+        unseen.push(house.provider.id_token("alice", "ES256").await);
+    }
     let answered = Arc::new(AtomicUsize::new(0));
     let stop = Arc::new(tokio::sync::Notify::new());
     let running: Vec<_> = (0..4)
@@ -111,6 +116,10 @@ async fn keys_rotate_while_requests_run_and_none_fails() {
         let new = house.provider.id_token("alice", algorithm).await;
         assert_eq!(key_id(&new), format!("{algorithm}-2"));
         assert_eq!(house.ask(&new).await, "alice", "the key that signs now is fetched at once");
+    }
+    for token in unseen {
+        assert_eq!(key_id(&token), "ES256-1");
+        assert_eq!(house.ask(&token).await, "alice", "of a key that is on its way out");
     }
     // Both keys go on, side by side.
     let before = answered.load(Ordering::SeqCst);

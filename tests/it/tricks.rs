@@ -330,6 +330,7 @@ fn headers(lab: &Lab) -> Vec<(&'static str, ClientRequest, Answer)> {
         ("userinfo twice", of(r#"{"sub":"alice"}"#).header("X-Userinfo", userinfo("{}")), malformed()),
         ("a twin of the userinfo", with(&good).header("X_Userinfo", userinfo("{}")), malformed()),
         ("a twin of a token", with(&good).header("x-access_token", &good), malformed()),
+        ("a twin of the stamp", with(&good).header("X_Kube-Coders_Stamp", "AQAA"), malformed()),
         ("a twin of what is added", with(&good).header("x_forwarded_user", "mallory"), malformed()),
         ("userinfo of another", of(r#"{"sub":"bob"}"#), no(403, "identity-mismatch")),
         ("userinfo of nobody", of("{}"), no(403, "identity-mismatch")),
@@ -343,6 +344,16 @@ fn headers(lab: &Lab) -> Vec<(&'static str, ClientRequest, Answer)> {
         ),
         ("userinfo with a lone surrogate", of(r#"{"sub":"\ud800"}"#), malformed()),
         ("a bearer", get().header("Authorization", format!("Bearer {good}")), To("alice")),
+        (
+            "the token in two places",
+            with(&good).header("Authorization", format!("Bearer\t{good},x")),
+            To("alice"),
+        ),
+        (
+            "a cookie that is two lines",
+            with(&good).header("Cookie", "session=x; a=b\r\nX-Admin: 1"),
+            To("alice"),
+        ),
         (
             "a bearer beside a better token",
             with("x").header("Authorization", format!("Bearer {good}")),
@@ -367,6 +378,16 @@ fn headers(lab: &Lab) -> Vec<(&'static str, ClientRequest, Answer)> {
             "an upgrade of a foreign page",
             upgrade(lab).header("Origin", "http://evil.test"),
             no(403, "foreign-origin"),
+        ),
+        (
+            "an upgrade of our own page, without TLS",
+            upgrade(lab).variable("scheme", "https").header("Origin", "http://coders.test"),
+            no(403, "foreign-origin"),
+        ),
+        (
+            "an upgrade of our own page, with TLS",
+            upgrade(lab).variable("scheme", "https").header("Origin", "https://coders.test"),
+            To("alice"),
         ),
         ("an upgrade of null", upgrade(lab).header("Origin", "null"), no(403, "foreign-origin")),
         (
@@ -403,6 +424,8 @@ async fn no_trick_gets_anything() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    // Nobody went where a token's header told them to.
+    assert_eq!(lab.other.asked("/keys"), 0);
 }
 
 #[tokio::test]
@@ -413,6 +436,9 @@ async fn one_gateway_has_several_realms() {
         (&lab.other, lab.other.token("alice"), To("alice")),
         (&lab.issuer, lab.other.token("alice"), invalid()),
         (&lab.other, lab.issuer.token("alice"), invalid()),
+        // Each says it is of the one, and is signed by the other, whose keys are known too.
+        (&lab.issuer, lab.others.token(&claims(&lab.issuer.url(), "alice")), invalid()),
+        (&lab.other, lab.signer.token(&claims(&lab.other.url(), "alice")), invalid()),
     ] {
         assert_eq!(answer(&lab.ask(issuer, &with(&token)).await), expected);
     }
@@ -434,6 +460,7 @@ fn answer(outcome: &Outcome) -> Answer {
             }
             let authorization = forwarded.header("authorization");
             assert!(authorization.is_none_or(|value| !value.starts_with(b"Bearer")), "{authorization:?}");
+            assert_eq!(forwarded.header("cookie"), None);
             let name = forwarded.header("x-forwarded-preferred-username");
             assert!(name.is_none_or(|name| name == b"alice"), "{name:?}");
             To("alice")

@@ -7,6 +7,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
+use super::object::Object;
 use crate::user_upstream::claims::Wanted;
 use crate::user_upstream::identity::IdentityError;
 use crate::user_upstream::keys::Source;
@@ -25,7 +26,7 @@ const MAX_LIST: usize = 64;
 
 /// Whose word is believed.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "Fields")]
+#[serde(try_from = "Object<Fields>")]
 pub(crate) enum IdentityConfig {
     /// The gateway's: its openid-connect plugin wrote `X-Userinfo`.
     Gateway,
@@ -51,6 +52,14 @@ impl IdentityConfig {
         match self {
             Self::Gateway => &NONE,
             Self::Verified(verified) => &verified.sources,
+        }
+    }
+
+    /// The claims that `X-Userinfo` may add to a token's.
+    pub(crate) fn userinfo_claims(&self) -> &[Box<str>] {
+        match self {
+            Self::Gateway => &[],
+            Self::Verified(verified) => &verified.userinfo_claims,
         }
     }
 
@@ -154,10 +163,10 @@ impl<'de> Deserialize<'de> for List {
     }
 }
 
-impl TryFrom<Fields> for IdentityConfig {
+impl TryFrom<Object<Fields>> for IdentityConfig {
     type Error = String;
 
-    fn try_from(fields: Fields) -> Result<Self, String> {
+    fn try_from(Object(fields): Object<Fields>) -> Result<Self, String> {
         match fields.trust {
             Trust::Gateway => match fields.first_of_verified() {
                 Some(field) => Err(format!("`{field}` says something only where trust is \"verified\"")),
@@ -192,7 +201,8 @@ impl Fields {
         let authorized_parties = self.azp.map_or_else(Box::default, |List(list)| list);
         if audience.is_empty() && authorized_parties.is_empty() {
             return Err(
-                "`audience` is missing: without it a token for any client of the issuer would do".to_owned()
+                "`audience` is missing, and `azp` too: without one a token for any client of the issuer would do"
+                    .to_owned()
             );
         }
         let (field, address) = match self.discovery {
@@ -305,7 +315,8 @@ mod tests {
     #[test]
     fn what_verified_needs_is_asked_for() {
         refused_verified(r#""audience": ["a"]"#, "`issuer` is missing: what stands in the tokens' `iss`");
-        let missing = "`audience` is missing: without it a token for any client of the issuer would do";
+        let missing =
+            "`audience` is missing, and `azp` too: without one a token for any client of the issuer would do";
         refused_verified(r#""issuer": "https://a""#, missing);
         refused_verified(r#""issuer": "https://a", "audience": []"#, missing);
         verified(r#""issuer": "https://a", "azp": ["apisix"]"#);

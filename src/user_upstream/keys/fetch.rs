@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::redirect::{Attempt, Policy};
-use reqwest::{Certificate, Client, Url};
+use reqwest::{Certificate, Client, ClientBuilder, Url};
 use serde::Deserialize;
 use thiserror::Error;
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
-use tracing::warn;
 
 use super::set::{KeySet, KeySetError};
 use crate::resolver::Resolver;
@@ -55,13 +55,22 @@ struct Discovery {
     jwks_uri: String,
 }
 
+/// What an issuer gave.
+pub(crate) struct Fetched {
+    pub(crate) keys: KeySet,
+    /// What its discovery document calls itself, if that is not what the conf does.
+    pub(crate) other_issuer: Option<String>,
+}
+
 /// Why there are no keys.
 #[derive(Debug, Error)]
 pub(crate) enum FetchError {
     #[error("{0}")]
     CaFile(#[from] CaFileError),
-    #[error("starting: {0}")]
+    #[error("starting: {}", chain(.0))]
     Client(reqwest::Error),
+    #[error("starting: a bug")]
+    Task,
     #[error("{what} at {url}: {}", chain(.error))]
     Request { what: &'static str, url: Url, error: reqwest::Error },
     #[error("{what} at {url}: status {status}")]
@@ -115,28 +124,44 @@ pub(crate) fn read_ca_file(path: &Path) -> Result<Vec<Certificate>, CaFileError>
 
 impl Source {
     /// Asks for the keys once.
-    pub(crate) async fn fetch(&self, resolver: &Arc<Resolver>) -> Result<KeySet, FetchError> {
+    pub(crate) async fn fetch(&self, resolver: &Arc<Resolver>) -> Result<Fetched, FetchError> {
         timeout(FETCH_TIME, self.ask(resolver)).await.unwrap_or(Err(FetchError::Silent))
     }
 
-    async fn ask(&self, resolver: &Arc<Resolver>) -> Result<KeySet, FetchError> {
-        // A client of its own each time sees certificates that were changed.
-        let client = self.client(resolver)?;
+    async fn ask(&self, resolver: &Arc<Resolver>) -> Result<Fetched, FetchError> {
+        // A client of its own each time sees certificates that were changed. It reads
+        // them from the disk, which calls must not wait for.
+        let (source, names) = (self.clone(), Arc::clone(resolver));
+        let client = spawn_blocking(move || source.client(&names)).await.map_err(|_| FetchError::Task)??;
         let document = self.get(&client, "discovery", &self.discovery).await?;
         let discovery: Discovery =
             serde_json::from_slice(&document).map_err(|_| FetchError::NoDiscovery(self.discovery.clone()))?;
-        if discovery.issuer.as_deref() != Some(&*self.issuer) {
-            // A provider that is asked at an address inside may call itself by that.
-            warn!(issuer = %self.issuer, "the discovery document names another issuer");
-        }
         let url = Url::parse(&discovery.jwks_uri).map_err(|_| FetchError::NoUrl(self.discovery.clone()))?;
         let keys = self.get(&client, "keys", &url).await?;
-        KeySet::decode(&keys).map_err(|error| FetchError::Keys { url, error })
+        let keys = KeySet::decode(&keys).map_err(|error| FetchError::Keys { url, error })?;
+        let named = discovery.issuer.unwrap_or_default();
+        Ok(Fetched { keys, other_issuer: Some(named).filter(|named| **named != *self.issuer) })
     }
 
     fn client(&self, resolver: &Arc<Resolver>) -> Result<Client, FetchError> {
+        let trusted = match &self.ca_file {
+            Some(file) => Some(read_ca_file(file)?),
+            None => None,
+        };
+        let without_tls = self.discovery.scheme() == "http";
+        match self.builder(resolver, trusted).build() {
+            // Many images have no certificates, and need none for an issuer in the cluster.
+            Err(_) if without_tls && self.ca_file.is_none() => {
+                self.builder(resolver, Some(Vec::new())).build().map_err(FetchError::Client)
+            }
+            built => built.map_err(FetchError::Client),
+        }
+    }
+
+    /// A client that trusts these certificates, or the system's.
+    fn builder(&self, resolver: &Arc<Resolver>, trusted: Option<Vec<Certificate>>) -> ClientBuilder {
         let source = self.clone();
-        let mut builder = Client::builder()
+        let builder = Client::builder()
             .http1_only()
             // The environment has no say in whom we ask.
             .no_proxy()
@@ -145,10 +170,10 @@ impl Source {
             .user_agent(concat!("kube-coders/", env!("CARGO_PKG_VERSION")))
             .redirect(Policy::custom(move |attempt| source.redirect(attempt)))
             .dns_resolver(OurNames(Arc::clone(resolver)));
-        if let Some(file) = &self.ca_file {
-            builder = builder.tls_certs_only(read_ca_file(file)?);
+        match trusted {
+            Some(certificates) => builder.tls_certs_only(certificates),
+            None => builder,
         }
-        builder.build().map_err(FetchError::Client)
     }
 
     fn redirect(&self, attempt: Attempt<'_>) -> reqwest::redirect::Action {

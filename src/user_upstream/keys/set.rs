@@ -2,6 +2,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::crypto::{CryptoProvider, aws_lc};
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyOperations, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey};
 use serde::Deserialize;
@@ -10,7 +11,7 @@ use thiserror::Error;
 
 use crate::user_upstream::token::{Token, algorithm};
 
-/// How many keys of a set are looked at: providers publish a handful.
+/// How many keys of a set are kept: providers publish a handful.
 const MAX_KEYS: usize = 256;
 
 /// How long an RSA modulus is at least, in bytes (RFC 7518, section 3.3: 2048 bits).
@@ -75,7 +76,10 @@ impl KeySet {
     pub(crate) fn decode(json: &[u8]) -> Result<Self, KeySetError> {
         let set: Set = serde_json::from_slice(json).map_err(|_| KeySetError::NoSet)?;
         let listed = set.keys.len();
-        let keys: Vec<_> = set.keys.into_iter().take(MAX_KEYS).filter_map(Key::decode).collect();
+        // Another crate in this program may have made both of its providers there,
+        // and then jsonwebtoken would have none of its own accord.
+        let _ = CryptoProvider::install_default(&aws_lc::DEFAULT_PROVIDER);
+        let keys: Vec<_> = set.keys.into_iter().filter_map(Key::decode).take(MAX_KEYS).collect();
         if keys.is_empty() { Err(KeySetError::NoKey(listed)) } else { Ok(Self(keys)) }
     }
 
