@@ -4,11 +4,13 @@ use std::env::VarError;
 use std::ffi::OsString;
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser as _;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use thiserror::Error;
 use tokio::runtime;
+use tokio::time::timeout;
 use tracing::level_filters::LevelFilter;
 use tracing::warn;
 use tracing_subscriber::filter::Targets;
@@ -22,11 +24,15 @@ use crate::plugin::{Plugin, Registry};
 use crate::run::{RunError, run};
 use crate::settings::{Environment, Mistakes, Settings, checked_socket_path};
 use crate::shutdown::Shutdown;
-use crate::testing::{CallError, Gateway};
+use crate::testing::Gateway;
 use crate::user_upstream::{HostTemplate, TemplateError};
 
 /// The exit code of a command that did what it was told, and the answer is no.
 const NO: u8 = 1;
+
+/// How long `health` waits: as long as a call may take by default. Who asks is a
+/// kubelet or systemd, and would rather know.
+const HEALTH_TIME: Duration = Duration::from_secs(5);
 
 /// The exit code of a command that could not do what it was told.
 const FAILED: u8 = 2;
@@ -72,8 +78,6 @@ enum Failure {
     Explain(#[from] ExplainError),
     #[error("--template: {0}")]
     Template(#[from] TemplateError),
-    #[error("{0}")]
-    Health(CallError),
     #[error("only `run` can be served")]
     NotRun,
     #[error("{doing}: {error}")]
@@ -269,12 +273,12 @@ fn print_names(template: &str, subjects: &[String]) -> Result<ExitCode, Failure>
 fn health(args: &SocketArgs, environment: &Environment) -> Result<ExitCode, Failure> {
     let path = checked_socket_path(args, environment)?;
     block_on(async {
-        match Gateway::connect(path).probe().await {
-            Ok(()) => Ok(ExitCode::SUCCESS),
-            Err(error) => {
-                let _ = writeln!(std::io::stderr(), "kube-coders: {}", Failure::Health(error));
-                Ok(ExitCode::from(NO))
-            }
-        }
+        let why = match timeout(HEALTH_TIME, Gateway::connect(&path).probe()).await {
+            Ok(Ok(())) => return Ok(ExitCode::SUCCESS),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("the runner did not answer within {HEALTH_TIME:?}"),
+        };
+        let _ = writeln!(std::io::stderr(), "kube-coders: {}: {why}", path.display());
+        Ok(ExitCode::from(NO))
     })
 }

@@ -9,6 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use thiserror::Error;
 
 use crate::cli::ExplainArgs;
+use crate::headers::HeaderName;
 use crate::plugin::{ConfError, parse_conf};
 use crate::resolver::{Lifetimes, NameServers, NameServersError, Resolver};
 use crate::settings::{Mistakes, name_servers};
@@ -19,6 +20,10 @@ use crate::user_upstream::{KeySet, UserUpstreamConfig, unix_now};
 /// that a gateway accepts.
 const MAX_INPUT: u64 = 16 * 1024 * 1024;
 
+/// The exit code where a token's signature was not checked: anybody can write such a
+/// token.
+const UNDECIDED: u8 = 3;
+
 /// Names and values, as a client sends them.
 type Headers = Vec<(Vec<u8>, Vec<u8>)>;
 
@@ -27,8 +32,6 @@ type Headers = Vec<(Vec<u8>, Vec<u8>)>;
 pub(crate) enum ExplainError {
     #[error("{flag}: {why}")]
     Argument { flag: &'static str, why: String },
-    #[error("--conf: {0}")]
-    Conf(#[from] ConfError),
     #[error(transparent)]
     Settings(#[from] Mistakes),
     #[error(transparent)]
@@ -40,12 +43,16 @@ pub(crate) enum ExplainError {
 /// Prints the steps. The exit code is 1 where the answer is a refusal.
 pub(crate) async fn explain(args: &ExplainArgs, output: &mut impl Write) -> Result<ExitCode, ExplainError> {
     let conf = text_or_file("--conf", &args.conf)?;
-    let config: UserUpstreamConfig = parse_conf(conf.as_bytes())?;
+    let config: UserUpstreamConfig = parse_conf(conf.as_bytes()).map_err(|error| hinted(&conf, &error))?;
+    config.check_files().map_err(|error| argument("--conf", error.to_string()))?;
     let headers = headers(args)?;
     let keys = match &args.keys {
         Some(keys) => {
-            let keys = KeySet::decode(text_or_file("--keys", keys)?.as_bytes());
-            Some(keys.map_err(|error| argument("--keys", error.to_string()))?)
+            let text = text_or_file("--keys", keys)?;
+            Some(
+                KeySet::decode(text.as_bytes())
+                    .map_err(|error| argument("--keys", with_hint(&text, error)))?,
+            )
         }
         None => None,
     };
@@ -56,10 +63,14 @@ pub(crate) async fn explain(args: &ExplainArgs, output: &mut impl Write) -> Resu
     for step in &steps.0 {
         print(step, output)?;
     }
-    let open = steps.0.iter().any(|step| step.outcome == Outcome::Open);
+    let open = |what| steps.0.iter().any(|step| step.outcome == Outcome::Open && step.what == what);
     match answer {
+        Ok(upstream) if open("signature") => {
+            writeln!(output, "\nIt would go to {upstream}, but nobody has checked the token's signature.")?;
+            Ok(ExitCode::from(UNDECIDED))
+        }
         Ok(upstream) => {
-            let if_so = if open { ", if what was not looked at is good" } else { "" };
+            let if_so = if open("addresses") { ", if that name exists" } else { "" };
             writeln!(output, "\nIt goes to {upstream}{if_so}.")?;
             Ok(ExitCode::SUCCESS)
         }
@@ -95,16 +106,27 @@ fn resolver(args: &ExplainArgs) -> Result<Option<Arc<Resolver>>, ExplainError> {
 fn headers(args: &ExplainArgs) -> Result<Headers, ExplainError> {
     let mut headers = Vec::new();
     if let Some(file) = &args.headers {
+        let file = file.strip_prefix('@').unwrap_or(file);
         let text = if file == "-" { read("--headers", std::io::stdin())? } else { open("--headers", file)? };
         parse_headers(&text, &mut headers)?;
     }
     if let Some(claims) = &args.userinfo {
         let claims = text_or_file("--userinfo", claims)?;
+        if let Err(error) = serde_json::from_str::<serde::de::IgnoredAny>(&claims) {
+            return Err(argument("--userinfo", with_hint(&claims, format!("no JSON: {error}"))));
+        }
         headers.push((b"x-userinfo".to_vec(), STANDARD.encode(claims.trim_end()).into_bytes()));
     }
     if let Some(token) = &args.token {
         let token = text_or_file("--token", token)?;
-        headers.push((args.token_header.to_ascii_lowercase().into_bytes(), bearer(args, token.trim())));
+        let token = token.trim();
+        let token = token.strip_prefix("Bearer ").unwrap_or(token).trim_start();
+        if token.is_empty() {
+            return Err(argument("--token", "it is empty".to_owned()));
+        }
+        let name = HeaderName::try_from(args.token_header.as_str());
+        let name = name.map_err(|error| argument("--token-header", error.to_string()))?;
+        headers.push((name.as_str().as_bytes().to_vec(), bearer(args, token)));
     }
     Ok(headers)
 }
@@ -123,7 +145,7 @@ fn parse_headers(text: &[u8], headers: &mut Headers) -> Result<(), ExplainError>
         match colon {
             _ if line.is_empty() => {}
             _ if at == 0 && line.windows(6).any(|part| part == b" HTTP/") => {}
-            Some(colon) if colon > 0 => {
+            Some(colon) if is_name(&line[..colon]) => {
                 let (name, value) = line.split_at(colon);
                 headers.push((name.to_ascii_lowercase(), value[1..].trim_ascii().to_vec()));
             }
@@ -131,6 +153,23 @@ fn parse_headers(text: &[u8], headers: &mut Headers) -> Result<(), ExplainError>
         }
     }
     Ok(())
+}
+
+fn is_name(bytes: &[u8]) -> bool {
+    str::from_utf8(bytes).is_ok_and(|name| HeaderName::try_from(name).is_ok())
+}
+
+/// An error of JSON, and what may have been meant.
+fn with_hint(text: &str, error: impl std::fmt::Display) -> String {
+    let file = text.trim();
+    match file.starts_with(['{', '[']) || file.is_empty() || file.contains('\n') {
+        true => error.to_string(),
+        false => format!("{error}; a file is given as @FILE"),
+    }
+}
+
+fn hinted(conf: &str, error: &ConfError) -> ExplainError {
+    argument("--conf", with_hint(conf, error))
 }
 
 fn text_or_file(flag: &'static str, text: &str) -> Result<String, ExplainError> {

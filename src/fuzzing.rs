@@ -17,7 +17,8 @@ pub fn userinfo(data: &[u8]) {
 
 /// A token: whatever it says, nobody signed it.
 pub fn token(data: &[u8]) {
-    // A public key of RFC 8037, appendix A.2, whose private half no fuzzer has.
+    // The public key of RFC 8037, appendix A.2. No fuzzer guesses a signature of its
+    // private half, which stands there too.
     static KEY: LazyLock<DecodingKey> = LazyLock::new(|| {
         DecodingKey::from_ed_components("11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo").expect("a key")
     });

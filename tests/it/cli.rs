@@ -59,7 +59,12 @@ fn health_says_whether_a_runner_answers() {
     let health = || kube_coders(&["health", "--listen-address", &listen_address(&socket)]);
     let nobody = health();
     assert_eq!(nobody.code, Some(1));
-    assert!(nobody.stderr.starts_with("kube-coders: connecting to the runner: "), "{}", nobody.stderr);
+    let expected = format!("kube-coders: {}: connecting to the runner: ", socket.display());
+    assert!(nobody.stderr.starts_with(&expected), "{}", nobody.stderr);
+    let silent = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let expected = format!("kube-coders: {}: the runner did not answer within 5s\n", socket.display());
+    assert_eq!((health().code, health().stderr), (Some(1), expected));
+    drop(silent);
     let _runner = Runner::start_at(&socket, &[]);
     assert_eq!((health().code, health().stderr), (Some(0), String::new()));
     let variable = [("APISIX_LISTEN_ADDRESS", listen_address(&socket))];

@@ -67,7 +67,7 @@ ok  name       code-alice---3bc51062973c458d.test
 ok  removed    x-userinfo
 ok  added      x-forwarded-user: \"Alice\", x-forwarded-preferred-username: \"al\"
 
-It goes to http://code-alice---3bc51062973c458d.test:8443, if what was not looked at is good.
+It goes to http://code-alice---3bc51062973c458d.test:8443, if that name exists.
 ";
     check(
         &["--conf", GATEWAY, "--userinfo", r#"{"sub": "Alice", "preferred_username": "al"}"#],
@@ -109,10 +109,12 @@ fn a_token_is_explained_without_being_shown() {
     );
     let output = explain(&["--conf", &conf, "--headers", "-"], &input);
     let said = String::from_utf8(output.stdout).unwrap();
-    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.ends_with(", but nobody has checked the token's signature.\n"), "{said}");
     for line in [
         "ok  headers    3 in all, each identity header once",
         "?   signature  not checked: --keys gives the issuer's keys, --online asks for them",
+        "ok  claim      `groups` is a list of 1: \"/developers\"",
         "ok  policy     let in",
         "ok  removed    authorization, the session in cookie",
     ] {
@@ -172,8 +174,94 @@ async fn online_the_issuer_and_name_servers_are_asked() {
     assert_eq!(code, Some(1));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn why_there_are_no_keys_is_told() {
+    let issuer = Issuer::start(from_ref(Signer::rsa())).await;
+    let token = issuer.token("alice");
+    let url = issuer.url();
+    for (discovery, expected) in [
+        ("/nowhere".to_owned(), format!("no  keys       discovery at {url}/nowhere: status 404\n")),
+        (
+            "/keys".to_owned(),
+            format!("no  keys       discovery at {url}/keys: no JSON object with a text in `jwks_uri`\n"),
+        ),
+    ] {
+        let mut conf = verified(&url);
+        conf["identity"]["discovery"] = json!(format!("{url}{discovery}"));
+        let output = explain(&["--online", "--conf", &conf.to_string(), "--token", &token], "");
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(said.contains(&expected), "{said}");
+        assert!(said.ends_with("\nIt is refused: 503 keys-unavailable.\n"), "{said}");
+        assert_eq!(output.status.code(), Some(1));
+    }
+}
+
+/// As many images are: an issuer in the cluster is asked without TLS all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_system_without_certificates_has_keys_without_tls() {
+    let issuer = Issuer::start(from_ref(Signer::rsa())).await;
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("none.pem"), "").unwrap();
+    let said = |conf: &Value, token: &str| {
+        let output = Process::new(env!("CARGO_BIN_EXE_kube-coders"))
+            .env("SSL_CERT_FILE", folder.path().join("none.pem"))
+            .env("SSL_CERT_DIR", folder.path())
+            .args(["explain", "--online", "--conf", &conf.to_string(), "--token", token])
+            .output()
+            .unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let conf = verified(&issuer.url());
+    let steps = said(&conf, &issuer.token("alice"));
+    assert!(steps.contains("ok  signature  the issuer's\n"), "{steps}");
+    let conf = verified("https://127.0.0.1:1");
+    let steps = said(&conf, &Signer::rsa().token(&claims("https://127.0.0.1:1", "alice")));
+    assert!(steps.contains("no  keys       starting: ") && steps.contains("certificates"), "{steps}");
+}
+
+#[test]
+fn what_a_failed_check_found_is_told() {
+    let conf = verified("https://a").to_string();
+    let good = claims("https://a", "alice");
+    for (name, value, expected) in [
+        ("iss", json!("https://a/"), "; `iss` is \"https://a/\", identity.issuer is \"https://a\"\n"),
+        ("aud", json!(["x", "y"]), "; `aud` is a list of 2: \"x\", \"y\", `azp` is missing\n"),
+        ("exp", json!("soon"), "; `exp` is \"soon\"\n"),
+        ("exp", json!(1000), " ago\n"),
+        ("nbf", json!(9_999_999_999_u64), "(`nbf`); it is in "),
+    ] {
+        let mut claims = good.clone();
+        claims[name] = value;
+        let token = Signer::rsa().token(&claims);
+        let output = explain(&["--conf", &conf, "--token", &format!("Bearer {token}")], "");
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(said.contains("no  claims     the token") && said.contains(expected), "{said}");
+        assert_eq!(output.status.code(), Some(1));
+    }
+}
+
 #[test]
 fn what_is_typed_wrong_is_told() {
+    wrong(
+        &["--conf", "conf.json"],
+        "",
+        "--conf: expected value (line 1, column 1); a file is given as @FILE",
+    );
+    wrong(&["--conf", GATEWAY, "--token", " "], "", "--token: it is empty");
+    wrong(
+        &["--conf", GATEWAY, "--userinfo", "e30="],
+        "",
+        "--userinfo: no JSON: expected value at line 1 column 1; a file is given as @FILE",
+    );
+    wrong(
+        &["--conf", GATEWAY, "--headers", "@/nowhere"],
+        "",
+        "--headers: \"/nowhere\": No such file or directory (os error 2)",
+    );
+    wrong(&["--conf", GATEWAY, "--headers", "-"], "> a: b\n", "--headers: line 1 is no \"name: value\"");
+    let no_file =
+        verified("https://a").to_string().replace("\"allow_http\":true", "\"ca_file\":\"/nowhere\"");
+    wrong(&["--conf", &no_file], "", "--conf: identity.ca_file: No such file or directory (os error 2)");
     wrong(&["--conf", "{"], "", "--conf: EOF while parsing an object (line 1, column 1)");
     let conf = r#"{"identity": {"trust": "verified"}, "upstream": "http://a:1"}"#;
     wrong(
@@ -229,14 +317,30 @@ async fn the_answer_is_the_runners() {
         vec![("authorization", format!("Bearer {good}"))],
         (0..100).map(|_| ("x-a", "1".to_owned())).chain([("x-raw-id-token", good.clone())]).collect(),
     ];
-    for headers in cases {
+    let by_gateway = json!({
+        "identity": {"trust": "gateway"}, "upstream": "http://code-{sub}.test:8443", "deny": {"groups": ["/guests"]},
+    })
+    .to_string();
+    let told = |json: Value| vec![("x-userinfo", STANDARD.encode(json.to_string()))];
+    let of_gateway = vec![
+        vec![],
+        told(json!({"sub": "alice"})),
+        told(json!({"sub": "alice", "groups": ["/guests"]})),
+        told(json!({"sub": "alice", "groups": {"/guests": true}})),
+        told(json!({"sub": "bob"})),
+        told(json!({"sub": ""})),
+        vec![("x-userinfo", "?".to_owned())],
+    ];
+    let cases = cases.into_iter().map(|headers| (&conf, headers));
+    let cases: Vec<_> = cases.chain(of_gateway.into_iter().map(|headers| (&by_gateway, headers))).collect();
+    for (conf, headers) in cases {
         let mut request = ClientRequest::get("/").header("Host", "a");
         let mut input = "Host: a\n".to_owned();
         for (name, value) in &headers {
             request = request.added_header(name, value);
             input += &format!("{name}: {value}\n");
         }
-        let route = Route::new("r").plugin("user-upstream", &conf);
+        let route = Route::new("r").plugin("user-upstream", conf);
         let expected = match gateway.call(&route, &request).await {
             Outcome::Forward(forwarded) => format!("It goes to {}.", forwarded.upstream.unwrap()),
             Outcome::Answer(answer) => {
@@ -245,7 +349,7 @@ async fn the_answer_is_the_runners() {
             }
         };
         let output =
-            explain(&["--online", "--dns-server", &server, "--conf", &conf, "--headers", "-"], &input);
+            explain(&["--online", "--dns-server", &server, "--conf", conf, "--headers", "-"], &input);
         let said = String::from_utf8(output.stdout).unwrap();
         assert_eq!(said.lines().last(), Some(&*expected), "{said}");
     }
