@@ -131,11 +131,11 @@ impl Refusal {
             | Self::TokenInvalid
             | Self::IdentityMismatch
             | Self::NotAllowed
-            | Self::NoWorkspaceName => true,
+            | Self::NoWorkspaceName
+            | Self::WorkspaceNotFound => true,
             Self::TooManyHeaders
             | Self::KeysUnavailable
             | Self::ForeignOrigin
-            | Self::WorkspaceNotFound
             | Self::ResolverUnavailable
             | Self::WorkspaceStarting
             | Self::StampRefused
@@ -334,6 +334,7 @@ mod tests {
             "identity-mismatch",
             "not-allowed",
             "no-workspace-name",
+            "workspace-not-found",
         ];
         assert_eq!(codes, expected);
     }

@@ -80,10 +80,10 @@ impl Server {
         Ok(Self { subject, socket, child })
     }
 
-    /// The memory that it holds, in bytes (proc(5), `VmRSS`).
+    /// The most memory that it has held, in bytes (proc(5), `VmHWM`).
     pub(crate) fn memory(&self) -> io::Result<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
         let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
         Ok(kib.ok_or(io::ErrorKind::InvalidData)? * 1024)
     }

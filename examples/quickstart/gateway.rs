@@ -61,6 +61,7 @@ impl Gateway {
     ) -> Self {
         let conf = serde_json::json!({
             "identity": { "trust": "gateway" },
+            "login": "/quickstart/",
             "upstream": format!("http://{UPSTREAM_HOST}:{workspace_port}"),
         });
         let route = Route::new("quickstart").plugin("user-upstream", &conf.to_string());

@@ -107,7 +107,7 @@ fn english(refusal: Refusal) -> Words {
         Refusal::IdentityMismatch => (
             "Two people are signed in here",
             "What we were told about who you are does not fit together: it speaks of two accounts.",
-            "Sign out, and sign in again with one account.",
+            "Sign in again, with one account.",
         ),
         Refusal::KeysUnavailable => (
             "Your sign-in can't be checked right now",
@@ -115,19 +115,19 @@ fn english(refusal: Refusal) -> Words {
             "Nothing is lost. Reload this page in a few seconds.",
         ),
         Refusal::NotAllowed => (
-            "This account may not come in",
+            "This account has no access",
             "You are signed in, but your account is not among those that may use workspaces here.",
-            "Ask your administrator to add your account, or sign in with another one.",
+            "Ask your administrator to add your account, or sign in again with another one.",
         ),
         Refusal::IdentityMissing => (
             "Please sign in",
             "We could not tell who you are: your sign-in did not reach us.",
-            "Reload this page to sign in again. If that changes nothing, tell your administrator.",
+            "Sign in again. If that changes nothing, tell your administrator.",
         ),
         Refusal::IdentityMalformed => (
             "Your sign-in could not be read",
             "What we were told about who you are is not in a form that we can trust.",
-            "Sign out, sign in again, and reload this page. If that changes nothing, tell your administrator.",
+            "Sign in again. If that changes nothing, tell your administrator.",
         ),
         Refusal::NoWorkspaceName => (
             "No workspace belongs to this account",
@@ -142,7 +142,7 @@ fn english(refusal: Refusal) -> Words {
         Refusal::WorkspaceNotFound => (
             "You have no workspace yet",
             "You are signed in, but there is no workspace for your account.",
-            "Ask your administrator to create one. If it was created just now, reload this page in a minute.",
+            "Ask your administrator to create one, or sign in again with another account. If it was created just now, reload this page in a minute.",
         ),
         Refusal::ResolverUnavailable => (
             "Your workspace can't be found right now",
@@ -155,12 +155,12 @@ fn english(refusal: Refusal) -> Words {
             "Stay on this page: it reloads by itself and opens your workspace when it is ready.",
         ),
         Refusal::StampRefused => (
-            "This request took a wrong way",
+            "This request did not come the right way",
             "The request did not come through the gateway, or stayed on its way for too long.",
             "Open your workspace by the gateway's address, or reload this page if you already did.",
         ),
         Refusal::WorkspaceFailed => (
-            "Your workspace broke off",
+            "Your workspace closed the connection",
             "Your workspace closed the connection before it had answered.",
             "Reload this page. If it happens again, restart your workspace or tell your administrator.",
         ),
@@ -188,7 +188,7 @@ fn korean(refusal: Refusal) -> Words {
         Refusal::IdentityMismatch => (
             "두 계정의 로그인 정보가 섞여 있습니다",
             "전달된 로그인 정보가 서로 다른 두 계정을 가리킵니다.",
-            "로그아웃한 뒤 하나의 계정으로 다시 로그인해 주세요.",
+            "하나의 계정으로 다시 로그인해 주세요.",
         ),
         Refusal::KeysUnavailable => (
             "지금은 로그인을 확인할 수 없습니다",
@@ -203,12 +203,12 @@ fn korean(refusal: Refusal) -> Words {
         Refusal::IdentityMissing => (
             "로그인이 필요합니다",
             "로그인 정보가 전달되지 않아 누구의 요청인지 확인할 수 없습니다.",
-            "페이지를 새로 고쳐 다시 로그인해 주세요. 계속되면 관리자에게 알려 주세요.",
+            "다시 로그인해 주세요. 계속되면 관리자에게 알려 주세요.",
         ),
         Refusal::IdentityMalformed => (
             "로그인 정보를 읽을 수 없습니다",
             "전달된 로그인 정보의 형식이 올바르지 않아 신뢰할 수 없습니다.",
-            "로그아웃한 뒤 다시 로그인하고 페이지를 새로 고쳐 주세요. 계속되면 관리자에게 알려 주세요.",
+            "다시 로그인해 주세요. 계속되면 관리자에게 알려 주세요.",
         ),
         Refusal::NoWorkspaceName => (
             "이 계정에 연결된 작업 공간이 없습니다",
@@ -223,7 +223,7 @@ fn korean(refusal: Refusal) -> Words {
         Refusal::WorkspaceNotFound => (
             "아직 작업 공간이 없습니다",
             "로그인은 되었지만 이 계정의 작업 공간이 없습니다.",
-            "관리자에게 작업 공간을 만들어 달라고 요청해 주세요. 방금 만들었다면 1분쯤 뒤에 페이지를 새로 고쳐 주세요.",
+            "관리자에게 작업 공간을 만들어 달라고 요청하거나 다른 계정으로 다시 로그인해 주세요. 방금 만들었다면 1분쯤 뒤에 페이지를 새로 고쳐 주세요.",
         ),
         Refusal::ResolverUnavailable => (
             "지금은 작업 공간을 찾을 수 없습니다",
