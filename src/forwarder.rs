@@ -1,32 +1,39 @@
 //! The loopback listener that the gateway forwards to, and that knows from each
 //! request's stamp which workspace it is for.
 //!
-//! `exchange` is one request and its answer, `headers` what must not pass from
-//! one connection to the next, `workspace` a connection to a workspace, `pool`
-//! those that wait for their next request, `tunnel` what follows an upgrade.
+//! `gateway` is a connection of the gateway's, `asked` a request on it, `exchange`
+//! the way of one there and of its answer back, `workspace` a connection to a
+//! workspace, `pool` those that wait for their next request, `tunnel` what follows
+//! an upgrade.
 //!
 //! Nothing is connected for a request without a good stamp, nothing is sent
-//! twice that may have arrived once, and no body is ever held as a whole.
+//! twice that may have arrived once, no body is ever held as a whole, and what two
+//! readers could read in two ways is refused, from whichever side it comes.
 
-mod body;
+mod asked;
+mod buffered;
+mod chunked;
 mod exchange;
+mod framing;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
+mod gateway;
+mod head;
 mod headers;
 mod pool;
+mod refuse;
+mod relay;
 #[cfg(test)]
 mod tests;
 mod tunnel;
+mod watch;
 mod workspace;
 
-use std::convert::Infallible;
 use std::future::Future;
 use std::io;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -35,20 +42,6 @@ use tokio_util::task::TaskTracker;
 use crate::resolver::Resolver;
 use crate::stamp::StampKey;
 use pool::Pool;
-
-/// How many header lines a request or response may have. The gateway itself
-/// takes more than the 100 that it shows to a runner.
-const MAX_HEADERS: usize = 200;
-
-/// How many bytes a head may have, and how many of a body wait for the other
-/// side. More than the gateway takes: nginx reads at most 4 × 8 KiB of headers.
-const MAX_HEAD: usize = 64 * 1024;
-
-/// How long a connection of the gateway's may be idle, or take to send a head:
-/// hyper counts both with one clock. Longer than the 60 s after which the
-/// gateway itself closes an idle connection, so that it never sends a request
-/// into one that we are just closing.
-const GATEWAY_IDLE: Duration = Duration::from_secs(75);
 
 /// How long nothing is accepted after a failure such as running out of file
 /// descriptors, which passes only when others are closed.
@@ -63,9 +56,12 @@ pub(crate) struct ForwarderLimits {
     /// How long a workspace may take to accept a connection, over all its
     /// addresses.
     pub(crate) connect: Duration,
-    /// How long a workspace may keep silent between the last byte of a request
-    /// and the head of its response.
-    pub(crate) response_head: Duration,
+    /// How long a workspace, or the gateway, may take nothing of what is sent to it.
+    pub(crate) send: Duration,
+    /// How long nothing may move while a workspace is to answer.
+    pub(crate) read: Duration,
+    /// How long the gateway may take for a request's head, from its first byte on.
+    pub(crate) head: Duration,
     /// How long a connection to a workspace is kept for its next request.
     pub(crate) idle: Duration,
     /// Idle connections in all; the one that has waited longest makes room.
@@ -80,7 +76,9 @@ impl Default for ForwarderLimits {
         Self {
             max_connections: 4096,
             connect: Duration::from_secs(6),
-            response_head: Duration::from_secs(300),
+            send: Duration::from_secs(300),
+            read: Duration::from_secs(300),
+            head: Duration::from_secs(10),
             idle: Duration::from_secs(60),
             max_idle: 320,
             max_requests: 1000,
@@ -128,7 +126,7 @@ impl Forwarder {
                 // yet waits in the listener's queue.
                 let place = Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
                 let stream = accept(&listener).await;
-                self.tasks.spawn(Arc::clone(&self).connection(stream, Arc::new(place), stop.clone()));
+                self.tasks.spawn(gateway::serve(Arc::clone(&self), stream, Arc::new(place), stop.clone()));
             }
         };
         tokio::select! {
@@ -151,38 +149,8 @@ impl Forwarder {
         while let Ok((stream, _)) = queue.accept() {
             let Ok(place) = Arc::clone(places).try_acquire_owned() else { return };
             if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
-                self.tasks.spawn(Arc::clone(self).connection(stream, Arc::new(place), stop.clone()));
+                self.tasks.spawn(gateway::serve(Arc::clone(self), stream, Arc::new(place), stop.clone()));
             }
-        }
-    }
-
-    /// Answers the requests of one connection of the gateway's.
-    async fn connection(self: Arc<Self>, stream: TcpStream, place: Place, stop: CancellationToken) {
-        let service = service_fn(|request| {
-            let (forwarder, place) = (Arc::clone(&self), Arc::clone(&place));
-            async move { Ok::<_, Infallible>(exchange::answer(forwarder, place, request).await) }
-        });
-        // Half-closed connections are not supported before an upgrade: a
-        // gateway that closes has lost its client, and then the workspace
-        // should not go on working for nobody.
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(GATEWAY_IDLE)
-            .max_headers(MAX_HEADERS)
-            .max_header_size(MAX_HEAD)
-            .max_buf_size(MAX_HEAD)
-            .serve_connection(TokioIo::new(stream), service)
-            .with_upgrades();
-        let mut connection = pin!(connection);
-        let ended = tokio::select! {
-            ended = connection.as_mut() => ended,
-            () = stop.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
-        };
-        if let Err(error) = ended {
-            tracing::debug!(%error, "connection of the gateway ended");
         }
     }
 }

@@ -1,10 +1,11 @@
-//! What the fuzz targets in `tests/fuzz` try: that nothing which a client sends
-//! ends the process, and that what comes of it keeps its promises.
+//! What the fuzz targets in `tests/fuzz` try: that nothing which a client or a
+//! workspace sends ends the process, and that what comes of it keeps its promises.
 
 use std::sync::LazyLock;
 
 use jsonwebtoken::DecodingKey;
 
+use crate::forwarder::fuzzing as forwarder;
 use crate::upstream::HostName;
 use crate::user_upstream::fuzzing as inner;
 
@@ -32,6 +33,13 @@ pub fn template(data: &[u8]) {
     if let Some(host) = inner::rendered(template, value) {
         assert_eq!(host.parse::<HostName>().map(|name| name.to_string()).as_deref(), Ok(&*host));
     }
+}
+
+/// A request's or a response's head, or chunks: what goes out says what came in.
+pub fn head(data: &[u8]) {
+    forwarder::request_head(data);
+    forwarder::response_head(data);
+    forwarder::chunks(data);
 }
 
 /// The values of `Cookie` headers, one a line.

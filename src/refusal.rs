@@ -26,6 +26,10 @@ const COME_AGAIN: Duration = Duration::from_secs(5);
 pub(crate) enum Refusal {
     /// So many headers that the gateway hides some.
     TooManyHeaders,
+    /// A request that two readers could read in two ways, or nobody at all.
+    RequestMalformed,
+    /// The request's head did not come in time.
+    RequestLate,
     /// No header says who is asking.
     IdentityMissing,
     /// A header says who is asking, but not in a form that can be trusted.
@@ -68,7 +72,7 @@ impl Refusal {
     /// The HTTP status.
     pub(crate) fn status(self) -> u16 {
         match self {
-            Self::IdentityMalformed => 400,
+            Self::IdentityMalformed | Self::RequestMalformed => 400,
             Self::IdentityMissing | Self::TokenInvalid => 401,
             Self::IdentityMismatch
             | Self::NotAllowed
@@ -76,6 +80,7 @@ impl Refusal {
             | Self::ForeignOrigin
             | Self::StampRefused => 403,
             Self::WorkspaceNotFound => 404,
+            Self::RequestLate => 408,
             Self::TooManyHeaders => 431,
             Self::WorkspaceFailed => 502,
             Self::KeysUnavailable
@@ -89,6 +94,8 @@ impl Refusal {
     pub(crate) fn code(self) -> &'static str {
         match self {
             Self::TooManyHeaders => "too-many-headers",
+            Self::RequestMalformed => "request-malformed",
+            Self::RequestLate => "request-late",
             Self::IdentityMissing => "identity-missing",
             Self::IdentityMalformed => "identity-malformed",
             Self::TokenInvalid => "token-invalid",
@@ -134,6 +141,8 @@ impl Refusal {
             | Self::NoWorkspaceName
             | Self::WorkspaceNotFound => true,
             Self::TooManyHeaders
+            | Self::RequestMalformed
+            | Self::RequestLate
             | Self::KeysUnavailable
             | Self::ForeignOrigin
             | Self::ResolverUnavailable
@@ -182,7 +191,7 @@ impl Refusal {
 
     /// The status in words: the title that RFC 9457, section 4.2.1, asks for
     /// where the type is `about:blank`.
-    fn reason_phrase(self) -> &'static str {
+    pub(crate) fn reason_phrase(self) -> &'static str {
         http::StatusCode::from_u16(self.status())
             .ok()
             .and_then(|status| status.canonical_reason())
@@ -207,8 +216,10 @@ mod tests {
     use super::*;
 
     /// The product's answer table.
-    const TABLE: [(Refusal, u16, &str, Option<u64>); 15] = [
+    const TABLE: [(Refusal, u16, &str, Option<u64>); 17] = [
         (Refusal::TooManyHeaders, 431, "too-many-headers", None),
+        (Refusal::RequestMalformed, 400, "request-malformed", None),
+        (Refusal::RequestLate, 408, "request-late", None),
         (Refusal::IdentityMissing, 401, "identity-missing", None),
         (Refusal::IdentityMalformed, 400, "identity-malformed", None),
         (Refusal::TokenInvalid, 401, "token-invalid", None),

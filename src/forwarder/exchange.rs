@@ -1,308 +1,444 @@
 //! One request and its answer.
 
+use std::future::poll_fn;
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
-use http::header::{self, HeaderMap, HeaderValue};
-use http::{Method, Request, Response, StatusCode, Uri, Version};
-use http_body_util::{Either, Full};
-use hyper::body::{Body as _, Incoming};
-use hyper::ext::ReasonPhrase;
-use hyper::upgrade::OnUpgrade;
 use thiserror::Error;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
-use super::body::{Progress, RequestBody, ResponseBody};
+use super::asked::{Asked, AskedError};
+use super::buffered::{Buffered, Unsent};
+use super::chunked::ChunkError;
+use super::framing::{self, Framing, FramingError};
+use super::head::{HeadEnd, HeadError, ResponseHead, Version};
+use super::headers::{self, ResponseForm};
 use super::pool::Destination;
-use super::workspace::{ConnectError, Connection, SendError};
-use super::{Forwarder, Place, headers, tunnel};
-use crate::refusal::{Reader, Refusal};
-use crate::request_id::shown_request_id;
+use super::relay::{Coding, PassError, Relay, WaitsFor};
+use super::tunnel::Tunnel;
+use super::watch::Watch;
+use super::workspace::{ConnectError, Connection};
+use super::{Forwarder, refuse};
+use crate::refusal::Refusal;
 use crate::resolver::ResolveError;
-use crate::stamp::{STAMP_HEADER, StampError};
-use crate::upstream::Upstream;
 
-/// The header that names a request in the gateway's logs and in ours.
-const REQUEST_ID: &str = "x-request-id";
+/// How many interim responses (1xx) one request may get. Servers send one or two.
+const MAX_INTERIM: usize = 16;
 
-/// The workspace's body as it comes, or one of ours.
-type AnswerBody = Either<ResponseBody, Full<Bytes>>;
+/// What comes after an exchange on the gateway's connection.
+pub(super) enum Next {
+    /// Another request.
+    Request,
+    End,
+    Tunnel(Tunnel),
+}
 
 /// Why a request gets no answer from a workspace.
 #[derive(Debug, Error)]
-enum Failure {
-    #[error("stamp: {0}")]
-    Stamp(#[from] StampError),
+pub(super) enum Failure {
+    #[error("request: {0}")]
+    Asked(#[from] AskedError),
+    #[error("request: {0}")]
+    Body(ChunkError),
+    #[error("request: its head was not whole in time")]
+    Late,
     #[error("resolver: {0}")]
     Resolve(#[from] ResolveError),
     #[error("workspace: {0}")]
     Connect(#[from] ConnectError),
     #[error("workspace: no response head within {0:?}")]
     Silent(Duration),
+    /// Not a byte was written on its connection.
     #[error("workspace: {0}")]
-    Broken(#[source] hyper::Error),
-    #[error("workspace: an upgrade that nobody asked for")]
+    Unsent(#[source] io::Error),
+    #[error("workspace: {0}")]
+    Broken(#[source] io::Error),
+    #[error("workspace: {0}")]
+    Answer(#[from] AnswerError),
+    /// Nobody is there who could be answered.
+    #[error("gateway: gone before the answer was whole")]
+    Gone,
+    /// An answer that has begun can't be taken back.
+    #[error("workspace: {0}")]
+    BrokenOff(String),
+}
+
+/// Why a workspace's answer is not passed on.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub(super) enum AnswerError {
+    #[error("{0}")]
+    Head(#[from] HeadError),
+    #[error("{0}")]
+    Framing(#[from] FramingError),
+    #[error("an upgrade that nobody asked for")]
     UnaskedUpgrade,
-    #[error("workspace: a transfer encoding other than chunked")]
-    TransferEncoding,
+    #[error("more than {MAX_INTERIM} interim responses")]
+    Interim,
 }
 
 impl Failure {
-    fn refusal(&self) -> Refusal {
-        match self {
-            Self::Stamp(_) => Refusal::StampRefused,
+    /// The answer to the client; `None` where there is no use in one.
+    pub(super) fn refusal(&self) -> Option<Refusal> {
+        Some(match self {
+            Self::Asked(AskedError::Stamp { .. }) => Refusal::StampRefused,
+            Self::Asked(AskedError::Head(HeadError::TooLong | HeadError::TooManyFields)) => {
+                Refusal::TooManyHeaders
+            }
+            Self::Asked(_) | Self::Body(_) => Refusal::RequestMalformed,
+            Self::Late => Refusal::RequestLate,
             Self::Resolve(ResolveError::NotFound) => Refusal::WorkspaceNotFound,
             Self::Resolve(ResolveError::Unavailable) => Refusal::ResolverUnavailable,
-            Self::Connect(ConnectError::Http(_)) => Refusal::WorkspaceFailed,
             Self::Connect(_) | Self::Silent(_) => Refusal::WorkspaceStarting,
-            Self::Broken(_) | Self::UnaskedUpgrade | Self::TransferEncoding => Refusal::WorkspaceFailed,
-        }
+            Self::Unsent(_) | Self::Broken(_) | Self::Answer(_) => Refusal::WorkspaceFailed,
+            Self::Gone | Self::BrokenOff(_) => return None,
+        })
     }
 }
 
-/// Answers a request of the gateway's: with the workspace's answer, or with a
-/// refusal, which is logged here and nowhere else.
-pub(super) async fn answer(
-    forwarder: Arc<Forwarder>,
-    place: Place,
-    request: Request<Incoming>,
-) -> Response<AnswerBody> {
-    // It asks for a tunnel to a host of the client's choice. The gateway lets
-    // none through, and hyper would make one of any answer with 2xx.
-    if request.method() == Method::CONNECT {
-        let mut response = Response::new(Either::Right(Full::default()));
-        *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
-        return response;
-    }
-    let request_id = request_id(request.headers());
-    let reader =
-        Reader::new(request.method().as_str(), |name| request.headers().get(name).map(HeaderValue::as_bytes));
-    let (parts, body) = request.into_parts();
-    let (body, progress) = RequestBody::new(body);
-    let request = Request::from_parts(parts, body);
-    match relay(&forwarder, place, request, &progress, &request_id).await {
-        Ok(response) => {
-            let wait = forwarder.limits.response_head;
-            response.map(|body| Either::Left(ResponseBody::new(body, progress, wait)))
-        }
-        Err(failure) => {
-            let refusal = failure.refusal();
-            let code = refusal.code();
-            // A bad stamp is an attack or a mistake in the set-up; everything
-            // else is a workspace's ordinary life.
-            if refusal == Refusal::StampRefused {
-                tracing::warn!(request_id, code, reason = %failure, "request refused");
-            } else {
-                tracing::info!(request_id, code, reason = %failure, "request refused");
-            }
-            progress.discard_leftover().await;
-            refuse(refusal, &reader, &request_id).map(|body| Either::Right(Full::from(body)))
-        }
-    }
-}
-
-async fn relay(
+/// Answers the request whose head is used up: with the workspace's answer, or with a
+/// refusal.
+pub(super) async fn run(
     forwarder: &Arc<Forwarder>,
-    place: Place,
-    mut request: Request<RequestBody>,
-    progress: &Progress,
-    request_id: &str,
-) -> Result<Response<Incoming>, Failure> {
-    let upstream = take_stamp(forwarder, request.headers_mut())?;
-    let addresses = forwarder.resolver.resolve(upstream.host()).await?;
-
-    let gateway = hyper::upgrade::on(&mut request);
-    // HTTP/1.0 has no upgrades (RFC 9110, section 7.8).
-    let has_upgrades = request.version() == Version::HTTP_11;
-    let protocols = headers::take_request_hop(request.headers_mut()).filter(|_| has_upgrades);
-    let gateway = protocols.is_some().then_some(gateway);
-    let request = for_workspace(request, protocols);
-
-    let destination = Destination::of(&upstream);
-    let exchange = send(forwarder, &destination, &addresses, upstream.port(), request);
-    let wait = forwarder.limits.response_head;
-    let (connection, mut response) = tokio::select! {
-        sent = exchange => sent?,
-        () = progress.stalled_for(wait) => return Err(Failure::Silent(wait)),
+    gateway: &mut Buffered<TcpStream>,
+    stop: &CancellationToken,
+) -> Next {
+    let mut asked = match Asked::read(gateway.used(), &forwarder.key, SystemTime::now()) {
+        Ok(asked) => asked,
+        Err(error) => {
+            let body = match error {
+                AskedError::Stamp { framing, is_last: false, .. } => Some(framing),
+                _ => None,
+            };
+            let body = body.map(|framing| Relay::new(Unsent::default(), framing, Coding::Plain));
+            return refuse::answer(gateway, &error.into(), body).await;
+        }
     };
-
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        let gateway = gateway.ok_or(Failure::UnaskedUpgrade)?;
-        let workspace = hyper::upgrade::on(&mut response);
-        start_tunnel(forwarder, place, gateway, workspace, request_id);
-        return Ok(for_gateway_upgraded(response));
-    }
-    let idle = headers::keep_alive(response.headers()).unwrap_or(forwarder.limits.idle);
-    keep(forwarder, destination, connection, idle);
-    for_gateway(response)
-}
-
-/// The upstream of the request's one good stamp, which is removed.
-fn take_stamp(forwarder: &Forwarder, headers: &mut HeaderMap) -> Result<Upstream, StampError> {
-    let mut stamps = headers.get_all(STAMP_HEADER).iter();
-    let stamp = stamps.next().ok_or(StampError::Missing)?;
-    if stamps.next().is_some() {
-        return Err(StampError::Repeated);
-    }
-    let upstream = forwarder.key.check(stamp.as_bytes(), SystemTime::now())?;
-    headers.remove(STAMP_HEADER);
-    Ok(upstream)
-}
-
-/// The request as it goes to the workspace: the same method, target, headers
-/// and body, on another connection.
-fn for_workspace(request: Request<RequestBody>, protocols: Option<HeaderValue>) -> Request<RequestBody> {
-    let (mut parts, body) = request.into_parts();
-    parts.version = Version::HTTP_11;
-    // An absolute target is for proxies (RFC 9112, section 3.2.2), and where
-    // this one goes the stamp has said.
-    if parts.uri.scheme().is_some() {
-        parts.uri = parts.uri.path_and_query().cloned().map(Uri::from).unwrap_or_default();
-    }
-    // hyper would send a GET without its body if nothing says how it ends.
-    if body.size_hint().exact().is_none() {
-        parts.headers.remove(header::CONTENT_LENGTH);
-        parts.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-    }
-    if let Some(protocols) = protocols {
-        headers::set_upgrade(&mut parts.headers, protocols);
-    }
-    Request::from_parts(parts, body)
-}
-
-/// Sends the request on an idle connection or on a new one, and returns the
-/// connection with the head of the response.
-async fn send(
-    forwarder: &Forwarder,
-    destination: &Destination,
-    addresses: &[IpAddr],
-    port: u16,
-    mut request: Request<RequestBody>,
-) -> Result<(Connection, Response<Incoming>), Failure> {
-    if let Some(mut connection) = forwarder.pool.take(destination, addresses) {
-        match connection.send(request).await {
-            Ok(response) => return Ok((connection, response)),
-            Err(SendError::Broken(error)) => return Err(Failure::Broken(error)),
-            // It died while it waited. That no byte was written makes this the
-            // one case where sending again is safe for any request.
-            Err(SendError::Unsent(unsent, _)) => request = *unsent,
+    let before = Unsent::new(std::mem::take(&mut asked.head));
+    let mut upload = Relay::new(before, asked.framing, upload_coding(asked.framing));
+    let exchanged = match upload.take_early(gateway) {
+        Ok(()) => exchange(forwarder, gateway, &asked, &mut upload, stop).await,
+        Err(PassError::Malformed(error)) => Err(Failure::Body(error)),
+        Err(_) => Err(Failure::Gone),
+    };
+    match exchanged {
+        Ok(next) => next,
+        Err(failure) => {
+            let body = (!asked.is_last && !matches!(failure, Failure::Body(_))).then_some(upload);
+            refuse::answer(gateway, &failure, body).await
         }
     }
-    let limit = forwarder.limits.connect;
-    let mut connection = Connection::open(addresses, port, limit, &forwarder.tasks).await?;
-    match connection.send(request).await {
-        Ok(response) => Ok((connection, response)),
-        Err(SendError::Broken(error) | SendError::Unsent(_, error)) => Err(Failure::Broken(error)),
-    }
 }
 
-/// Returns the connection to the pool once the response has passed, for as long
-/// as both sides keep it.
-fn keep(forwarder: &Forwarder, destination: Destination, mut connection: Connection, idle: Duration) {
-    if connection.requests() >= forwarder.limits.max_requests || idle.is_zero() {
-        return;
+fn upload_coding(framing: Framing) -> Coding {
+    if framing == Framing::Chunked { Coding::Chunked } else { Coding::Plain }
+}
+
+async fn exchange(
+    forwarder: &Arc<Forwarder>,
+    gateway: &mut Buffered<TcpStream>,
+    asked: &Asked,
+    upload: &mut Relay,
+    stop: &CancellationToken,
+) -> Result<Next, Failure> {
+    let addresses = forwarder.resolver.resolve(asked.upstream.host()).await?;
+    let destination = Destination::of(&asked.upstream);
+    let pooled = forwarder.pool.take(&destination, &addresses);
+    let is_reused = pooled.is_some();
+    let connection = match pooled {
+        Some(connection) => connection,
+        None => connect(forwarder, asked, &addresses).await?,
+    };
+    let mut exchange = Exchange::new(forwarder, gateway, connection, asked, upload, stop);
+    let mut exchanged = poll_fn(|context| exchange.poll(context)).await;
+    if is_reused && matches!(exchanged, Err(Failure::Unsent(_))) {
+        // It died while it waited. That no byte was written makes this the one case
+        // where sending again is safe for any request.
+        exchange.replace(connect(forwarder, asked, &addresses).await?);
+        exchanged = poll_fn(|context| exchange.poll(context)).await;
     }
-    let pool = Arc::clone(&forwarder.pool);
-    forwarder.tasks.spawn(async move {
-        if connection.becomes_idle().await {
-            pool.put(destination, connection, idle);
+    let (connection, ended, body_passed) =
+        (exchange.connection, exchanged?, exchange.uploading == Uploading::Done);
+    match ended {
+        Ended::Upgraded => Ok(Next::Tunnel(Tunnel { workspace: connection.stream })),
+        Ended::Answered { keep, is_last } => {
+            if let Some(idle) = keep.filter(|_| body_passed) {
+                forwarder.pool.put(destination, connection, idle);
+            }
+            Ok(match (is_last, body_passed) {
+                (true, _) => Next::End,
+                (false, true) => Next::Request,
+                (false, false) => refuse::discard(gateway, upload).await,
+            })
         }
-    });
-}
-
-fn start_tunnel(
-    forwarder: &Forwarder,
-    place: Place,
-    gateway: OnUpgrade,
-    workspace: OnUpgrade,
-    request_id: &str,
-) {
-    let request_id = request_id.to_owned();
-    forwarder.tasks.spawn(async move {
-        tunnel::run(gateway, workspace, &request_id).await;
-        drop(place);
-    });
-}
-
-/// The response as it goes to the gateway: the same status with its words, the
-/// same headers and body, on another connection.
-fn for_gateway(response: Response<Incoming>) -> Result<Response<Incoming>, Failure> {
-    if headers::is_encoded_otherwise(response.headers()) {
-        return Err(Failure::TransferEncoding);
     }
-    let (mut parts, body) = response.into_parts();
-    headers::remove_response_hop(&mut parts.headers);
-    let mut answer = Response::new(body);
-    *answer.status_mut() = parts.status;
-    *answer.headers_mut() = parts.headers;
-    if let Some(words) = parts.extensions.remove::<ReasonPhrase>() {
-        answer.extensions_mut().insert(words);
-    }
-    Ok(answer)
 }
 
-fn for_gateway_upgraded(response: Response<Incoming>) -> Response<Incoming> {
-    let (mut parts, body) = response.into_parts();
-    let protocol = parts.headers.get(header::UPGRADE).cloned();
-    headers::remove_response_hop(&mut parts.headers);
-    if let Some(protocol) = protocol {
-        headers::set_upgrade(&mut parts.headers, protocol);
-    }
-    let mut answer = Response::new(body);
-    *answer.status_mut() = parts.status;
-    *answer.headers_mut() = parts.headers;
-    answer
+async fn connect(forwarder: &Forwarder, asked: &Asked, addresses: &[IpAddr]) -> Result<Connection, Failure> {
+    Ok(Connection::open(addresses, asked.upstream.port(), forwarder.limits.connect).await?)
 }
 
-fn refuse(refusal: Refusal, reader: &Reader, request_id: &str) -> Response<Vec<u8>> {
-    let rendered = refusal.render(reader, request_id, None);
-    let mut response = Response::new(rendered.body);
-    *response.status_mut() =
-        StatusCode::from_u16(rendered.status).expect("every refusal has a registered status");
-    for (name, value) in rendered.headers {
-        let value = HeaderValue::try_from(value).expect("the headers of a refusal are texts of ours");
-        response.headers_mut().append(name, value);
-    }
-    response
+/// A request and its answer on their way, past each other if need be.
+struct Exchange<'e> {
+    forwarder: &'e Forwarder,
+    gateway: &'e mut Buffered<TcpStream>,
+    connection: Connection,
+    asked: &'e Asked,
+    upload: &'e mut Relay,
+    uploading: Uploading,
+    answering: Answering,
+    stop: &'e CancellationToken,
+    last_move: Instant,
+    watch: Watch,
 }
 
-/// The gateway's id of the request if it sent one that we may show, else one of
-/// our own.
-fn request_id(headers: &HeaderMap) -> String {
-    shown_request_id(headers.get(REQUEST_ID).map(HeaderValue::as_bytes))
+/// How far the request is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Uploading {
+    Going,
+    Done,
+    /// The workspace does not take the rest; it may have answered before.
+    Broken,
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// How far the answer is.
+enum Answering {
+    /// The head has not come; what waits are interim ones.
+    Head {
+        end: HeadEnd,
+        unsent: Unsent,
+        interim: usize,
+    },
+    Body {
+        relay: Relay,
+        ended: Ended,
+    },
+    Done(Ended),
+}
 
-    #[track_caller]
-    fn check(failure: impl Into<Failure>, code: &str, text: &str) {
-        let failure = failure.into();
-        assert_eq!((failure.refusal().code(), failure.to_string().as_str()), (code, text));
+/// How an exchange ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    Answered {
+        /// For how long the workspace's connection may be kept, if at all.
+        keep: Option<Duration>,
+        is_last: bool,
+    },
+    Upgraded,
+}
+
+impl<'e> Exchange<'e> {
+    fn new(
+        forwarder: &'e Forwarder,
+        gateway: &'e mut Buffered<TcpStream>,
+        mut connection: Connection,
+        asked: &'e Asked,
+        upload: &'e mut Relay,
+        stop: &'e CancellationToken,
+    ) -> Self {
+        connection.requests += 1;
+        Self {
+            forwarder,
+            gateway,
+            connection,
+            asked,
+            upload,
+            uploading: Uploading::Going,
+            answering: Answering::Head { end: HeadEnd::default(), unsent: Unsent::default(), interim: 0 },
+            stop,
+            last_move: Instant::now(),
+            watch: Watch::new(forwarder.limits.read),
+        }
     }
 
-    #[test]
-    fn failures_are_refused_and_worded_by_whose_they_are() {
-        let wait = Duration::from_secs(6);
-        let reset = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
-        check(StampError::Missing, "stamp-refused", "stamp: no stamp");
-        check(StampError::Expired, "stamp-refused", "stamp: expired");
-        check(ResolveError::NotFound, "workspace-not-found", "resolver: the name does not exist");
-        check(ResolveError::Unavailable, "resolver-unavailable", "resolver: no name server could say");
-        check(ConnectError::Timeout(wait), "workspace-starting", "workspace: no connection within 6s");
-        check(
-            ConnectError::Refused(reset),
-            "workspace-starting",
-            "workspace: no connection: connection refused",
-        );
-        check(Failure::Silent(wait), "workspace-starting", "workspace: no response head within 6s");
-        check(Failure::UnaskedUpgrade, "workspace-failed", "workspace: an upgrade that nobody asked for");
-        check(
-            Failure::TransferEncoding,
-            "workspace-failed",
-            "workspace: a transfer encoding other than chunked",
-        );
+    /// Goes on with a connection in place of one that took nothing.
+    fn replace(&mut self, mut connection: Connection) {
+        connection.requests += 1;
+        self.connection = connection;
+        self.last_move = Instant::now();
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<Ended, Failure>> {
+        if self.uploading == Uploading::Going {
+            self.poll_upload(context)?;
+        }
+        let answered = self.poll_answer(context)?;
+        match answered {
+            Poll::Ready(ended) if self.uploading != Uploading::Going => return Poll::Ready(Ok(ended)),
+            _ => {}
+        }
+        if self.uploading != Uploading::Going && self.gateway.unused().is_empty() {
+            // What it sends by now belongs to the tunnel or to the next request.
+            if let Poll::Ready(Ok(0) | Err(_)) = self.gateway.poll_more(context) {
+                return Poll::Ready(Err(Failure::Gone));
+            }
+        }
+        self.poll_stalled(context).map(Err)
+    }
+
+    fn poll_upload(&mut self, context: &mut Context<'_>) -> Result<(), Failure> {
+        let passed = self.upload.poll_pass(self.gateway, &mut self.connection.stream.stream, context);
+        match passed {
+            Poll::Pending => {}
+            Poll::Ready(Ok(())) => self.uploading = Uploading::Done,
+            Poll::Ready(Err(PassError::Write(error))) if !self.upload.has_sent() => {
+                return Err(Failure::Unsent(error));
+            }
+            Poll::Ready(Err(PassError::Write(_))) => self.uploading = Uploading::Broken,
+            Poll::Ready(Err(PassError::Malformed(error))) => {
+                return Err(match self.answering {
+                    Answering::Head { .. } => Failure::Body(error),
+                    _ => Failure::Gone,
+                });
+            }
+            Poll::Ready(Err(PassError::Read(_) | PassError::Ended)) => return Err(Failure::Gone),
+        }
+        Ok(())
+    }
+
+    fn poll_answer(&mut self, context: &mut Context<'_>) -> Result<Poll<Ended>, Failure> {
+        let mut has_moved = false;
+        loop {
+            match &mut self.answering {
+                Answering::Head { end, unsent, .. } => {
+                    let Poll::Ready(sent) =
+                        unsent.poll_write(&mut self.gateway.stream, context, &mut has_moved)
+                    else {
+                        break;
+                    };
+                    sent.map_err(|_| Failure::Gone)?;
+                    let workspace = &mut self.connection.stream;
+                    if let Some(length) = end.find(workspace.unused()).map_err(AnswerError::from)? {
+                        self.take_head(length)?;
+                        continue;
+                    }
+                    match workspace.poll_more(context) {
+                        Poll::Ready(Ok(0)) => {
+                            return Err(Failure::Broken(io::ErrorKind::UnexpectedEof.into()));
+                        }
+                        Poll::Ready(Ok(_)) => has_moved = true,
+                        Poll::Ready(Err(error)) => return Err(Failure::Broken(error)),
+                        Poll::Pending => break,
+                    }
+                }
+                Answering::Body { relay, ended } => {
+                    match relay.poll_pass(&mut self.connection.stream, &mut self.gateway.stream, context) {
+                        Poll::Ready(Ok(())) => self.answering = Answering::Done(*ended),
+                        Poll::Ready(Err(PassError::Write(_))) => return Err(Failure::Gone),
+                        Poll::Ready(Err(error)) => return Err(Failure::BrokenOff(error.to_string())),
+                        Poll::Pending => break,
+                    }
+                }
+                Answering::Done(ended) => return Ok(Poll::Ready(*ended)),
+            }
+        }
+        if has_moved {
+            self.last_move = Instant::now();
+        }
+        Ok(Poll::Pending)
+    }
+
+    /// Takes the head of this length, and decides what comes behind it.
+    fn take_head(&mut self, length: usize) -> Result<(), Failure> {
+        let Answering::Head { unsent, interim, .. } = &mut self.answering else { return Ok(()) };
+        let (mut unsent, interim) = (std::mem::take(unsent), *interim);
+        let head =
+            ResponseHead::parse(&self.connection.stream.unused()[..length]).map_err(AnswerError::from)?;
+        let framing = framing::of_response(&head, self.asked.is_head).map_err(AnswerError::from)?;
+        self.answering = match head.status {
+            101 => {
+                let wanted = self.asked.protocols.as_deref();
+                let agreed = wanted.and_then(|wanted| headers::agreed_protocol(&head, wanted));
+                let protocol = Some(agreed.ok_or(AnswerError::UnaskedUpgrade)?);
+                if self.uploading != Uploading::Done {
+                    return Err(AnswerError::UnaskedUpgrade.into());
+                }
+                let form = ResponseForm { protocol, ..self.form(Framing::None, false) };
+                headers::write_response(&head, &form, &mut unsent.bytes);
+                Answering::Body {
+                    relay: Relay::new(unsent, Framing::None, Coding::Plain),
+                    ended: Ended::Upgraded,
+                }
+            }
+            100..200 if interim == MAX_INTERIM => return Err(AnswerError::Interim.into()),
+            100..200 => {
+                // HTTP/1.0 has none (RFC 9110, section 15.2).
+                if self.asked.version == Version::Http11 {
+                    headers::write_response(&head, &self.form(Framing::None, false), &mut unsent.bytes);
+                }
+                Answering::Head { end: HeadEnd::default(), unsent, interim: interim + 1 }
+            }
+            _ => {
+                let is_last = self.asked.is_last || self.stop.is_cancelled();
+                headers::write_response(&head, &self.form(framing, is_last), &mut unsent.bytes);
+                let ended = Ended::Answered { keep: self.keep(&head, framing), is_last };
+                Answering::Body { relay: Relay::new(unsent, framing, self.coding(framing)), ended }
+            }
+        };
+        self.connection.stream.use_up(length);
+        if let Answering::Body { relay, ended: Ended::Answered { .. } } = &mut self.answering {
+            // A short answer goes out with its head.
+            let taken = relay.take_early(&mut self.connection.stream);
+            taken.map_err(|error| Failure::BrokenOff(error.to_string()))?;
+        }
+        self.connection.stream.forget_used();
+        Ok(())
+    }
+
+    fn form(&self, framing: Framing, is_last: bool) -> ResponseForm<'static> {
+        let is_chunked = self.coding(framing) != Coding::Plain;
+        ResponseForm { version: self.asked.version, is_chunked, protocol: None, is_last }
+    }
+
+    /// How the gateway learns where such a body ends.
+    fn coding(&self, framing: Framing) -> Coding {
+        match (framing, self.asked.version) {
+            (Framing::Chunked, Version::Http11) => Coding::ChunkedWithTrailers,
+            (Framing::UntilClose, Version::Http11) => Coding::Chunked,
+            _ => Coding::Plain,
+        }
+    }
+
+    /// For how long the connection may be kept once the answer is through.
+    fn keep(&self, head: &ResponseHead<'_>, framing: Framing) -> Option<Duration> {
+        let limits = &self.forwarder.limits;
+        let goes_on = framing != Framing::UntilClose
+            && headers::goes_on(head)
+            && self.connection.requests < limits.max_requests;
+        let idle = headers::keep_alive(&head.fields).unwrap_or(limits.idle);
+        (goes_on && !idle.is_zero()).then_some(idle)
+    }
+
+    /// Ready once nothing has moved for too long.
+    fn poll_stalled(&mut self, context: &mut Context<'_>) -> Poll<Failure> {
+        let mut has_moved = self.upload.take_moved();
+        let answer_waits_for = match &mut self.answering {
+            Answering::Head { unsent, .. } if unsent.is_empty() => WaitsFor::Reading,
+            Answering::Head { .. } => WaitsFor::Writing,
+            Answering::Body { relay, .. } => {
+                has_moved |= relay.take_moved();
+                relay.waits_for()
+            }
+            Answering::Done(_) => WaitsFor::Reading,
+        };
+        if has_moved {
+            self.last_move = Instant::now();
+        }
+        let upload_waits = self.uploading == Uploading::Going && self.upload.waits_for() == WaitsFor::Writing;
+        let limits = &self.forwarder.limits;
+        let wait = match upload_waits || answer_waits_for == WaitsFor::Writing {
+            true => limits.send,
+            false => limits.read,
+        };
+        ready!(self.watch.poll_over(self.last_move + wait, context));
+        let failure = match self.answering {
+            Answering::Head { .. } => Failure::Silent(wait),
+            _ => Failure::BrokenOff(format!("nothing has moved for {wait:?}")),
+        };
+        Poll::Ready(failure)
     }
 }

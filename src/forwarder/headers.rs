@@ -1,217 +1,290 @@
-//! What belongs to one connection and must not pass to the next (RFC 9110,
-//! section 7.6.1).
+//! Which headers pass from one connection to the next: all, byte for byte, but for
+//! what belongs to one connection (RFC 9110, section 7.6.1).
 
+use std::io::Write as _;
 use std::time::Duration;
 
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use super::framing::Framing;
+use super::head::{self, Field, RequestHead, ResponseHead, Version};
+use crate::stamp::STAMP_HEADER;
 
 /// What belongs to a connection whether `Connection` names it or not.
-const HOP_BY_HOP: [HeaderName; 8] = [
-    header::CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    header::PROXY_AUTHENTICATE,
-    header::PROXY_AUTHORIZATION,
-    header::TE,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
+const HOP_BY_HOP: [&str; 8] = [
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "te",
+    "transfer-encoding",
+    "upgrade",
 ];
 
 /// What a client's `Connection` does not remove, by name …
-const KEPT: [HeaderName; 7] = [
-    header::HOST,
-    header::COOKIE,
-    header::AUTHORIZATION,
-    header::ORIGIN,
-    header::FORWARDED,
-    header::VIA,
-    HeaderName::from_static("x-real-ip"),
-];
+const KEPT: [&str; 7] = ["host", "cookie", "authorization", "origin", "forwarded", "via", "x-real-ip"];
 
 /// … and by how the name starts.
 const KEPT_PREFIXES: [&str; 5] = ["x-forwarded-", "x-auth-", "x-request-", "content-", "sec-"];
 
-/// Removes what belongs to the connection that a request came on, and returns
-/// the protocols of `Upgrade` if the request asks for one.
+/// What no trailer may say: it is decided by the head (RFC 9110, section 6.5.1), or
+/// commands the gateway.
+const NO_TRAILERS: [&str; 6] = ["content-length", "host", "trailer", "set-cookie", "location", STAMP_HEADER];
+
+/// How nginx is commanded by an upstream, up to serving another of its own
+/// locations.
+const COMMANDS: &str = "x-accel-";
+
+/// What the `Connection` headers of a message name.
+pub(super) struct Named<'b>(Vec<&'b [u8]>);
+
+impl<'b> Named<'b> {
+    pub(super) fn in_fields(fields: &[Field<'b>]) -> Self {
+        let connections = fields.iter().filter(|field| field.name.len() == 10 && field.is("connection"));
+        let names =
+            connections.flat_map(|field| field.value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii));
+        Self(names.filter(|name| !name.is_empty()).collect())
+    }
+
+    pub(super) fn has(&self, name: &[u8]) -> bool {
+        self.0.iter().any(|named| named.eq_ignore_ascii_case(name))
+    }
+}
+
+/// The protocols that a request wants to go on with, if it asks for an upgrade.
+pub(super) fn wanted_protocols<'b>(head: &RequestHead<'b>, named: &Named<'_>) -> Option<&'b [u8]> {
+    // HTTP/1.0 has no upgrades (RFC 9110, section 7.8).
+    if head.version == Version::Http10 || !named.has(b"upgrade") {
+        return None;
+    }
+    let mut upgrades = head.fields.iter().filter(|field| field.is("upgrade"));
+    let (protocols, more) = (upgrades.next()?.value, upgrades.next());
+    let is_one = more.is_none() && !protocols.is_empty();
+    (is_one && !carries_requests(protocols)).then_some(protocols)
+}
+
+/// Whether one of the protocols carries further requests, each of which has to
+/// come by the plugins: HTTP/2 in the clear, or whatever is inside TLS.
+fn carries_requests(protocols: &[u8]) -> bool {
+    self::protocols(protocols).any(|protocol| {
+        let name = protocol.split(|byte| *byte == b'/').next().unwrap_or_default().trim_ascii();
+        [&b"h2c"[..], b"h2", b"http", b"tls"].iter().any(|known| name.eq_ignore_ascii_case(known))
+    })
+}
+
+fn protocols(list: &[u8]) -> impl Iterator<Item = &[u8]> {
+    list.split(|byte| *byte == b',').map(<[u8]>::trim_ascii)
+}
+
+/// The protocol that an answer goes on with, if it is one that was asked for.
+pub(super) fn agreed_protocol<'b>(head: &ResponseHead<'b>, wanted: &[u8]) -> Option<&'b [u8]> {
+    let mut upgrades = head.fields.iter().filter(|field| field.is("upgrade"));
+    let (agreed, more) = (upgrades.next()?.value, upgrades.next());
+    let is_wanted = protocols(wanted).any(|protocol| protocol.eq_ignore_ascii_case(agreed));
+    (more.is_none() && is_wanted).then_some(agreed)
+}
+
+/// Writes a request's head as it goes to a workspace, to this target.
 ///
 /// With WebSockets enabled, the gateway passes the client's own `Connection`
 /// on. Whoever sends `Connection: x-forwarded-user` would make us remove what
 /// the gateway and the plugins have just set, and a workspace that finds no
 /// user may believe that there is none. So a name in `Connection` removes a
 /// header only if nobody but the client has a reason to set it.
-pub(super) fn take_request_hop(headers: &mut HeaderMap) -> Option<HeaderValue> {
-    let named = named(headers);
-    let upgrade = headers.get(header::UPGRADE).filter(|_| named.contains(&header::UPGRADE));
-    let upgrade = upgrade.filter(|protocols| !carries_requests(protocols)).cloned();
-    for name in named.iter().filter(|name| !is_kept(name)) {
-        headers.remove(name);
+pub(super) fn write_request(
+    head: &RequestHead<'_>,
+    target: &[u8],
+    named: &Named<'_>,
+    framing: Framing,
+    protocols: Option<&[u8]>,
+    output: &mut Vec<u8>,
+) {
+    for part in [head.method, b" ", target, b" HTTP/1.1\r\n"] {
+        output.extend_from_slice(part);
     }
-    remove_hop_by_hop(headers);
-    // Without it no trailer is passed on either: a field that comes after the
-    // body has gone past every plugin.
-    headers.remove(header::TRAILER);
-    upgrade
+    for field in &head.fields {
+        // A field that comes after the body has gone past every plugin, so none is
+        // passed on and none announced.
+        let is_ours = is_hop_by_hop(field) || field.is("trailer") || field.is(STAMP_HEADER);
+        if !is_ours && (!named.has(field.name) || is_kept(field.name)) {
+            write_line(field.line, output);
+        }
+    }
+    if framing == Framing::Chunked {
+        write_line(b"Transfer-Encoding: chunked", output);
+    }
+    write_end(protocols, false, output);
 }
 
-/// Whether one of the protocols carries further requests, each of which has to
-/// come by the plugins: HTTP/2 in the clear, or whatever is inside TLS.
-fn carries_requests(protocols: &HeaderValue) -> bool {
-    let mut protocols = protocols.as_bytes().split(|byte| *byte == b',');
-    protocols.any(|protocol| {
-        let name = protocol.split(|byte| *byte == b'/').next().unwrap_or_default().trim_ascii();
-        [&b"h2c"[..], b"h2", b"http", b"tls"].iter().any(|known| name.eq_ignore_ascii_case(known))
-    })
+/// How a response's head is written.
+pub(super) struct ResponseForm<'b> {
+    pub(super) version: Version,
+    pub(super) is_chunked: bool,
+    /// The protocol that it goes on with.
+    pub(super) protocol: Option<&'b [u8]>,
+    /// Whether nothing comes behind it on its connection.
+    pub(super) is_last: bool,
 }
 
-/// Removes what belongs to the connection that a response came on, and what
-/// would command the gateway: nginx obeys `X-Accel-*` of an upstream, up to
-/// serving another of its own locations.
-pub(super) fn remove_response_hop(headers: &mut HeaderMap) {
-    // A length beside a transfer encoding is to be ignored (RFC 9112, section
-    // 6.3), so it must not reach anybody who would believe it.
-    if headers.contains_key(header::TRANSFER_ENCODING) {
-        headers.remove(header::CONTENT_LENGTH);
+/// Writes a response's head as it goes to the gateway.
+pub(super) fn write_response(head: &ResponseHead<'_>, form: &ResponseForm<'_>, output: &mut Vec<u8>) {
+    let named = Named::in_fields(&head.fields);
+    let version: &[u8] = match form.version {
+        Version::Http10 => b"HTTP/1.0 ",
+        Version::Http11 => b"HTTP/1.1 ",
+    };
+    output.extend_from_slice(version);
+    write_line(head.status_and_reason, output);
+    for field in &head.fields {
+        // The body's length stays with the body, whatever `Connection` says.
+        let is_named = named.has(field.name) && !field.is("content-length");
+        if !is_hop_by_hop(field) && !starts_with(field.name, COMMANDS) && !is_named {
+            write_line(field.line, output);
+        }
     }
-    for name in named(headers) {
-        headers.remove(name);
+    if form.is_chunked {
+        write_line(b"Transfer-Encoding: chunked", output);
     }
-    remove_hop_by_hop(headers);
-    let commands: Vec<_> =
-        headers.keys().filter(|name| name.as_str().starts_with("x-accel-")).cloned().collect();
-    for name in commands {
-        headers.remove(name);
-    }
+    write_end(form.protocol, form.is_last, output);
 }
 
-/// Asks for an upgrade, or agrees to one, on the connection that is next.
-pub(super) fn set_upgrade(headers: &mut HeaderMap, protocols: HeaderValue) {
-    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-    headers.insert(header::UPGRADE, protocols);
+fn write_end(protocols: Option<&[u8]>, is_last: bool, output: &mut Vec<u8>) {
+    if let Some(protocols) = protocols {
+        output.extend_from_slice(b"Connection: upgrade\r\nUpgrade: ");
+        write_line(protocols, output);
+    } else if is_last {
+        write_line(b"Connection: close", output);
+    }
+    output.extend_from_slice(b"\r\n");
 }
 
-/// Whether a message has a transfer encoding that we can't take off, since
-/// only `chunked` is ours to undo.
-pub(super) fn is_encoded_otherwise(headers: &HeaderMap) -> bool {
-    headers
-        .get_all(header::TRANSFER_ENCODING)
-        .iter()
-        .any(|value| !value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"))
+fn write_line(line: &[u8], output: &mut Vec<u8>) {
+    output.extend_from_slice(line);
+    output.extend_from_slice(b"\r\n");
+}
+
+/// A response of ours.
+pub(super) fn write_answer(
+    status: u16,
+    reason: &str,
+    headers: &[(&str, String)],
+    body: &[u8],
+    is_last: bool,
+) -> Vec<u8> {
+    let mut output = Vec::with_capacity(512 + body.len());
+    write!(output, "HTTP/1.1 {status} {reason}\r\n").expect("memory takes all");
+    for (name, value) in headers {
+        write!(output, "{name}: {value}\r\n").expect("memory takes all");
+    }
+    write!(output, "content-length: {}\r\n", body.len()).expect("memory takes all");
+    write_end(None, is_last, &mut output);
+    output.extend_from_slice(body);
+    output
+}
+
+/// The trailers of a response that may pass, each with its end.
+pub(super) fn passing_trailers(trailers: &[u8]) -> Vec<u8> {
+    let mut passing = Vec::new();
+    for line in trailers.split_inclusive(|byte| *byte == b'\n') {
+        let field = line.strip_suffix(b"\r\n").and_then(|line| head::field(line).ok());
+        let may_pass = |field: &Field<'_>| {
+            !is_hop_by_hop(field)
+                && !starts_with(field.name, COMMANDS)
+                && !NO_TRAILERS.iter().any(|name| field.is(name))
+        };
+        if field.is_some_and(|field| may_pass(&field)) {
+            passing.extend_from_slice(line);
+        }
+    }
+    passing
+}
+
+/// Whether the sender of a response takes another request on its connection.
+pub(super) fn goes_on(head: &ResponseHead<'_>) -> bool {
+    head.version == Version::Http11 && !Named::in_fields(&head.fields).has(b"close")
 }
 
 /// For how long the sender of a response keeps the connection without a
 /// request, less a second for the way: `Keep-Alive: timeout=5` is what Node.js
 /// says and does. Whoever sends into a connection that is just being closed
 /// can't know whether the request has arrived.
-pub(super) fn keep_alive(headers: &HeaderMap) -> Option<Duration> {
-    let value = headers.get("keep-alive")?.to_str().ok()?;
+pub(super) fn keep_alive(fields: &[Field<'_>]) -> Option<Duration> {
+    let value = str::from_utf8(fields.iter().find(|field| field.is("keep-alive"))?.value).ok()?;
     let timeout = value.split(',').find_map(|part| part.trim().strip_prefix("timeout="))?;
     let seconds: u64 = timeout.parse().ok()?;
     Some(Duration::from_secs(seconds.saturating_sub(1)))
 }
 
-/// The header names in `Connection`; what is no header name is left out.
-fn named(headers: &HeaderMap) -> Vec<HeaderName> {
-    headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
-        .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
-        .collect()
+fn is_kept(name: &[u8]) -> bool {
+    KEPT.iter().any(|kept| name.eq_ignore_ascii_case(kept.as_bytes()))
+        || KEPT_PREFIXES.iter().any(|prefix| starts_with(name, prefix))
 }
 
-fn is_kept(name: &HeaderName) -> bool {
-    KEPT.contains(name) || KEPT_PREFIXES.iter().any(|prefix| name.as_str().starts_with(prefix))
+fn starts_with(name: &[u8], prefix: &str) -> bool {
+    name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix.as_bytes()))
 }
 
-fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    for name in &HOP_BY_HOP {
-        headers.remove(name);
-    }
+fn is_hop_by_hop(field: &Field<'_>) -> bool {
+    // Most names are told apart by their length.
+    matches!(field.name.len(), 2 | 7 | 10 | 16..=19)
+        && HOP_BY_HOP.iter().any(|name| name.len() == field.name.len() && field.is(name))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn map(lines: &[(&'static str, &'static str)]) -> HeaderMap {
-        let mut headers = HeaderMap::new();
-        for (name, value) in lines {
-            headers.append(*name, HeaderValue::from_static(value));
-        }
-        headers
-    }
-
-    fn names(headers: &HeaderMap) -> Vec<&str> {
-        let mut names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
-        names.sort_unstable();
-        names
+    /// The header lines of a request with these lines, as they go to a workspace.
+    fn passed(lines: &str) -> Vec<String> {
+        let text = format!("GET / HTTP/1.1\r\n{lines}\r\n");
+        let head = RequestHead::parse(text.as_bytes()).unwrap();
+        let named = Named::in_fields(&head.fields);
+        let protocols = wanted_protocols(&head, &named);
+        let mut output = Vec::new();
+        write_request(&head, head.target, &named, Framing::None, protocols, &mut output);
+        let output = String::from_utf8(output).unwrap();
+        let lines = output.strip_prefix("GET / HTTP/1.1\r\n").and_then(|rest| rest.strip_suffix("\r\n\r\n"));
+        lines.unwrap_or_default().split("\r\n").map(str::to_owned).collect()
     }
 
     #[test]
     fn what_belongs_to_a_connection_is_removed() {
-        let mut headers = map(&[
-            ("connection", "keep-alive, X-Hop"),
-            ("connection", "close ,, http2-settings, no/name"),
-            ("keep-alive", "timeout=5"),
-            ("proxy-connection", "keep-alive"),
-            ("proxy-authenticate", "Basic"),
-            ("proxy-authorization", "Basic eDp5"),
-            ("te", "trailers"),
-            ("trailer", "x-sum"),
-            ("transfer-encoding", "chunked"),
-            ("upgrade", "websocket"),
-            ("x-hop", "1"),
-            ("x-hop", "2"),
-            ("http2-settings", "AAMAAABk"),
-            ("accept", "*/*"),
-        ]);
-        // `Connection` does not name it, so it asks for nothing.
-        assert_eq!(take_request_hop(&mut headers), None);
-        assert_eq!(names(&headers), ["accept"]);
+        let lines = "Connection: keep-alive, X-Hop\r\nConnection: close ,, http2-settings, no/name\r\n\
+                     Keep-Alive: timeout=5\r\nProxy-Connection: keep-alive\r\nProxy-Authenticate: Basic\r\n\
+                     Proxy-Authorization: Basic eDp5\r\nTE: trailers\r\nTrailer: x-sum\r\nUpgrade: websocket\r\n\
+                     X-Hop: 1\r\nx-hop: 2\r\nHTTP2-Settings: AAMAAABk\r\nX-Kube-Coders-Stamp: x\r\nAccept: */*\r\n";
+        assert_eq!(passed(lines), ["Accept: */*"]);
     }
 
     #[test]
     fn a_client_can_not_remove_what_the_gateway_sets() {
-        let lines = [
-            ("authorization", "Bearer x"),
-            ("content-length", "3"),
-            ("content-type", "text/plain"),
-            ("cookie", "a=b"),
-            ("forwarded", "for=192.0.2.1"),
-            ("host", "code.example"),
-            ("origin", "https://code.example"),
-            ("sec-websocket-key", "x"),
-            ("via", "1.1 gateway"),
-            ("x-auth-user", "alice"),
-            ("x-forwarded-for", "192.0.2.1"),
-            ("x-forwarded-host", "code.example"),
-            ("x-forwarded-preferred-username", "alice"),
-            ("x-forwarded-proto", "https"),
-            ("x-forwarded-user", "alice"),
-            ("x-real-ip", "192.0.2.1"),
-            ("x-request-id", "1"),
+        let kept = [
+            "Authorization: Bearer x",
+            "Content-Length: 3",
+            "Content-Type: text/plain",
+            "Cookie: a=b",
+            "Forwarded: for=192.0.2.1",
+            "Host: code.example",
+            "Origin: https://code.example",
+            "Sec-WebSocket-Key: x",
+            "Via: 1.1 gateway",
+            "X-Auth-User: alice",
+            "X-Forwarded-For: 192.0.2.1",
+            "X-Forwarded-User: alice",
+            "X-Real-IP: 192.0.2.1",
+            "X-Request-Id: 1",
         ];
-        let mut headers = map(&lines);
-        for (name, _) in lines {
-            headers.append(header::CONNECTION, HeaderValue::from_static(name));
-        }
-        headers.append(header::CONNECTION, HeaderValue::from_static("X-Forwarded-User, Upgrade"));
-        assert_eq!(take_request_hop(&mut headers), None);
-        assert_eq!(names(&headers), lines.map(|(name, _)| name));
+        let names: Vec<_> = kept.iter().map(|line| line.split(':').next().unwrap()).collect();
+        let lines = format!("{}\r\nConnection: {}\r\n", kept.join("\r\n"), names.join(", "));
+        assert_eq!(passed(&lines), kept);
     }
 
     #[test]
-    fn an_upgrade_is_asked_for_with_both_headers() {
-        let asked = |lines| take_request_hop(&mut map(lines));
-        let websocket = Some(HeaderValue::from_static("websocket"));
-        assert_eq!(asked(&[("connection", "Upgrade"), ("upgrade", "websocket")]), websocket);
-        assert_eq!(asked(&[("connection", "keep-alive, upgrade"), ("upgrade", "websocket")]), websocket);
-        assert_eq!(asked(&[("connection", "upgrade")]), None);
-        assert_eq!(asked(&[("upgrade", "websocket")]), None);
-    }
-
-    #[test]
-    fn an_upgrade_that_would_carry_requests_is_none() {
+    fn an_upgrade_is_asked_for_with_both_headers_and_carries_no_requests() {
+        let asks = |lines: &str| {
+            let text = format!("GET / HTTP/1.1\r\n{lines}\r\n");
+            let head = RequestHead::parse(text.as_bytes()).unwrap();
+            wanted_protocols(&head, &Named::in_fields(&head.fields)).map(<[u8]>::to_vec)
+        };
         for (protocols, passes) in [
             ("websocket", true),
             ("echo/1", true),
@@ -220,56 +293,44 @@ mod tests {
             ("websocket, h2c", false),
             ("HTTP/2.0", false),
             ("TLS/1.2, HTTP/1.1", false),
+            ("", false),
         ] {
-            let mut headers = map(&[("connection", "upgrade, http2-settings"), ("http2-settings", "x")]);
-            headers.insert("upgrade", HeaderValue::from_static(protocols));
-            assert_eq!(take_request_hop(&mut headers).is_some(), passes, "{protocols}");
-            assert_eq!(names(&headers), <[&str; 0]>::default());
+            let asked = asks(&format!("Connection: keep-alive, upgrade\r\nUpgrade: {protocols}\r\n"));
+            assert_eq!(asked, passes.then(|| protocols.as_bytes().to_vec()), "{protocols}");
+        }
+        assert_eq!(asks("Connection: upgrade\r\n"), None);
+        assert_eq!(asks("Upgrade: websocket\r\n"), None);
+    }
+
+    #[test]
+    fn an_answer_agrees_to_a_protocol_that_was_asked_for() {
+        for (upgrade, wanted, agrees) in [
+            ("Upgrade: WebSocket\r\n", "websocket", true),
+            ("Upgrade: b\r\n", "a, b", true),
+            ("Upgrade: c\r\n", "a, b", false),
+            ("Upgrade: a\r\nUpgrade: b\r\n", "a, b", false),
+            ("", "a", false),
+        ] {
+            let text = format!("HTTP/1.1 101 Switching Protocols\r\n{upgrade}\r\n");
+            let head = ResponseHead::parse(text.as_bytes()).unwrap();
+            assert_eq!(agreed_protocol(&head, wanted.as_bytes()).is_some(), agrees, "{upgrade:?} {wanted}");
         }
     }
 
     #[test]
-    fn a_response_loses_its_hop_and_a_length_that_does_not_count() {
-        let mut headers = map(&[
-            ("connection", "close, x-hop"),
-            ("keep-alive", "timeout=5"),
-            ("x-hop", "1"),
-            ("transfer-encoding", "chunked"),
-            ("content-length", "3"),
-            ("trailer", "x-sum"),
-            ("x-accel-redirect", "/internal"),
-            ("x-accel-buffering", "no"),
-            ("set-cookie", "a=b"),
-            ("set-cookie", "c=d"),
-        ]);
-        remove_response_hop(&mut headers);
-        assert_eq!(names(&headers), ["set-cookie", "trailer"]);
-        assert_eq!(headers.get_all("set-cookie").iter().count(), 2);
-        let mut headers = map(&[("content-length", "3")]);
-        remove_response_hop(&mut headers);
-        assert_eq!(names(&headers), ["content-length"]);
-    }
-
-    #[test]
     fn the_sender_says_how_long_a_connection_is_kept() {
-        let kept = |value| keep_alive(&map(&[("keep-alive", value)])).map(|kept| kept.as_secs());
-        assert_eq!(kept("timeout=5"), Some(4));
-        assert_eq!(kept("max=100, timeout=72"), Some(71));
-        assert_eq!(kept("timeout=1"), Some(0));
-        assert_eq!(kept("timeout=0"), Some(0));
-        assert_eq!(kept("timeout=-1"), None);
-        assert_eq!(kept("max=100"), None);
-        assert_eq!(keep_alive(&map(&[])), None);
-    }
-
-    #[test]
-    fn only_chunked_can_be_undone() {
-        assert!(!is_encoded_otherwise(&map(&[])));
-        assert!(!is_encoded_otherwise(&map(&[("transfer-encoding", " Chunked")])));
-        assert!(is_encoded_otherwise(&map(&[("transfer-encoding", "gzip, chunked")])));
-        assert!(is_encoded_otherwise(&map(&[
-            ("transfer-encoding", "gzip"),
-            ("transfer-encoding", "chunked")
-        ])));
+        let kept = |line: &str| {
+            let text = format!("HTTP/1.1 200 OK\r\n{line}\r\n");
+            let head = ResponseHead::parse(text.as_bytes()).unwrap();
+            (goes_on(&head), keep_alive(&head.fields).map(|kept| kept.as_secs()))
+        };
+        assert_eq!(kept("Keep-Alive: timeout=5\r\n"), (true, Some(4)));
+        assert_eq!(kept("Keep-Alive: max=100, timeout=72\r\n"), (true, Some(71)));
+        assert_eq!(kept("Keep-Alive: timeout=1\r\n"), (true, Some(0)));
+        assert_eq!(kept("Keep-Alive: timeout=0\r\n"), (true, Some(0)));
+        assert_eq!(kept("Keep-Alive: timeout=-1\r\n"), (true, None));
+        assert_eq!(kept("Keep-Alive: max=100\r\n"), (true, None));
+        assert_eq!(kept("Connection: keep-alive, Close\r\n"), (false, None));
+        assert_eq!(kept(""), (true, None));
     }
 }

@@ -47,7 +47,7 @@ struct Waiting {
 
 impl Waiting {
     fn is_good(&self) -> bool {
-        self.connection.is_idle() && Instant::now() < self.until
+        Instant::now() < self.until && self.connection.is_quiet()
     }
 }
 
@@ -59,22 +59,13 @@ impl Pool {
     /// A connection to this destination that is alive, as far as we know, and
     /// that leads to one of the addresses which the name has now.
     pub(super) fn take(&self, destination: &Destination, addresses: &[IpAddr]) -> Option<Connection> {
-        let mut content = self.content();
-        let waiting = content.waiting.get_mut(destination)?;
-        let before = waiting.len();
-        // The youngest first: the others may then grow old and go.
-        let found = loop {
-            let Some(youngest) = waiting.pop_back() else { break None };
-            if youngest.is_good() && addresses.contains(&youngest.connection.address()) {
-                break Some(youngest.connection);
+        loop {
+            let youngest = self.content().pop_youngest(destination)?;
+            // The kernel is asked while nobody waits for the lock.
+            if addresses.contains(&youngest.connection.address()) && youngest.is_good() {
+                return Some(youngest.connection);
             }
-        };
-        let after = waiting.len();
-        if after == 0 {
-            content.waiting.remove(destination);
         }
-        content.count -= before - after;
-        found
     }
 
     /// Keeps a connection for the next request to its destination, for as long
@@ -116,6 +107,17 @@ impl Pool {
 }
 
 impl Content {
+    /// The youngest, so that the others may grow old and go.
+    fn pop_youngest(&mut self, destination: &Destination) -> Option<Waiting> {
+        let waiting = self.waiting.get_mut(destination)?;
+        let youngest = waiting.pop_back();
+        if waiting.is_empty() {
+            self.waiting.remove(destination);
+        }
+        self.count -= usize::from(youngest.is_some());
+        youngest
+    }
+
     fn retain(&mut self, is_kept: impl Fn(&Waiting) -> bool) {
         self.waiting.retain(|_, waiting| {
             waiting.retain(&is_kept);

@@ -1,6 +1,7 @@
 //! The forwarder between raw sockets: the test is both the gateway and the
 //! workspace, and reads every byte that either of them gets.
 
+mod cases;
 mod connections;
 mod exchanges;
 mod failures;

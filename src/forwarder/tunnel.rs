@@ -1,65 +1,113 @@
 //! What follows an upgrade: bytes both ways, which are none of our business.
 
+use std::future::poll_fn;
 use std::io;
-use std::pin::pin;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, copy, split};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
+
+use super::Place;
+use super::buffered::{Buffered, Unsent};
+use super::framing::Framing;
+use super::relay::{Coding, PassError, Relay};
 
 /// How long one side may go on once the other has ended. A workspace that never
 /// closes would hold a place among all users' connections for ever.
 const AFTER_END: Duration = Duration::from_secs(10);
 
-/// Copies both ways until both sides have ended, or one has failed, or has not
-/// followed the other's end.
-///
-/// An end of one side is passed to the other as what it is: that side may
-/// still speak. What either side sent before the upgrade was complete has been
-/// read already and comes first.
-pub(super) async fn run(gateway: OnUpgrade, workspace: OnUpgrade, request_id: &str) {
-    let upgraded = tokio::try_join!(gateway, workspace);
-    let copied = match upgraded {
-        Ok((gateway, workspace)) => both_ways(TokioIo::new(gateway), TokioIo::new(workspace)).await,
-        Err(error) => {
-            tracing::debug!(request_id, %error, "upgrade failed");
-            return;
+/// The workspace's side of a connection that was upgraded.
+pub(super) struct Tunnel {
+    pub(super) workspace: Buffered<TcpStream>,
+}
+
+impl Tunnel {
+    /// Copies both ways until both sides have ended, or one has failed, or has not
+    /// followed the other's end.
+    ///
+    /// An end of one side is passed to the other as what it is: that side may
+    /// still speak. What either side sent before the upgrade was complete has been
+    /// read already and comes first.
+    pub(super) async fn run(mut self, gateway: Buffered<TcpStream>, place: Place) {
+        self.workspace.forget_used();
+        match both_ways(gateway, self.workspace).await {
+            Ok(()) => tracing::debug!("tunnel ended"),
+            Err(error) => tracing::debug!(%error, "tunnel broke off"),
+        }
+        drop(place);
+    }
+}
+
+/// One direction of a tunnel.
+struct Way {
+    relay: Relay,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Passing,
+    /// All has passed but the end itself.
+    Ending,
+    Ended,
+}
+
+impl Way {
+    fn new() -> Self {
+        Self {
+            relay: Relay::new(Unsent::default(), Framing::UntilClose, Coding::Plain),
+            state: State::Passing,
+        }
+    }
+
+    /// Passes everything on, and the end as well.
+    fn poll<R, W>(
+        &mut self,
+        from: &mut Buffered<R>,
+        to: &mut Buffered<W>,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<()>>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        if self.state == State::Passing {
+            let passed = ready!(self.relay.poll_pass(from, &mut to.stream, context));
+            passed.map_err(|error| match error {
+                PassError::Read(error) | PassError::Write(error) => error,
+                other => io::Error::other(other),
+            })?;
+            self.state = State::Ending;
+        }
+        if self.state == State::Ending {
+            ready!(Pin::new(&mut to.stream).poll_shutdown(context))?;
+            self.state = State::Ended;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+async fn both_ways<A, B>(mut gateway: Buffered<A>, mut workspace: Buffered<B>) -> io::Result<()>
+where
+    A: AsyncRead + AsyncWrite + Unpin,
+    B: AsyncRead + AsyncWrite + Unpin,
+{
+    let (mut up, mut down) = (Way::new(), Way::new());
+    let mut poll = |context: &mut Context<'_>, is_one_enough: bool| {
+        let up = up.poll(&mut gateway, &mut workspace, context)?;
+        let down = down.poll(&mut workspace, &mut gateway, context)?;
+        match (up, down) {
+            (Poll::Ready(()), Poll::Ready(())) => Poll::Ready(Ok(())),
+            (Poll::Ready(()), _) | (_, Poll::Ready(())) if is_one_enough => Poll::Ready(Ok(())),
+            _ => Poll::Pending,
         }
     };
-    match copied {
-        Ok((to_workspace, to_gateway)) => {
-            tracing::debug!(request_id, to_workspace, to_gateway, "tunnel ended");
-        }
-        Err(error) => tracing::debug!(request_id, %error, "tunnel broke off"),
-    }
-}
-
-/// How many bytes went to the second, and how many to the first.
-async fn both_ways<A, B>(first: A, second: B) -> io::Result<(u64, u64)>
-where
-    A: AsyncRead + AsyncWrite,
-    B: AsyncRead + AsyncWrite,
-{
-    let ((mut from_first, mut to_first), (mut from_second, mut to_second)) = (split(first), split(second));
-    let mut there = pin!(pass(&mut from_first, &mut to_second));
-    let mut back = pin!(pass(&mut from_second, &mut to_first));
-    let late = |_| io::Error::from(io::ErrorKind::TimedOut);
-    tokio::select! {
-        passed = there.as_mut() => Ok((passed?, timeout(AFTER_END, back).await.map_err(late)??)),
-        passed = back.as_mut() => {
-            let passed = passed?;
-            Ok((timeout(AFTER_END, there).await.map_err(late)??, passed))
-        }
-    }
-}
-
-/// Passes everything on, and the end as well.
-async fn pass(from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite + Unpin)) -> io::Result<u64> {
-    let passed = copy(from, to).await?;
-    to.shutdown().await?;
-    Ok(passed)
+    poll_fn(|context| poll(context, true)).await?;
+    let rest = timeout(AFTER_END, poll_fn(|context| poll(context, false))).await;
+    rest.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
 #[cfg(test)]
@@ -77,7 +125,7 @@ mod tests {
                 if gateway_ends { (gateway_peer, workspace_peer) } else { (workspace_peer, gateway_peer) };
             drop(ended);
             let since = Instant::now();
-            let error = both_ways(gateway, workspace).await.unwrap_err();
+            let error = both_ways(Buffered::new(gateway), Buffered::new(workspace)).await.unwrap_err();
             assert_eq!((error.kind(), since.elapsed()), (io::ErrorKind::TimedOut, AFTER_END));
         }
     }

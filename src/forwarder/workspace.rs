@@ -1,34 +1,32 @@
 //! A connection to a workspace.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd as _;
 use std::time::Duration;
 
-use http::{Request, Response};
-use hyper::body::Incoming;
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper_util::rt::TokioIo;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv};
 use thiserror::Error;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout};
+use tokio::time::{sleep, timeout};
 
-use super::body::RequestBody;
-use super::{MAX_HEAD, MAX_HEADERS, Tasks};
+use super::buffered::Buffered;
+
+/// After how long the next address is tried beside the one before, which has not
+/// answered (RFC 8305, section 8).
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
 /// A connection to a workspace that takes one request after the other.
+#[derive(Debug)]
 pub(super) struct Connection {
-    sender: SendRequest<RequestBody>,
-    address: SocketAddr,
-    requests: u32,
-}
-
-/// Why a request got no answer on a connection.
-pub(super) enum SendError {
-    /// The connection was already dead: here is the request, of which no byte
-    /// was written.
-    Unsent(Box<Request<RequestBody>>, hyper::Error),
-    /// Some of the request may have arrived.
-    Broken(hyper::Error),
+    pub(super) stream: Buffered<TcpStream>,
+    address: IpAddr,
+    /// How many requests were sent on it.
+    pub(super) requests: u32,
 }
 
 /// Why no connection could be made.
@@ -38,88 +36,124 @@ pub(super) enum ConnectError {
     Timeout(Duration),
     #[error("no connection: {0}")]
     Refused(#[source] io::Error),
-    #[error("no connection: {0}")]
-    Http(#[source] hyper::Error),
 }
 
 impl Connection {
-    /// Connects to the first address that takes the connection.
-    ///
-    /// Each address gets its share of the time that is left, so that one which
-    /// is silent does not keep the next one from being tried.
-    pub(super) async fn open(
-        addresses: &[IpAddr],
-        port: u16,
-        wait: Duration,
-        tasks: &Tasks,
-    ) -> Result<Self, ConnectError> {
-        let deadline = Instant::now() + wait;
-        let mut failure = ConnectError::Timeout(wait);
-        for (tried, address) in (0_u32..).zip(addresses) {
-            let left = u32::try_from(addresses.len()).unwrap_or(u32::MAX) - tried;
-            let share = deadline.saturating_duration_since(Instant::now()) / left;
-            let address = SocketAddr::new(*address, port);
-            match timeout(share, TcpStream::connect(address)).await {
-                Ok(Ok(stream)) => return Self::handshake(stream, address, tasks).await,
-                Ok(Err(error)) => failure = ConnectError::Refused(error),
-                Err(_) => failure = ConnectError::Timeout(wait),
-            }
-        }
-        Err(failure)
-    }
-
-    async fn handshake(stream: TcpStream, address: SocketAddr, tasks: &Tasks) -> Result<Self, ConnectError> {
+    /// Connects to the first address that takes the connection: one after the other,
+    /// and the next one beside an address that is slow (RFC 8305).
+    pub(super) async fn open(addresses: &[IpAddr], port: u16, wait: Duration) -> Result<Self, ConnectError> {
+        let opened = timeout(wait, race(interleaved(addresses), port)).await;
+        let (stream, address) =
+            opened.map_err(|_| ConnectError::Timeout(wait))?.map_err(ConnectError::Refused)?;
         // Only slower without.
         let _ = stream.set_nodelay(true);
-        let (mut sender, connection) = http1::Builder::new()
-            .max_headers(MAX_HEADERS)
-            .max_header_size(MAX_HEAD)
-            .max_buf_size(MAX_HEAD)
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(ConnectError::Http)?;
-        tasks.spawn(async move {
-            // Whoever waits for a response or a body hears of the error there.
-            if let Err(error) = connection.with_upgrades().await {
-                tracing::debug!(%error, "connection to a workspace ended");
-            }
-        });
-        // hyper lets one request in unasked. From then on its readiness would
-        // be one request ahead, and the connection be taken for idle while it
-        // is in use.
-        sender.ready().await.map_err(ConnectError::Http)?;
-        Ok(Self { sender, address, requests: 0 })
-    }
-
-    /// Sends the request and returns when the head of its response is there.
-    pub(super) async fn send(
-        &mut self,
-        request: Request<RequestBody>,
-    ) -> Result<Response<Incoming>, SendError> {
-        self.requests += 1;
-        self.sender.try_send_request(request).await.map_err(|mut failed| match failed.take_message() {
-            Some(request) => SendError::Unsent(Box::new(request), failed.into_error()),
-            None => SendError::Broken(failed.into_error()),
-        })
-    }
-
-    /// Waits until both bodies have passed; false if the connection has ended.
-    pub(super) async fn becomes_idle(&mut self) -> bool {
-        self.sender.ready().await.is_ok()
-    }
-
-    /// Whether the next request can be sent at once.
-    pub(super) fn is_idle(&self) -> bool {
-        self.sender.is_ready()
-    }
-
-    /// How many requests were sent on it.
-    pub(super) fn requests(&self) -> u32 {
-        self.requests
+        Ok(Self { stream: Buffered::new(stream), address, requests: 0 })
     }
 
     /// Where it leads.
     pub(super) fn address(&self) -> IpAddr {
-        self.address.ip()
+        self.address
+    }
+
+    /// Whether the next request can be sent: nobody has closed it, and nothing has
+    /// come that nobody asked for. The kernel is asked itself, since the runtime may
+    /// not have heard of an end yet.
+    pub(super) fn is_quiet(&self) -> bool {
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        self.stream.unused().is_empty()
+            && recv(self.stream.stream.as_raw_fd(), &mut [0], flags) == Err(Errno::EAGAIN)
+    }
+}
+
+async fn race(mut addresses: VecDeque<IpAddr>, port: u16) -> io::Result<(TcpStream, IpAddr)> {
+    let mut failure = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    let mut attempts = FuturesUnordered::new();
+    loop {
+        if let Some(address) = addresses.pop_front() {
+            attempts.push(async move {
+                TcpStream::connect(SocketAddr::new(address, port)).await.map(|stream| (stream, address))
+            });
+        }
+        let is_last = addresses.is_empty();
+        tokio::select! {
+            Some(connected) = attempts.next() => match connected {
+                Ok(connected) => return Ok(connected),
+                Err(error) => failure = error,
+            },
+            () = sleep(ATTEMPT_DELAY), if !is_last => {}
+            else => return Err(failure),
+        }
+        if is_last && attempts.is_empty() {
+            return Err(failure);
+        }
+    }
+}
+
+/// The addresses in the order in which they are tried: IPv6 and IPv4 in turn, each
+/// in the order in which they came (RFC 8305, section 4).
+fn interleaved(addresses: &[IpAddr]) -> VecDeque<IpAddr> {
+    let (six, four): (Vec<IpAddr>, Vec<IpAddr>) = addresses.iter().partition(|address| address.is_ipv6());
+    let (mut six, mut four) = (six.into_iter(), four.into_iter());
+    let mut order = VecDeque::with_capacity(addresses.len());
+    while order.len() < addresses.len() {
+        order.extend(six.next());
+        order.extend(four.next());
+    }
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    fn ips(texts: &[&str]) -> Vec<IpAddr> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn the_two_kinds_of_addresses_take_turns() {
+        for (addresses, expected) in [
+            (&["127.0.0.1", "127.0.0.2", "::1"][..], &["::1", "127.0.0.1", "127.0.0.2"][..]),
+            (&["::1", "::2", "::3", "127.0.0.1"], &["::1", "127.0.0.1", "::2", "::3"]),
+            (&["127.0.0.1"], &["127.0.0.1"]),
+            (&[], &[]),
+        ] {
+            assert_eq!(Vec::from(interleaved(&ips(addresses))), ips(expected));
+        }
+    }
+
+    #[tokio::test]
+    async fn every_address_is_tried() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let addresses = ips(&["127.0.0.3", "127.0.0.2", "::1", "127.0.0.1"]);
+        let wait = Duration::from_secs(20);
+        let opened = Connection::open(&addresses, port, wait).await.unwrap();
+        assert_eq!(opened.address(), addresses[3]);
+        let error = Connection::open(&addresses[..2], port, wait).await.unwrap_err();
+        assert!(matches!(error, ConnectError::Refused(_)), "{error}");
+        let error = Connection::open(&[], port, wait).await.unwrap_err();
+        assert!(matches!(error, ConnectError::Refused(_)), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_quiet_until_somebody_speaks_or_goes() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        for speaks in [true, false] {
+            let opened = Connection::open(&[address.ip()], address.port(), Duration::from_secs(20)).await;
+            let (opened, (peer, _)) = (opened.unwrap(), listener.accept().await.unwrap());
+            assert!(opened.is_quiet());
+            if speaks {
+                assert_eq!(peer.try_write(b"x").unwrap(), 1);
+            } else {
+                drop(peer);
+            }
+            assert!(!opened.is_quiet());
+        }
     }
 }

@@ -99,6 +99,16 @@ fn english(refusal: Refusal) -> Words {
             "Your browser or a program in between sent more headers than the gateway can check.",
             "Switch off browser extensions that add headers, or a proxy that does, and reload this page.",
         ),
+        Refusal::RequestMalformed => (
+            "This request can't be read",
+            "What arrived here is not in a form that can be passed on safely.",
+            "Reload this page. If that changes nothing, tell your administrator.",
+        ),
+        Refusal::RequestLate => (
+            "This request took too long",
+            "Only a part of it arrived here in time.",
+            "Reload this page. If that changes nothing, check your connection.",
+        ),
         Refusal::TokenInvalid => (
             "Your sign-in is no longer valid",
             "The proof of who you are has expired, or was not made for this site.",
@@ -179,6 +189,16 @@ fn korean(refusal: Refusal) -> Words {
             "요청 헤더가 너무 많습니다",
             "브라우저나 중간 프로그램이 게이트웨이가 확인할 수 있는 것보다 많은 헤더를 보냈습니다.",
             "헤더를 추가하는 브라우저 확장 프로그램이나 프록시를 끄고 페이지를 새로 고쳐 주세요.",
+        ),
+        Refusal::RequestMalformed => (
+            "요청을 읽을 수 없습니다",
+            "도착한 요청의 형식이 올바르지 않아 안전하게 전달할 수 없습니다.",
+            "페이지를 새로 고쳐 주세요. 계속되면 관리자에게 알려 주세요.",
+        ),
+        Refusal::RequestLate => (
+            "요청이 너무 오래 걸렸습니다",
+            "제한 시간 안에 요청의 일부만 도착했습니다.",
+            "페이지를 새로 고쳐 주세요. 계속되면 네트워크 연결을 확인해 주세요.",
         ),
         Refusal::TokenInvalid => (
             "로그인이 더 이상 유효하지 않습니다",

@@ -143,25 +143,14 @@ async fn idle_connections_have_a_limit_and_an_end() {
 }
 
 #[tokio::test]
-async fn every_address_is_tried() {
-    let workspace = Workspace::new().await;
-    let tasks = Tasks::new();
-    let addresses = ["127.0.0.2".parse().unwrap(), "127.0.0.1".parse().unwrap()];
-    let opened = Connection::open(&addresses, workspace.address.port(), PATIENCE, &tasks).await;
-    assert_eq!(opened.ok().unwrap().address(), addresses[1]);
-    let refused = Connection::open(&addresses[..1], workspace.address.port(), PATIENCE, &tasks).await;
-    assert!(refused.is_err());
-}
-
-#[tokio::test]
 async fn an_idle_connection_is_not_used_for_an_address_that_the_name_has_lost() {
     let workspace = Workspace::new().await;
-    let (tasks, pool) = (Tasks::new(), Pool::new(10, PATIENCE));
+    let pool = Pool::new(10, PATIENCE);
     let upstream: Upstream = format!("http://code-alice:{}", workspace.address.port()).parse().unwrap();
     let destination = Destination::of(&upstream);
     let (old, new) = ("127.0.0.1".parse().unwrap(), "127.0.0.2".parse().unwrap());
     let addresses = [old];
-    let open = || Connection::open(&addresses, workspace.address.port(), PATIENCE, &tasks);
+    let open = || Connection::open(&addresses, workspace.address.port(), PATIENCE);
     pool.put(destination.clone(), open().await.ok().unwrap(), PATIENCE);
     assert!(pool.take(&destination, &[new, old]).is_some());
     assert!(pool.take(&destination, &[new, old]).is_none());

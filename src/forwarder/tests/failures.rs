@@ -1,5 +1,6 @@
 //! Workspaces that fail.
 
+use super::super::head::{MAX_FIELDS, MAX_HEAD};
 use super::super::*;
 use super::harness::*;
 use crate::upstream::Upstream;
@@ -48,7 +49,7 @@ async fn a_name_that_can_not_be_resolved_is_said_to_be() {
 
 #[tokio::test]
 async fn a_silent_workspace_is_starting() {
-    let limits = ForwarderLimits { response_head: Duration::from_millis(50), ..ForwarderLimits::default() };
+    let limits = ForwarderLimits { read: Duration::from_millis(50), ..ForwarderLimits::default() };
     let (served, workspace) = (Served::with(limits, DRAIN).await, Workspace::new().await);
     let mut gateway = served.connect().await;
     gateway.write(served.get("/", &workspace)).await;
@@ -62,7 +63,7 @@ async fn a_silent_workspace_is_starting() {
 #[tokio::test]
 async fn a_workspace_is_not_late_while_the_request_is_still_coming() {
     let wait = Duration::from_millis(500);
-    let limits = ForwarderLimits { response_head: wait, ..ForwarderLimits::default() };
+    let limits = ForwarderLimits { read: wait, ..ForwarderLimits::default() };
     let (served, workspace) = (Served::with(limits, DRAIN).await, Workspace::new().await);
     let mut gateway = served.connect().await;
     let stamp = served.stamp(&workspace);
@@ -104,7 +105,7 @@ async fn a_workspace_that_breaks_off_has_failed_and_is_not_asked_again() {
 async fn a_response_that_can_not_be_passed_on_is_a_failure() {
     let (served, workspace) = (Served::new().await, Workspace::new().await);
     let mut gateway = served.connect().await;
-    let many = "X: y\r\n".repeat(MAX_HEADERS + 1);
+    let many = "X: y\r\n".repeat(MAX_FIELDS + 1);
     let long = format!("X: {}\r\n", "y".repeat(MAX_HEAD));
     for lines in ["Transfer-Encoding: gzip, chunked\r\n", &many, &long] {
         gateway.write(served.get("/", &workspace)).await;
@@ -118,7 +119,7 @@ async fn a_response_that_can_not_be_passed_on_is_a_failure() {
 #[tokio::test]
 async fn a_request_head_has_a_limit() {
     let (served, workspace) = (Served::new().await, Workspace::new().await);
-    let many = "X: y\r\n".repeat(MAX_HEADERS - 2);
+    let many = "X: y\r\n".repeat(MAX_FIELDS - 2);
     let long = format!("X: {}\r\n", "y".repeat(MAX_HEAD));
     for (lines, is_taken) in [(many.clone(), true), (many + "X: y\r\n", false), (long, false)] {
         let mut gateway = served.connect().await;
@@ -159,7 +160,7 @@ async fn a_workspace_hears_that_the_gateway_has_gone() {
 #[tokio::test]
 async fn a_workspace_that_neither_reads_nor_answers_holds_no_place() {
     let wait = Duration::from_millis(200);
-    let limits = ForwarderLimits { response_head: wait, max_connections: 1, ..ForwarderLimits::default() };
+    let limits = ForwarderLimits { read: wait, send: wait, max_connections: 1, ..ForwarderLimits::default() };
     let (served, workspace) = (Served::with(limits, DRAIN).await, Workspace::new().await);
     let mut gateway = served.connect().await;
     gateway

@@ -93,6 +93,14 @@ impl Workspace {
         Peer::new(within(self.listener.accept()).await.unwrap().0)
     }
 
+    /// Whether nobody has connected who said anything.
+    pub(super) async fn is_unused(&self) -> bool {
+        match timeout(Duration::ZERO, self.listener.accept()).await {
+            Ok(accepted) => Peer::new(accepted.unwrap().0).rest().await.is_empty(),
+            Err(_) => true,
+        }
+    }
+
     /// Whether nobody has connected who was not accepted yet.
     pub(super) async fn is_untouched(&self) -> bool {
         timeout(Duration::ZERO, self.listener.accept()).await.is_err()
@@ -134,7 +142,8 @@ impl Peer {
     /// A response whose body has a length.
     pub(super) async fn response(&mut self) -> (String, String) {
         let head = self.head().await;
-        let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+        let lower = head.to_ascii_lowercase();
+        let length = lower.lines().find_map(|line| line.strip_prefix("content-length: "));
         let length: usize = length.map_or(0, |length| length.parse().unwrap());
         (head, self.exactly(length).await)
     }

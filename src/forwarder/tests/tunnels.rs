@@ -11,7 +11,7 @@ async fn an_upgrade_becomes_a_tunnel_that_ends_half_by_half() {
         gateway.write(served.upgrade(&workspace) + "early").await;
         let mut inside = workspace.accept().await;
         let head = inside.head().await;
-        assert!(head.contains("connection: upgrade\r\n") && head.contains("upgrade: echo/1\r\n"), "{head}");
+        assert!(head.contains("Connection: upgrade\r\n") && head.contains("Upgrade: echo/1\r\n"), "{head}");
         assert!(!head.contains("stamp"), "{head}");
         // … and of the workspace's, in one piece with the answer.
         inside
@@ -19,7 +19,7 @@ async fn an_upgrade_becomes_a_tunnel_that_ends_half_by_half() {
             .await;
         let head = gateway.head().await;
         assert!(head.starts_with("HTTP/1.1 101 Switching Protocols\r\n"), "{head}");
-        assert!(head.contains("connection: upgrade\r\n") && head.contains("upgrade: echo/1\r\n"), "{head}");
+        assert!(head.contains("Connection: upgrade\r\n") && head.contains("Upgrade: echo/1\r\n"), "{head}");
         assert_eq!(gateway.exactly(5).await, "first");
         assert_eq!(inside.exactly(5).await, "early");
 

@@ -1,0 +1,139 @@
+//! Answers of ours, and what becomes of the rest of a request that got one.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use std::future::poll_fn;
+use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::asked::AskedError;
+use super::buffered::Buffered;
+use super::exchange::{Failure, Next};
+use super::head::{Field, RequestHead};
+use super::headers::write_answer;
+use super::relay::Relay;
+use crate::refusal::{Reader, Refusal};
+use crate::request_id::shown_request_id;
+
+/// The header that names a request in the gateway's logs and in ours.
+const REQUEST_ID: &str = "x-request-id";
+
+/// How much of a request is read that nobody wants, and for how long.
+///
+/// A connection that is closed while something is unread is reset, and a reset
+/// may take the answer from the gateway before it has read it.
+const MAX_DISCARDED: usize = 1 << 20;
+const MAX_DISCARDING: Duration = Duration::from_secs(2);
+
+/// How long the gateway may take to read an answer of ours.
+const ANSWER_TIME: Duration = Duration::from_secs(10);
+
+/// Answers the request whose head is used up, and logs why, here and nowhere else.
+/// With its body, the connection can go on behind it.
+pub(super) async fn answer(
+    gateway: &mut Buffered<TcpStream>,
+    failure: &Failure,
+    body: Option<Relay>,
+) -> Next {
+    let Some(refusal) = failure.refusal() else {
+        tracing::debug!(reason = %failure, "exchange broke off");
+        return Next::End;
+    };
+    let head = RequestHead::parse(gateway.used()).ok();
+    let request_id = shown_request_id(head.as_ref().and_then(|head| value(&head.fields, REQUEST_ID)));
+    let code = refusal.code();
+    // A bad stamp or a malformed request is an attack or a mistake in the set-up;
+    // everything else is a workspace's ordinary life.
+    if matches!(failure, Failure::Asked(_) | Failure::Body(_)) {
+        tracing::warn!(request_id, code, reason = %failure, "request refused");
+    } else {
+        tracing::info!(request_id, code, reason = %failure, "request refused");
+    }
+    let is_last = body.is_none();
+    let bytes = match failure {
+        Failure::Asked(AskedError::Connect) => write_answer(405, "Method Not Allowed", &[], b"", is_last),
+        _ => render(refusal, head.as_ref(), &request_id, is_last),
+    };
+    if !matches!(timeout(ANSWER_TIME, gateway.stream.write_all(&bytes)).await, Ok(Ok(()))) {
+        return Next::End;
+    }
+    match body {
+        Some(mut body) => discard(gateway, &mut body).await,
+        None => {
+            linger(gateway).await;
+            Next::End
+        }
+    }
+}
+
+/// The refusal as it goes to the gateway.
+fn render(refusal: Refusal, head: Option<&RequestHead<'_>>, request_id: &str, is_last: bool) -> Vec<u8> {
+    let fields = head.map(|head| head.fields.as_slice()).unwrap_or_default();
+    let method = head.and_then(|head| str::from_utf8(head.method).ok()).unwrap_or_default();
+    let reader = Reader::new(method, |name| value(fields, name));
+    let rendered = refusal.render(&reader, request_id, None);
+    // What answers a HEAD has no body (RFC 9110, section 9.3.2).
+    let body = if method == "HEAD" { &[][..] } else { &rendered.body };
+    write_answer(rendered.status, refusal.reason_phrase(), &rendered.headers, body, is_last)
+}
+
+fn value<'b>(fields: &[Field<'b>], name: &str) -> Option<&'b [u8]> {
+    fields.iter().find(|field| field.is(name)).map(|field| field.value)
+}
+
+/// Reads the rest of a body that nobody wants, within limits; behind it the next
+/// request may come.
+pub(super) async fn discard(gateway: &mut Buffered<TcpStream>, body: &mut Relay) -> Next {
+    body.discard();
+    let mut nowhere = Nowhere { left: MAX_DISCARDED };
+    let discarding = poll_fn(|context| body.poll_pass(gateway, &mut nowhere, context));
+    match timeout(MAX_DISCARDING, discarding).await {
+        Ok(Ok(())) => Next::Request,
+        _ => Next::End,
+    }
+}
+
+/// Lets the gateway read what was written before the connection is closed.
+async fn linger(gateway: &mut Buffered<TcpStream>) {
+    let _ = gateway.stream.shutdown().await;
+    let reading = async {
+        let (mut piece, mut read) = ([0; 1024], 0);
+        while let Ok(length @ 1..) = gateway.stream.read(&mut piece).await {
+            read += length;
+            if read > MAX_DISCARDED {
+                break;
+            }
+        }
+    };
+    // Late or not, it ends here.
+    let _ = timeout(MAX_DISCARDING, reading).await;
+}
+
+/// Takes some bytes, and no more.
+struct Nowhere {
+    left: usize,
+}
+
+impl AsyncWrite for Nowhere {
+    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.left.checked_sub(bytes.len()) {
+            Some(left) => {
+                self.left = left;
+                Poll::Ready(Ok(bytes.len()))
+            }
+            None => Poll::Ready(Err(io::ErrorKind::StorageFull.into())),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
