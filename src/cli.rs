@@ -98,6 +98,38 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "FILE", help_heading = "Forwarder")]
     pub(crate) stamp_key_file: Option<String>,
 
+    /// Connections and tunnels of one subject at a time
+    #[arg(long, value_name = "COUNT", default_value = "256", help_heading = "Forwarder")]
+    pub(crate) max_subject_connections: String,
+
+    /// How long the gateway may take for a request's head, from its first byte on
+    #[arg(long, value_name = "DURATION", default_value = "10s", help_heading = "Forwarder")]
+    pub(crate) head_timeout: String,
+
+    /// How long a connection to a workspace may take, over all its addresses
+    #[arg(long, value_name = "DURATION", default_value = "6s", help_heading = "Forwarder")]
+    pub(crate) connect_timeout: String,
+
+    /// How long a workspace, or the gateway, may take nothing of what is sent to it
+    #[arg(long, value_name = "DURATION", default_value = "300s", help_heading = "Forwarder")]
+    pub(crate) send_timeout: String,
+
+    /// How long nothing may move while a workspace's answer is awaited
+    #[arg(long, value_name = "DURATION", default_value = "300s", help_heading = "Forwarder")]
+    pub(crate) read_timeout: String,
+
+    /// Connections to workspaces that wait for their next request, in all
+    #[arg(long, value_name = "COUNT", default_value = "320", help_heading = "Forwarder")]
+    pub(crate) max_idle_connections: String,
+
+    /// How long such a connection waits
+    #[arg(long, value_name = "DURATION", default_value = "60s", help_heading = "Forwarder")]
+    pub(crate) idle_timeout: String,
+
+    /// Requests on one connection to a workspace
+    #[arg(long, value_name = "COUNT", default_value = "1000", help_heading = "Forwarder")]
+    pub(crate) max_connection_requests: String,
+
     /// How long a stamp is good. The gateway may read a whole upload before it sends the request on
     #[arg(long, value_name = "DURATION", default_value = "60s", help_heading = "Forwarder")]
     pub(crate) stamp_lifetime: String,

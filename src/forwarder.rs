@@ -13,6 +13,7 @@
 mod asked;
 mod buffered;
 mod chunked;
+mod counters;
 mod exchange;
 mod framing;
 #[cfg(fuzzing)]
@@ -23,6 +24,7 @@ mod headers;
 mod pool;
 mod refuse;
 mod relay;
+mod subjects;
 #[cfg(test)]
 mod tests;
 mod tunnel;
@@ -41,11 +43,18 @@ use tokio_util::task::TaskTracker;
 
 use crate::resolver::Resolver;
 use crate::stamp::StampKey;
+use crate::upstream::Timeouts;
+use counters::Counters;
 use pool::Pool;
+use subjects::Subjects;
 
 /// How long nothing is accepted after a failure such as running out of file
 /// descriptors, which passes only when others are closed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
+
+/// How many connections beyond the limit are told so at a time; more are closed at
+/// once.
+const MAX_TURNED_AWAY: usize = 64;
 
 /// What the forwarder does not exceed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +62,8 @@ pub(crate) struct ForwarderLimits {
     /// Connections from the gateway at a time, tunnels among them. Each may
     /// need a second one, to a workspace.
     pub(crate) max_connections: usize,
+    /// Requests under way and tunnels of one subject at a time.
+    pub(crate) max_of_subject: usize,
     /// How long a workspace may take to accept a connection, over all its
     /// addresses.
     pub(crate) connect: Duration,
@@ -75,6 +86,7 @@ impl Default for ForwarderLimits {
     fn default() -> Self {
         Self {
             max_connections: 4096,
+            max_of_subject: 256,
             connect: Duration::from_secs(6),
             send: Duration::from_secs(300),
             read: Duration::from_secs(300),
@@ -86,24 +98,46 @@ impl Default for ForwarderLimits {
     }
 }
 
+impl ForwarderLimits {
+    /// The same with the times that a plugin chose for a request.
+    fn with(&self, chosen: Timeouts) -> Waits {
+        Waits {
+            connect: chosen.connect.unwrap_or(self.connect),
+            send: chosen.send.unwrap_or(self.send),
+            read: chosen.read.unwrap_or(self.read),
+        }
+    }
+}
+
+/// How long is waited in one exchange.
+#[derive(Clone, Copy, Debug)]
+struct Waits {
+    connect: Duration,
+    send: Duration,
+    read: Duration,
+}
+
 /// Sends each request to the upstream that its stamp names.
 pub(crate) struct Forwarder {
     key: StampKey,
     resolver: Arc<Resolver>,
     limits: ForwarderLimits,
     pool: Arc<Pool>,
+    pub(crate) subjects: Arc<Subjects>,
+    pub(crate) counters: Counters,
     tasks: Tasks,
 }
 
 /// A place among `max_connections`, held by everything that a connection of
 /// the gateway's has become.
-type Place = Arc<OwnedSemaphorePermit>;
+type Place = OwnedSemaphorePermit;
 
 impl Forwarder {
     /// A forwarder that takes the stamps of this key.
     pub(crate) fn new(key: StampKey, resolver: Arc<Resolver>, limits: ForwarderLimits) -> Arc<Self> {
         let pool = Arc::new(Pool::new(limits.max_idle, limits.idle));
-        Arc::new(Self { key, resolver, limits, pool, tasks: Tasks::new() })
+        let (subjects, counters) = (Subjects::new(), Counters::default());
+        Arc::new(Self { key, resolver, limits, pool, subjects, counters, tasks: Tasks::new() })
     }
 
     /// Serves the listener until `stop`, then lets requests and tunnels go on
@@ -120,13 +154,11 @@ impl Forwarder {
         let _ended = self.tasks.deadline.clone().drop_guard();
         self.tasks.spawn(Arc::clone(&self.pool).close_expired(stop.clone()));
         let places = Arc::new(Semaphore::new(self.limits.max_connections));
+        let turned_away = Arc::new(Semaphore::new(MAX_TURNED_AWAY));
         let accepting = async {
             loop {
-                // First the place, then the connection: what can't be served
-                // yet waits in the listener's queue.
-                let place = Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
                 let stream = accept(&listener).await;
-                self.tasks.spawn(gateway::serve(Arc::clone(&self), stream, Arc::new(place), stop.clone()));
+                self.admit(stream, &places, &turned_away, &stop);
             }
         };
         tokio::select! {
@@ -135,7 +167,34 @@ impl Forwarder {
         }
         self.serve_queued(listener, &places, &stop);
         self.pool.close();
+        let (tunnels, refused) = (self.tunnels(), self.counters.refused());
+        tracing::info!(tunnels, ?refused, "forwarder drains");
         self.tasks.finish(drain).await;
+    }
+
+    /// How many tunnels are open.
+    fn tunnels(&self) -> usize {
+        self.subjects.activities().iter().map(|activity| activity.tunnels.len()).sum()
+    }
+
+    /// Serves a connection if there is a place for it, and else says that there is none.
+    fn admit(
+        self: &Arc<Self>,
+        stream: TcpStream,
+        places: &Arc<Semaphore>,
+        turned_away: &Arc<Semaphore>,
+        stop: &CancellationToken,
+    ) {
+        let forwarder = Arc::clone(self);
+        if let Ok(place) = Arc::clone(places).try_acquire_owned() {
+            self.tasks.spawn(gateway::serve(forwarder, stream, place, stop.clone()));
+        } else if let Ok(place) = Arc::clone(turned_away).try_acquire_owned() {
+            let refusing = gateway::turn_away(forwarder, stream, stop.clone());
+            self.tasks.spawn(async move {
+                refusing.await;
+                drop(place);
+            });
+        }
     }
 
     /// Serves who is in the listener's queue, whom its end would cut off.
@@ -149,7 +208,7 @@ impl Forwarder {
         while let Ok((stream, _)) = queue.accept() {
             let Ok(place) = Arc::clone(places).try_acquire_owned() else { return };
             if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
-                self.tasks.spawn(gateway::serve(Arc::clone(self), stream, Arc::new(place), stop.clone()));
+                self.tasks.spawn(gateway::serve(Arc::clone(self), stream, place, stop.clone()));
             }
         }
     }

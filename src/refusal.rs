@@ -30,6 +30,10 @@ pub(crate) enum Refusal {
     RequestMalformed,
     /// The request's head did not come in time.
     RequestLate,
+    /// The forwarder has all the connections that it takes.
+    RunnerBusy,
+    /// The subject has all the connections that one may have.
+    TooManyConnections,
     /// No header says who is asking.
     IdentityMissing,
     /// A header says who is asking, but not in a form that can be trusted.
@@ -81,11 +85,13 @@ impl Refusal {
             | Self::StampRefused => 403,
             Self::WorkspaceNotFound => 404,
             Self::RequestLate => 408,
+            Self::TooManyConnections => 429,
             Self::TooManyHeaders => 431,
             Self::WorkspaceFailed => 502,
             Self::KeysUnavailable
             | Self::ResolverUnavailable
             | Self::WorkspaceStarting
+            | Self::RunnerBusy
             | Self::RunnerFailed => 503,
         }
     }
@@ -96,6 +102,8 @@ impl Refusal {
             Self::TooManyHeaders => "too-many-headers",
             Self::RequestMalformed => "request-malformed",
             Self::RequestLate => "request-late",
+            Self::RunnerBusy => "runner-busy",
+            Self::TooManyConnections => "too-many-connections",
             Self::IdentityMissing => "identity-missing",
             Self::IdentityMalformed => "identity-malformed",
             Self::TokenInvalid => "token-invalid",
@@ -116,7 +124,11 @@ impl Refusal {
     /// When to come again, for what is likely to pass by itself.
     pub(crate) fn retry_after(self) -> Option<Duration> {
         match self {
-            Self::KeysUnavailable | Self::ResolverUnavailable | Self::WorkspaceStarting => Some(COME_AGAIN),
+            Self::KeysUnavailable
+            | Self::ResolverUnavailable
+            | Self::WorkspaceStarting
+            | Self::RunnerBusy
+            | Self::TooManyConnections => Some(COME_AGAIN),
             _ => None,
         }
     }
@@ -143,6 +155,8 @@ impl Refusal {
             Self::TooManyHeaders
             | Self::RequestMalformed
             | Self::RequestLate
+            | Self::RunnerBusy
+            | Self::TooManyConnections
             | Self::KeysUnavailable
             | Self::ForeignOrigin
             | Self::ResolverUnavailable
@@ -216,10 +230,12 @@ mod tests {
     use super::*;
 
     /// The product's answer table.
-    const TABLE: [(Refusal, u16, &str, Option<u64>); 17] = [
+    const TABLE: [(Refusal, u16, &str, Option<u64>); 19] = [
         (Refusal::TooManyHeaders, 431, "too-many-headers", None),
         (Refusal::RequestMalformed, 400, "request-malformed", None),
         (Refusal::RequestLate, 408, "request-late", None),
+        (Refusal::RunnerBusy, 503, "runner-busy", Some(5)),
+        (Refusal::TooManyConnections, 429, "too-many-connections", Some(5)),
         (Refusal::IdentityMissing, 401, "identity-missing", None),
         (Refusal::IdentityMalformed, 400, "identity-malformed", None),
         (Refusal::TokenInvalid, 401, "token-invalid", None),

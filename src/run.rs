@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use crate::admission::{Admission, GatewayProcess};
 use crate::conf::ConfCache;
-use crate::forwarder::{Forwarder, ForwarderLimits};
+use crate::forwarder::Forwarder;
 use crate::key_file::{KeyError, key_beside, read_or_make_key};
 use crate::plugin::Registry;
 use crate::resolver::Resolver;
@@ -87,9 +87,7 @@ pub(crate) async fn run(
     let confs = ConfCache::new(settings.conf_expire_time, settings.max_confs);
     let runner = Arc::new(Runner::new(registry, confs, settings.call, stamper));
     let server = Server::new(runner, admission, settings.max_connections);
-    let limits =
-        ForwarderLimits { max_connections: settings.max_forwarder_connections, ..ForwarderLimits::default() };
-    let forwarder = Forwarder::new(stamp_key, resolver, limits);
+    let forwarder = Forwarder::new(stamp_key, resolver, settings.forwarder_limits.clone());
 
     let serving = async {
         tokio::join!(

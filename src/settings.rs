@@ -11,6 +11,7 @@ use nix::unistd::{Group, User};
 use tracing::level_filters::LevelFilter;
 
 use crate::cli::{RunArgs, SocketArgs};
+use crate::forwarder::ForwarderLimits;
 use crate::key_file::read_key;
 use crate::resolver::{Lifetimes, NameServers};
 use crate::runner::CallLimits;
@@ -30,6 +31,9 @@ const MAX_DEADLINE: Duration = Duration::from_secs(59);
 
 /// What an expiry may be at most, so that no sum of times overflows.
 const MAX_TIME: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+/// How long is waited for a workspace at most.
+const MAX_WAIT: Duration = Duration::from_secs(86_400);
 
 /// What a lifetime of names may be at most. After a day an address is anybody's.
 const MAX_NAME_TIME: Duration = Duration::from_secs(86_400);
@@ -56,7 +60,7 @@ pub(crate) struct Settings {
     pub(crate) call: CallLimits,
     pub(crate) drain: Duration,
     pub(crate) forwarder: SocketAddr,
-    pub(crate) max_forwarder_connections: usize,
+    pub(crate) forwarder_limits: ForwarderLimits,
     /// `None` for the one beside the socket.
     pub(crate) stamp_key: Option<StampKey>,
     pub(crate) stamp_lifetime: Duration,
@@ -138,8 +142,7 @@ impl Settings {
         let drain = checker.duration("--drain-deadline", &args.drain_deadline, MAX_TIME);
         let forwarder =
             checker.check("--forwarder-address", &args.forwarder_address, loopback(&args.forwarder_address));
-        let max_forwarder_connections =
-            checker.count("--max-forwarder-connections", &args.max_forwarder_connections, 1 << 20);
+        let forwarder_limits = forwarder_limits(checker, args);
         let stamp_key = match &args.stamp_key_file {
             Some(file) => {
                 let key = read_key(Path::new(file)).map_err(|error| error.to_string());
@@ -169,7 +172,7 @@ impl Settings {
             call: CallLimits { deadline: deadline?, questions: questions?, bytes: bytes? },
             drain: drain?,
             forwarder: forwarder?,
-            max_forwarder_connections: max_forwarder_connections?,
+            forwarder_limits: forwarder_limits?,
             stamp_key: stamp_key?,
             stamp_lifetime: stamp_lifetime?,
             name_servers: servers?,
@@ -286,6 +289,31 @@ fn duration_or_none(text: &str, most: Duration) -> Result<Duration, String> {
         duration if duration > most => Err(format!("more than {}", humantime::format_duration(most))),
         duration => Ok(duration),
     }
+}
+
+fn forwarder_limits(checker: &mut Checker, args: &RunArgs) -> Option<ForwarderLimits> {
+    let max_connections =
+        checker.count("--max-forwarder-connections", &args.max_forwarder_connections, 1 << 20);
+    let max_of_subject = checker.count("--max-subject-connections", &args.max_subject_connections, 1 << 20);
+    let mut time = |name, text| checker.duration(name, text, MAX_WAIT);
+    let head = time("--head-timeout", &args.head_timeout);
+    let connect = time("--connect-timeout", &args.connect_timeout);
+    let send = time("--send-timeout", &args.send_timeout);
+    let read = time("--read-timeout", &args.read_timeout);
+    let idle = time("--idle-timeout", &args.idle_timeout);
+    let max_idle = checker.count("--max-idle-connections", &args.max_idle_connections, 1 << 20);
+    let max_requests = checker.count("--max-connection-requests", &args.max_connection_requests, 1 << 30);
+    Some(ForwarderLimits {
+        max_connections: max_connections?,
+        max_of_subject: max_of_subject?,
+        head: head?,
+        connect: connect?,
+        send: send?,
+        read: read?,
+        idle: idle?,
+        max_idle: max_idle?,
+        max_requests: u32::try_from(max_requests?).ok()?,
+    })
 }
 
 fn name_lifetimes(checker: &mut Checker, args: &RunArgs) -> Option<Lifetimes> {

@@ -5,8 +5,9 @@
 //!
 //! | bytes | what |
 //! |---|---|
-//! | 1 | version, 1 |
+//! | 1 | version, 2 |
 //! | 8 | expiry, seconds since 1970, big-endian |
+//! | 4 + 4 + 4 | how long to wait: to connect, to send, to read, in milliseconds, big-endian; 0 for the forwarder's setting |
 //! | 2 | port, big-endian |
 //! | 1 | length of the host name |
 //! | … | host name |
@@ -25,7 +26,7 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 use thiserror::Error;
 
-use crate::upstream::{Scheme, Upstream};
+use crate::upstream::{Scheme, Timeouts, Upstream};
 
 /// The header that carries the stamp from the gateway to the forwarder.
 pub(crate) const STAMP_HEADER: &str = "x-kube-coders-stamp";
@@ -34,9 +35,9 @@ pub(crate) const STAMP_HEADER: &str = "x-kube-coders-stamp";
 /// long (RFC 2104, section 3).
 pub(crate) const MIN_KEY: usize = 32;
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const MAC: usize = 32;
-const BEFORE_HOST: usize = 1 + 8 + 2 + 1;
+const BEFORE_HOST: usize = 1 + 8 + 3 * 4 + 2 + 1;
 
 /// How long a stamp may be as a header's value. Host name and subject have at
 /// most 253 and 1,020 bytes; more is not ours.
@@ -74,6 +75,12 @@ impl StampKey {
             Vec::with_capacity(BEFORE_HOST + host.len() + 1 + subject.map_or(0, <[u8]>::len) + MAC);
         bytes.push(VERSION);
         bytes.extend_from_slice(&unix_seconds(expires).to_be_bytes());
+        let Timeouts { connect, send, read } = upstream.timeouts();
+        for timeout in [connect, send, read] {
+            let milliseconds = timeout.map_or(0, |timeout| timeout.as_millis());
+            let milliseconds = u32::try_from(milliseconds).expect("a timeout is at most a day");
+            bytes.extend_from_slice(&milliseconds.to_be_bytes());
+        }
         bytes.extend_from_slice(&upstream.port().to_be_bytes());
         bytes.push(u8::try_from(host.len()).expect("a host name has at most 253 bytes"));
         bytes.extend_from_slice(host);
@@ -141,6 +148,15 @@ fn unix_seconds(time: SystemTime) -> u64 {
 fn decode(content: &[u8]) -> Option<(u64, Upstream)> {
     let (&[version], content) = content.split_first_chunk()?;
     let (expires, content) = content.split_first_chunk()?;
+    let mut timeouts = [None; 3];
+    let mut content = content;
+    for timeout in &mut timeouts {
+        let (milliseconds, rest) = content.split_first_chunk()?;
+        let milliseconds = u32::from_be_bytes(*milliseconds);
+        *timeout = (milliseconds > 0).then(|| Duration::from_millis(milliseconds.into()));
+        content = rest;
+    }
+    let [connect, send, read] = timeouts;
     let (port, content) = content.split_first_chunk()?;
     let (&[host_length], content) = content.split_first_chunk()?;
     let (host, content) = content.split_at_checked(host_length.into())?;
@@ -154,7 +170,7 @@ fn decode(content: &[u8]) -> Option<(u64, Upstream)> {
         0 => upstream,
         _ => upstream.for_subject(std::str::from_utf8(subject).ok()?).ok()?,
     };
-    Some((u64::from_be_bytes(*expires), upstream))
+    Some((u64::from_be_bytes(*expires), upstream.with_timeouts(Timeouts { connect, send, read })))
 }
 
 /// The upstream that a stamp speaks of, whoever made it: for people who look,
@@ -289,8 +305,11 @@ mod tests {
             port in 1..=u16::MAX,
             subject in proptest::option::of(".{1,255}"),
             lifetime in 1..1_000_000_u64,
+            timeouts in proptest::array::uniform3(proptest::option::of(1..86_400_000_u64)),
         ) {
+            let [connect, send, read] = timeouts.map(|timeout| timeout.map(Duration::from_millis));
             let upstream = Upstream::new(Scheme::Http, host.parse().unwrap(), port).unwrap();
+            let upstream = upstream.with_timeouts(Timeouts { connect, send, read });
             let upstream = match subject {
                 Some(subject) => upstream.for_subject(subject).unwrap(),
                 None => upstream,

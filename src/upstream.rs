@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::de::{Deserialize, Deserializer, Error as _};
 use thiserror::Error;
@@ -17,6 +18,11 @@ pub(crate) const MAX_LABEL: usize = 63;
 
 /// How long a subject may be, in characters (OpenID Connect Core 1.0, section 2).
 const MAX_SUBJECT: usize = 255;
+
+/// What may be waited for a workspace: what a stamp can tell, and what anybody may
+/// mean.
+const MIN_TIMEOUT: Duration = Duration::from_millis(1);
+const MAX_TIMEOUT: Duration = Duration::from_secs(86_400);
 
 /// How a workspace is spoken to.
 ///
@@ -138,7 +144,17 @@ impl fmt::Debug for HostName {
     }
 }
 
-/// A destination for one request: scheme, host name, port, and on whose behalf.
+/// How long is waited for a workspace, where that is not left to the forwarder's own
+/// settings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Timeouts {
+    pub(crate) connect: Option<Duration>,
+    pub(crate) send: Option<Duration>,
+    pub(crate) read: Option<Duration>,
+}
+
+/// A destination for one request: scheme, host name, port, on whose behalf, and how
+/// long it is waited for.
 ///
 /// ```
 /// use kube_coders::Upstream;
@@ -154,6 +170,7 @@ pub struct Upstream {
     host: HostName,
     port: u16,
     subject: Option<Arc<str>>,
+    timeouts: Timeouts,
 }
 
 impl Upstream {
@@ -166,7 +183,7 @@ impl Upstream {
         if port == 0 {
             return Err(UpstreamError::Port);
         }
-        Ok(Self { scheme, host, port, subject: None })
+        Ok(Self { scheme, host, port, subject: None, timeouts: Timeouts::default() })
     }
 
     /// The same destination on behalf of a subject: whoever the request's
@@ -183,6 +200,48 @@ impl Upstream {
         }
         self.subject = Some(subject);
         Ok(self)
+    }
+
+    /// The same, to whose host a connection may take this long, over all its
+    /// addresses; the setting `--connect-timeout`, 6 s, by default.
+    ///
+    /// # Errors
+    ///
+    /// Less than a millisecond, or more than a day.
+    pub fn connect_timeout(mut self, timeout: Duration) -> Result<Self, UpstreamError> {
+        self.timeouts.connect = Some(checked_timeout(timeout)?);
+        Ok(self)
+    }
+
+    /// The same, which may take nothing of a request for this long;
+    /// `--send-timeout`, 300 s, by default.
+    ///
+    /// # Errors
+    ///
+    /// Less than a millisecond, or more than a day.
+    pub fn send_timeout(mut self, timeout: Duration) -> Result<Self, UpstreamError> {
+        self.timeouts.send = Some(checked_timeout(timeout)?);
+        Ok(self)
+    }
+
+    /// The same, which may say nothing for this long while its answer is awaited;
+    /// `--read-timeout`, 300 s, by default.
+    ///
+    /// # Errors
+    ///
+    /// Less than a millisecond, or more than a day.
+    pub fn read_timeout(mut self, timeout: Duration) -> Result<Self, UpstreamError> {
+        self.timeouts.read = Some(checked_timeout(timeout)?);
+        Ok(self)
+    }
+
+    pub(crate) fn with_timeouts(mut self, timeouts: Timeouts) -> Self {
+        self.timeouts = timeouts;
+        self
+    }
+
+    pub(crate) fn timeouts(&self) -> Timeouts {
+        self.timeouts
     }
 
     /// How the upstream is spoken to.
@@ -208,6 +267,10 @@ impl Upstream {
     pub fn subject(&self) -> Option<&str> {
         self.subject.as_deref()
     }
+}
+
+pub(crate) fn checked_timeout(timeout: Duration) -> Result<Duration, UpstreamError> {
+    if (MIN_TIMEOUT..=MAX_TIMEOUT).contains(&timeout) { Ok(timeout) } else { Err(UpstreamError::Timeout) }
 }
 
 impl FromStr for Upstream {
@@ -264,6 +327,9 @@ pub enum UpstreamError {
     /// The subject is empty or too long.
     #[error("a subject has 1 to {MAX_SUBJECT} characters")]
     Subject,
+    /// A time to wait is none, or too long.
+    #[error("a timeout is between 1 ms and 1 day")]
+    Timeout,
     /// The port is missing or not between 1 and 65535.
     #[error("the upstream needs a port from 1 to 65535 behind its host, and nothing after it")]
     Port,
@@ -294,6 +360,25 @@ mod tests {
         for subject in [String::new(), "김".repeat(256)] {
             let error = upstream().for_subject(subject).unwrap_err();
             assert_eq!(error.to_string(), "a subject has 1 to 255 characters");
+        }
+    }
+
+    #[test]
+    fn a_timeout_is_neither_nothing_nor_a_day_and_more() {
+        let upstream = || "http://a:1".parse::<Upstream>().unwrap();
+        let (second, day) = (Duration::from_secs(1), Duration::from_secs(86_400));
+        let timeouts = upstream().connect_timeout(second).and_then(|it| it.send_timeout(day)).unwrap();
+        let expected = Timeouts { connect: Some(second), send: Some(day), read: None };
+        assert_eq!(timeouts.timeouts(), expected);
+        assert_eq!(upstream().read_timeout(second).unwrap().timeouts().read, Some(second));
+        for wrong in [Duration::ZERO, Duration::from_micros(999), day + Duration::from_nanos(1)] {
+            for error in [
+                upstream().connect_timeout(wrong).unwrap_err(),
+                upstream().send_timeout(wrong).unwrap_err(),
+                upstream().read_timeout(wrong).unwrap_err(),
+            ] {
+                assert_eq!(error.to_string(), "a timeout is between 1 ms and 1 day");
+            }
         }
     }
 

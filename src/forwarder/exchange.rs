@@ -23,7 +23,7 @@ use super::relay::{Coding, PassError, Relay, WaitsFor};
 use super::tunnel::Tunnel;
 use super::watch::Watch;
 use super::workspace::{ConnectError, Connection};
-use super::{Forwarder, refuse};
+use super::{Forwarder, Waits, refuse};
 use crate::refusal::Refusal;
 use crate::resolver::ResolveError;
 
@@ -47,6 +47,10 @@ pub(super) enum Failure {
     Body(ChunkError),
     #[error("request: its head was not whole in time")]
     Late,
+    #[error("gateway: {0} connections, as many as there may be")]
+    Busy(usize),
+    #[error("subject: {0} requests under way and tunnels, as many as there may be")]
+    SubjectBusy(usize),
     #[error("resolver: {0}")]
     Resolve(#[from] ResolveError),
     #[error("workspace: {0}")]
@@ -91,6 +95,8 @@ impl Failure {
             }
             Self::Asked(_) | Self::Body(_) => Refusal::RequestMalformed,
             Self::Late => Refusal::RequestLate,
+            Self::Busy(_) => Refusal::RunnerBusy,
+            Self::SubjectBusy(_) => Refusal::TooManyConnections,
             Self::Resolve(ResolveError::NotFound) => Refusal::WorkspaceNotFound,
             Self::Resolve(ResolveError::Unavailable) => Refusal::ResolverUnavailable,
             Self::Connect(_) | Self::Silent(_) => Refusal::WorkspaceStarting,
@@ -115,7 +121,7 @@ pub(super) async fn run(
                 _ => None,
             };
             let body = body.map(|framing| Relay::new(Unsent::default(), framing, Coding::Plain));
-            return refuse::answer(gateway, &error.into(), body).await;
+            return refuse::answer(forwarder, gateway, &error.into(), body).await;
         }
     };
     let before = Unsent::new(std::mem::take(&mut asked.head));
@@ -129,7 +135,7 @@ pub(super) async fn run(
         Ok(next) => next,
         Err(failure) => {
             let body = (!asked.is_last && !matches!(failure, Failure::Body(_))).then_some(upload);
-            refuse::answer(gateway, &failure, body).await
+            refuse::answer(forwarder, gateway, &failure, body).await
         }
     }
 }
@@ -145,6 +151,9 @@ async fn exchange(
     upload: &mut Relay,
     stop: &CancellationToken,
 ) -> Result<Next, Failure> {
+    let most = forwarder.limits.max_of_subject;
+    let counted = forwarder.subjects.begin(asked.upstream.subject(), most);
+    let counted = counted.ok_or(Failure::SubjectBusy(most))?;
     let addresses = forwarder.resolver.resolve(asked.upstream.host()).await?;
     let destination = Destination::of(&asked.upstream);
     let pooled = forwarder.pool.take(&destination, &addresses);
@@ -164,7 +173,10 @@ async fn exchange(
     let (connection, ended, body_passed) =
         (exchange.connection, exchanged?, exchange.uploading == Uploading::Done);
     match ended {
-        Ended::Upgraded => Ok(Next::Tunnel(Tunnel { workspace: connection.stream })),
+        Ended::Upgraded => {
+            let counted = counted.into_tunnel(asked.upstream.clone());
+            Ok(Next::Tunnel(Tunnel { workspace: connection.stream, counted }))
+        }
         Ended::Answered { keep, is_last } => {
             if let Some(idle) = keep.filter(|_| body_passed) {
                 forwarder.pool.put(destination, connection, idle);
@@ -179,7 +191,8 @@ async fn exchange(
 }
 
 async fn connect(forwarder: &Forwarder, asked: &Asked, addresses: &[IpAddr]) -> Result<Connection, Failure> {
-    Ok(Connection::open(addresses, asked.upstream.port(), forwarder.limits.connect).await?)
+    let wait = forwarder.limits.with(asked.upstream.timeouts()).connect;
+    Ok(Connection::open(addresses, asked.upstream.port(), wait).await?)
 }
 
 /// A request and its answer on their way, past each other if need be.
@@ -192,6 +205,7 @@ struct Exchange<'e> {
     uploading: Uploading,
     answering: Answering,
     stop: &'e CancellationToken,
+    waits: Waits,
     last_move: Instant,
     watch: Watch,
 }
@@ -241,6 +255,7 @@ impl<'e> Exchange<'e> {
         stop: &'e CancellationToken,
     ) -> Self {
         connection.requests += 1;
+        let waits = forwarder.limits.with(asked.upstream.timeouts());
         Self {
             forwarder,
             gateway,
@@ -250,8 +265,9 @@ impl<'e> Exchange<'e> {
             uploading: Uploading::Going,
             answering: Answering::Head { end: HeadEnd::default(), unsent: Unsent::default(), interim: 0 },
             stop,
+            waits,
             last_move: Instant::now(),
-            watch: Watch::new(forwarder.limits.read),
+            watch: Watch::new(waits.read),
         }
     }
 
@@ -429,10 +445,9 @@ impl<'e> Exchange<'e> {
             self.last_move = Instant::now();
         }
         let upload_waits = self.uploading == Uploading::Going && self.upload.waits_for() == WaitsFor::Writing;
-        let limits = &self.forwarder.limits;
         let wait = match upload_waits || answer_waits_for == WaitsFor::Writing {
-            true => limits.send,
-            false => limits.read,
+            true => self.waits.send,
+            false => self.waits.read,
         };
         ready!(self.watch.poll_over(self.last_move + wait, context));
         let failure = match self.answering {

@@ -7,12 +7,12 @@ use std::task::{Poll, ready};
 use std::time::Duration;
 
 use tokio::net::TcpStream;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
 use super::asked::AskedError;
 use super::buffered::Buffered;
-use super::exchange::{self, Next};
+use super::exchange::{self, Failure, Next};
 use super::head::{HeadEnd, HeadError};
 use super::watch::Watch;
 use super::{Forwarder, Place, refuse};
@@ -42,12 +42,12 @@ pub(super) async fn serve(
             Head::None => return,
             Head::Malformed(error) => {
                 gateway.use_up(gateway.unused().len());
-                refuse::answer(&mut gateway, &AskedError::from(error).into(), None).await;
+                refuse::answer(&forwarder, &mut gateway, &AskedError::from(error).into(), None).await;
                 return;
             }
             Head::Late => {
                 gateway.use_up(gateway.unused().len());
-                refuse::answer(&mut gateway, &exchange::Failure::Late, None).await;
+                refuse::answer(&forwarder, &mut gateway, &Failure::Late, None).await;
                 return;
             }
         }
@@ -61,6 +61,20 @@ pub(super) async fn serve(
                 return;
             }
         }
+    }
+}
+
+/// Refuses the first request of a connection for which there is no place.
+pub(super) async fn turn_away(forwarder: Arc<Forwarder>, stream: TcpStream, stop: CancellationToken) {
+    let mut gateway = Buffered::new(stream);
+    let mut watch = Watch::new(forwarder.limits.head);
+    let stopped = pin!(stop.cancelled());
+    let head = read_head(&forwarder, &mut gateway, &mut watch, stopped, &stop);
+    // Whoever says nothing meanwhile is closed.
+    if let Ok(Head::Whole(length)) = timeout(forwarder.limits.head, head).await {
+        gateway.use_up(length);
+        let busy = Failure::Busy(forwarder.limits.max_connections);
+        refuse::answer(&forwarder, &mut gateway, &busy, None).await;
     }
 }
 

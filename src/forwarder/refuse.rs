@@ -10,6 +10,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::Forwarder;
 use super::asked::AskedError;
 use super::buffered::Buffered;
 use super::exchange::{Failure, Next};
@@ -35,6 +36,7 @@ const ANSWER_TIME: Duration = Duration::from_secs(10);
 /// Answers the request whose head is used up, and logs why, here and nowhere else.
 /// With its body, the connection can go on behind it.
 pub(super) async fn answer(
+    forwarder: &Forwarder,
     gateway: &mut Buffered<TcpStream>,
     failure: &Failure,
     body: Option<Relay>,
@@ -46,6 +48,7 @@ pub(super) async fn answer(
     let head = RequestHead::parse(gateway.used()).ok();
     let request_id = shown_request_id(head.as_ref().and_then(|head| value(&head.fields, REQUEST_ID)));
     let code = refusal.code();
+    forwarder.counters.count(code);
     // A bad stamp or a malformed request is an attack or a mistake in the set-up;
     // everything else is a workspace's ordinary life.
     if matches!(failure, Failure::Asked(_) | Failure::Body(_)) {

@@ -14,6 +14,7 @@ use super::Place;
 use super::buffered::{Buffered, Unsent};
 use super::framing::Framing;
 use super::relay::{Coding, PassError, Relay};
+use super::subjects::TunnelUse;
 
 /// How long one side may go on once the other has ended. A workspace that never
 /// closes would hold a place among all users' connections for ever.
@@ -22,6 +23,8 @@ const AFTER_END: Duration = Duration::from_secs(10);
 /// The workspace's side of a connection that was upgraded.
 pub(super) struct Tunnel {
     pub(super) workspace: Buffered<TcpStream>,
+    /// The subject's part in it.
+    pub(super) counted: TunnelUse,
 }
 
 impl Tunnel {
@@ -33,7 +36,7 @@ impl Tunnel {
     /// read already and comes first.
     pub(super) async fn run(mut self, gateway: Buffered<TcpStream>, place: Place) {
         self.workspace.forget_used();
-        match both_ways(gateway, self.workspace).await {
+        match both_ways(gateway, self.workspace, || self.counted.touch()).await {
             Ok(()) => tracing::debug!("tunnel ended"),
             Err(error) => tracing::debug!(%error, "tunnel broke off"),
         }
@@ -90,16 +93,24 @@ impl Way {
     }
 }
 
-async fn both_ways<A, B>(mut gateway: Buffered<A>, mut workspace: Buffered<B>) -> io::Result<()>
+/// Tells each time that bytes came from the gateway.
+async fn both_ways<A, B>(
+    mut gateway: Buffered<A>,
+    mut workspace: Buffered<B>,
+    is_active: impl Fn(),
+) -> io::Result<()>
 where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
 {
     let (mut up, mut down) = (Way::new(), Way::new());
     let mut poll = |context: &mut Context<'_>, is_one_enough: bool| {
-        let up = up.poll(&mut gateway, &mut workspace, context)?;
+        let passed = up.poll(&mut gateway, &mut workspace, context)?;
+        if up.relay.take_moved() {
+            is_active();
+        }
         let down = down.poll(&mut workspace, &mut gateway, context)?;
-        match (up, down) {
+        match (passed, down) {
             (Poll::Ready(()), Poll::Ready(())) => Poll::Ready(Ok(())),
             (Poll::Ready(()), _) | (_, Poll::Ready(())) if is_one_enough => Poll::Ready(Ok(())),
             _ => Poll::Pending,
@@ -125,7 +136,7 @@ mod tests {
                 if gateway_ends { (gateway_peer, workspace_peer) } else { (workspace_peer, gateway_peer) };
             drop(ended);
             let since = Instant::now();
-            let error = both_ways(Buffered::new(gateway), Buffered::new(workspace)).await.unwrap_err();
+            let error = both_ways(Buffered::new(gateway), Buffered::new(workspace), || {}).await.unwrap_err();
             assert_eq!((error.kind(), since.elapsed()), (io::ErrorKind::TimedOut, AFTER_END));
         }
     }

@@ -109,6 +109,16 @@ fn english(refusal: Refusal) -> Words {
             "Only a part of it arrived here in time.",
             "Reload this page. If that changes nothing, check your connection.",
         ),
+        Refusal::RunnerBusy => (
+            "There are too many connections right now",
+            "The gateway's runner has as many connections as it takes.",
+            "Nothing is lost. Reload this page in a few seconds. If it happens again, tell your administrator.",
+        ),
+        Refusal::TooManyConnections => (
+            "You have too many connections open",
+            "Your account has as many connections open as one may have.",
+            "Close windows of your workspace that you do not need, and reload this page.",
+        ),
         Refusal::TokenInvalid => (
             "Your sign-in is no longer valid",
             "The proof of who you are has expired, or was not made for this site.",
@@ -199,6 +209,16 @@ fn korean(refusal: Refusal) -> Words {
             "요청이 너무 오래 걸렸습니다",
             "제한 시간 안에 요청의 일부만 도착했습니다.",
             "페이지를 새로 고쳐 주세요. 계속되면 네트워크 연결을 확인해 주세요.",
+        ),
+        Refusal::RunnerBusy => (
+            "지금은 연결이 너무 많습니다",
+            "서버가 받을 수 있는 연결 수에 이르렀습니다.",
+            "작업 내용은 그대로 있습니다. 몇 초 뒤에 페이지를 새로 고쳐 주세요. 계속되면 관리자에게 알려 주세요.",
+        ),
+        Refusal::TooManyConnections => (
+            "열려 있는 연결이 너무 많습니다",
+            "이 계정이 동시에 열 수 있는 연결 수에 이르렀습니다.",
+            "사용하지 않는 작업 공간 창을 닫고 페이지를 새로 고쳐 주세요.",
         ),
         Refusal::TokenInvalid => (
             "로그인이 더 이상 유효하지 않습니다",

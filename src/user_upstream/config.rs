@@ -2,6 +2,7 @@
 
 mod identity;
 mod object;
+mod timeout;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -14,8 +15,10 @@ use super::keys::{CaFileError, Issuer, read_ca_file};
 use super::policy::{ClaimPaths, Policy, Rules};
 use super::template::Template;
 use crate::refusal::LoginLink;
+use crate::upstream::Timeouts;
 pub(crate) use identity::{IdentityConfig, Verified};
 use object::Object;
+use timeout::TimeoutFields;
 
 /// `{"identity": {"trust": "gateway"}, "upstream": "http://code-{sub}:8443"}`.
 ///
@@ -35,6 +38,7 @@ use object::Object;
 /// | `deny.groups`, `.roles`, `.subjects` | lists of up to 10,000 texts | empty | an empty text |
 /// | `claims.groups`, `claims.roles` | path of a claim: names with dots between, or a list of names | `groups`, `realm_access.roles` | no path |
 /// | `remove_cookies` | list of up to 64 names of cookies | `session` | no name of a cookie |
+/// | `timeout.connect`, `.send`, `.read` | duration with its unit, 1 ms to 1 day | the forwarder's settings | anything else |
 /// | `login` | path with one `/` before it, or https URL | `/logout` | anything else |
 ///
 /// An unknown field and a wrong type are refused too. The error names the field
@@ -47,6 +51,7 @@ pub(crate) struct UserUpstreamConfig {
     pub(crate) policy: Policy,
     pub(crate) remove_cookies: RemoveCookies,
     pub(crate) login: LoginLink,
+    pub(crate) timeouts: Timeouts,
     /// The claims that anything of this needs.
     pub(crate) wanted: Wanted,
     /// Tells this conf's memories from those of all others in the process.
@@ -81,6 +86,10 @@ struct Fields {
     /// Where the pages' link to sign in again leads; `/logout` by default.
     #[serde(default)]
     login: LoginLink,
+    /// How long workspaces are waited for; by default as long as the forwarder's
+    /// settings say.
+    #[serde(default)]
+    timeout: Object<TimeoutFields>,
 }
 
 impl TryFrom<Object<Fields>> for UserUpstreamConfig {
@@ -88,7 +97,7 @@ impl TryFrom<Object<Fields>> for UserUpstreamConfig {
 
     fn try_from(Object(fields): Object<Fields>) -> Result<Self, String> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
-        let Fields { identity, upstream, allow, deny, claims, remove_cookies, login } = fields;
+        let Fields { identity, upstream, allow, deny, claims, remove_cookies, login, timeout } = fields;
         let policy = Policy::new(allow.0, deny.0, claims.0)?;
         let wanted = identity.wanted(upstream.claim_names().chain(policy.claim_names()));
         if let Some(name) = identity.userinfo_claims().iter().find(|name| !wanted.adds(name)) {
@@ -104,6 +113,7 @@ impl TryFrom<Object<Fields>> for UserUpstreamConfig {
             policy,
             remove_cookies,
             login,
+            timeouts: timeout.0.into(),
             wanted,
             number: NUMBER.fetch_add(1, Ordering::Relaxed),
             issuer: OnceLock::new(),
@@ -137,6 +147,8 @@ impl UserUpstreamConfig {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::plugin::parse_conf;
 
@@ -183,7 +195,7 @@ mod tests {
     fn unknown_fields_are_refused() {
         refused(
             r#"{"upstreams": 1}"#,
-            "upstreams: unknown field, expected one of `identity`, `upstream`, `allow`, `deny`, `claims`, `remove_cookies`, `login`",
+            "upstreams: unknown field, expected one of `identity`, `upstream`, `allow`, `deny`, `claims`, `remove_cookies`, `login`, `timeout`",
         );
         refused(
             r#"{"identity": {"trust": "gateway", "issuers": "https://x"}}"#,
@@ -248,6 +260,28 @@ mod tests {
     }
 
     #[test]
+    fn times_have_a_unit() {
+        let with = |timeout: &str| {
+            format!(
+                r#"{{"identity": {{"trust": "gateway"}}, "upstream": "http://a:1", "timeout": {timeout}}}"#
+            )
+        };
+        let second = Some(Duration::from_secs(1));
+        let all = config(&with(r#"{"connect": "1s", "send": "1000ms", "read": "1s"}"#)).timeouts;
+        assert_eq!(all, Timeouts { connect: second, send: second, read: second });
+        assert_eq!(config(&with("{}")).timeouts, Timeouts::default());
+        let unit = "no duration with its unit, such as \"6s\", \"800ms\" or \"2m\"";
+        refused(&with(r#"{"read": "5"}"#), &format!("timeout.read: {unit}"));
+        refused(&with(r#"{"send": "0s"}"#), "timeout.send: a timeout is between 1 ms and 1 day");
+        refused(&with(r#"{"connect": "2days"}"#), "timeout.connect: a timeout is between 1 ms and 1 day");
+        refused(&with(r#"{"connect": 6}"#), "timeout.connect: invalid type: integer, expected a string");
+        refused(
+            &with(r#"{"idle": "1s"}"#),
+            "timeout.idle: unknown field, expected one of `connect`, `send`, `read`",
+        );
+    }
+
+    #[test]
     fn a_wrong_upstream_is_refused_with_its_place() {
         refused(r#"{"upstream": "http://code-{sub:8443"}"#, "upstream: the `{` at byte 12 is never closed");
         refused(
@@ -269,10 +303,13 @@ mod tests {
             known_fields(r#"{"x": 1}"#, ""),
             known_fields(r#"{"identity": {"x": 1}}"#, "identity."),
             known_fields(r#"{"claims": {"x": 1}}"#, "claims."),
+            known_fields(r#"{"timeout": {"x": 1}}"#, "timeout."),
         ]
         .concat();
-        let expected: Vec<_> =
-            fields.iter().filter(|field| !["identity", "claims"].contains(&field.as_str())).collect();
+        let expected: Vec<_> = fields
+            .iter()
+            .filter(|field| !["identity", "claims", "timeout"].contains(&field.as_str()))
+            .collect();
         assert!(expected.len() > 15, "{expected:?}");
         let readme = include_str!("../../README.md");
         let (_, section) = readme.split_once("### What is trusted").unwrap();

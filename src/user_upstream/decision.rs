@@ -25,7 +25,7 @@ impl Decision {
             return Err(DecisionError::Subject);
         }
         config.policy.decide(claims)?;
-        let upstream = config.upstream.render(claims)?;
+        let upstream = config.upstream.render(claims)?.with_timeouts(config.timeouts);
         Ok(Self {
             upstream: upstream.for_subject(claims.subject()).expect("a subject that is 1 to 255 characters"),
             username: claims.username().filter(|name| is_short_header_text(name)).map(Box::from),

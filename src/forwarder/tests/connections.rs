@@ -170,20 +170,64 @@ async fn the_number_of_connections_is_limited() {
     first.write(served.upgrade(&workspace)).await;
     let mut inside = workspace.accept().await;
     inside.head().await;
-    let mut second = served.connect().await;
-    second.write("GET / HTTP/1.1\r\nHost: h\r\n\r\n").await;
     // A tunnel holds its place until it ends.
     inside.write("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo/1\r\n\r\n").await;
     first.head().await;
-    for _ in 0..10 {
+    for _ in 0..3 {
+        let mut second = served.connect().await;
+        second.write(served.get("/", &workspace)).await;
+        let response = second.response().await;
+        assert_refused(&response, 503, "runner-busy");
+        assert!(response.0.contains("retry-after: 5\r\n"), "{}", response.0);
+        assert_eq!(second.rest().await, "");
         first.write("x").await;
         inside.exactly(1).await;
-        let mut nothing = [0; 1];
-        assert!(second.stream.try_read(&mut nothing).is_err());
     }
+    assert_eq!(served.forwarder.counters.refused(), [("runner-busy", 3)].into());
     drop(first);
     drop(inside);
-    assert_refused(&second.response().await, 403, "stamp-refused");
+    within(async { while served.first_answer().await != "HTTP/1.1 403" {} }).await;
+}
+
+#[tokio::test]
+async fn one_user_has_only_so_many_connections() {
+    let limits = ForwarderLimits { max_of_subject: 2, ..ForwarderLimits::default() };
+    let (served, workspace) = (Served::with(limits, DRAIN).await, Workspace::new().await);
+    let (mut tunnel, mut request) = (served.connect().await, served.connect().await);
+    tunnel.write(served.upgrade(&workspace)).await;
+    let mut tunnel_inside = workspace.accept().await;
+    tunnel_inside.head().await;
+    let agreed = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo/1\r\n\r\n";
+    tunnel_inside.write(agreed).await;
+    tunnel.head().await;
+    request.write(served.get("/", &workspace)).await;
+    let mut inside = workspace.accept().await;
+    inside.head().await;
+    let mut third = served.connect().await;
+    third.write(served.get("/", &workspace)).await;
+    let response = third.response().await;
+    assert_refused(&response, 429, "too-many-connections");
+    assert!(response.0.contains("retry-after: 5\r\n"), "{}", response.0);
+    assert_eq!(served.forwarder.counters.refused(), [("too-many-connections", 1)].into());
+    let known = || served.forwarder.subjects.activities();
+    let [alice] = &known()[..] else { panic!("{:?}", known()) };
+    assert_eq!((&*alice.subject, alice.open, alice.tunnels.len()), ("alice", 2, 1));
+    assert_eq!(alice.tunnels[0].0.port(), workspace.address.port());
+    // What is over makes room, on the connection that was refused as well.
+    inside.answer("").await;
+    request.response().await;
+    third.write(served.get("/again", &workspace)).await;
+    assert!(inside.head().await.starts_with("GET /again "));
+    inside.answer("").await;
+    third.response().await;
+    drop((tunnel, tunnel_inside));
+    within(async {
+        while known()[0].open > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert!(known()[0].tunnels.is_empty());
 }
 
 #[tokio::test]

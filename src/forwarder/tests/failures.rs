@@ -182,7 +182,55 @@ async fn a_workspace_that_neither_reads_nor_answers_holds_no_place() {
     };
     within(filling).await;
     drop(gateway);
-    let mut next = served.connect().await;
-    next.write("GET / HTTP/1.1\r\nHost: h\r\n\r\n").await;
-    assert_refused(&next.response().await, 403, "stamp-refused");
+    within(async { while served.first_answer().await != "HTTP/1.1 403" {} }).await;
+}
+
+#[tokio::test]
+async fn a_plugin_may_choose_how_long_a_workspace_is_waited_for() {
+    let (served, workspace) = (Served::new().await, Workspace::new().await);
+    let wait = Duration::from_millis(50);
+    for (chosen, head_first) in [(wait, false), (wait, true)] {
+        let upstream: Upstream = format!("http://{}", workspace.address).parse().unwrap();
+        let upstream = upstream.read_timeout(chosen).unwrap();
+        let stamp = served.key.make(&upstream, SystemTime::now() + Duration::from_secs(60));
+        let mut gateway = served.connect().await;
+        gateway.write(format!("GET / HTTP/1.1\r\nHost: h\r\nX-Kube-Coders-Stamp: {stamp}\r\n\r\n")).await;
+        let mut inside = workspace.accept().await;
+        inside.head().await;
+        if head_first {
+            inside.write("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhe").await;
+            // What has begun can't be taken back, only broken off.
+            assert!(gateway.rest().await.ends_with("\r\n\r\nhe"));
+        } else {
+            assert_refused(&gateway.response().await, 503, "workspace-starting");
+        }
+        assert_eq!(inside.rest().await, "");
+    }
+}
+
+#[tokio::test]
+async fn a_workspace_that_takes_nothing_is_given_up() {
+    let (served, workspace) = (Served::new().await, Workspace::new().await);
+    let upstream: Upstream = format!("http://{}", workspace.address).parse().unwrap();
+    let upstream = upstream.send_timeout(Duration::from_millis(100)).unwrap();
+    let stamp = served.key.make(&upstream, SystemTime::now() + Duration::from_secs(60));
+    let mut gateway = served.connect().await;
+    let head = format!(
+        "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000000\r\nX-Kube-Coders-Stamp: {stamp}\r\n\r\n"
+    );
+    gateway.write(head).await;
+    let mut inside = workspace.accept().await;
+    inside.head().await;
+    let (mut reads, mut writes) = gateway.stream.into_split();
+    let filling = tokio::spawn(async move { while writes.write_all(&[b'x'; 65_536]).await.is_ok() {} });
+    let mut answer = Vec::new();
+    let reading = async {
+        while !answer.ends_with(b"}")
+            && tokio::io::AsyncReadExt::read_buf(&mut reads, &mut answer).await.is_ok_and(|n| n > 0)
+        {}
+    };
+    within(reading).await;
+    assert!(String::from_utf8(answer).unwrap().contains("workspace-starting"));
+    drop(reads);
+    within(filling).await.unwrap();
 }

@@ -32,6 +32,7 @@ pub(super) struct Served {
     pub(super) address: SocketAddr,
     pub(super) key: StampKey,
     pub(super) stop: CancellationToken,
+    pub(super) forwarder: Arc<Forwarder>,
     pub(super) serving: JoinHandle<()>,
 }
 
@@ -48,12 +49,19 @@ impl Served {
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
         let forwarder = Forwarder::new(key.clone(), resolver, limits);
-        let serving = tokio::spawn(forwarder.serve(listener, stop.clone(), drain));
-        Self { address, key, stop, serving }
+        let serving = tokio::spawn(Arc::clone(&forwarder).serve(listener, stop.clone(), drain));
+        Self { address, key, stop, forwarder, serving }
     }
 
     pub(super) async fn connect(&self) -> Peer {
         Peer::new(TcpStream::connect(self.address).await.unwrap())
+    }
+
+    /// How the answer to a request without a stamp begins.
+    pub(super) async fn first_answer(&self) -> String {
+        let mut peer = self.connect().await;
+        peer.write("GET / HTTP/1.1\r\nHost: h\r\n\r\n").await;
+        peer.exactly("HTTP/1.1 403".len()).await
     }
 
     pub(super) fn stamp_until(&self, to: SocketAddr, expires: SystemTime) -> String {

@@ -1,0 +1,235 @@
+//! Who uses the forwarder: requests under way, open tunnels and since when, and when
+//! each subject was last active.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::upstream::Upstream;
+
+/// How many subjects are remembered. Who is active stays in any case.
+const MAX_SUBJECTS: usize = 100_000;
+
+/// All subjects, in one table in memory.
+pub(crate) struct Subjects {
+    table: Mutex<HashMap<Arc<str>, Arc<Subject>>>,
+    max_subjects: usize,
+    made: Instant,
+    tunnels: AtomicU64,
+}
+
+#[derive(Default)]
+struct Subject {
+    /// Requests under way, and tunnels.
+    open: AtomicUsize,
+    /// The last activity, in milliseconds since the table was made.
+    last: AtomicU64,
+    tunnels: Mutex<BTreeMap<u64, (Upstream, Instant)>>,
+}
+
+/// What is known of a subject.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Activity {
+    pub(crate) subject: Arc<str>,
+    /// How many requests are under way and tunnels open.
+    pub(crate) open: usize,
+    /// Where each tunnel leads, and for how long it has been open.
+    pub(crate) tunnels: Vec<(Upstream, Duration)>,
+    /// How long ago the last request began, or bytes of the client's came through a
+    /// tunnel.
+    pub(crate) idle: Duration,
+}
+
+impl Subjects {
+    pub(crate) fn new() -> Arc<Self> {
+        Self::with_room(MAX_SUBJECTS)
+    }
+
+    fn with_room(max_subjects: usize) -> Arc<Self> {
+        let (table, tunnels) = (Mutex::default(), AtomicU64::new(0));
+        Arc::new(Self { table, max_subjects, made: Instant::now(), tunnels })
+    }
+
+    /// Counts a request of a subject until it is dropped; `None` if the subject has
+    /// that many already. A request of nobody's counts nowhere.
+    pub(super) fn begin(self: &Arc<Self>, subject: Option<&str>, most: usize) -> Option<Use> {
+        let Some(name) = subject else { return Some(Use(None)) };
+        let now = Instant::now();
+        let mut table = lock(&self.table);
+        let subject = match table.get(name) {
+            Some(subject) => Arc::clone(subject),
+            None => {
+                if table.len() >= self.max_subjects {
+                    make_room(&mut table);
+                }
+                let subject = Arc::<Subject>::default();
+                table.insert(name.into(), Arc::clone(&subject));
+                subject
+            }
+        };
+        // Counted within the lock, so that nobody takes an entry for idle meanwhile.
+        let open = subject.open.fetch_add(1, Ordering::Relaxed);
+        drop(table);
+        let held = Held { subject, subjects: Arc::clone(self) };
+        if open >= most {
+            return None;
+        }
+        held.touch(now);
+        Some(Use(Some(held)))
+    }
+
+    /// What is known of all subjects, in no order.
+    pub(crate) fn activities(&self) -> Vec<Activity> {
+        let table: Vec<_> =
+            lock(&self.table).iter().map(|(name, subject)| (Arc::clone(name), Arc::clone(subject))).collect();
+        let now = Instant::now();
+        let activity = |(subject, state): (Arc<str>, Arc<Subject>)| {
+            let tunnels = lock(&state.tunnels);
+            let tunnels = tunnels.values().map(|(to, since)| (to.clone(), now.duration_since(*since)));
+            let last = self.made + Duration::from_millis(state.last.load(Ordering::Relaxed));
+            Activity {
+                subject,
+                open: state.open.load(Ordering::Relaxed),
+                tunnels: tunnels.collect(),
+                idle: now.saturating_duration_since(last),
+            }
+        };
+        table.into_iter().map(activity).collect()
+    }
+}
+
+/// Takes out every eighth of those who have nothing open.
+fn make_room(table: &mut HashMap<Arc<str>, Arc<Subject>>) {
+    let mut idle = 0_usize;
+    table.retain(|_, subject| {
+        let is_idle = subject.open.load(Ordering::Relaxed) == 0;
+        idle += usize::from(is_idle);
+        !is_idle || !idle.is_multiple_of(8) && idle >= 8
+    });
+}
+
+/// A request that counts for its subject, if it has one.
+pub(super) struct Use(Option<Held>);
+
+struct Held {
+    subject: Arc<Subject>,
+    subjects: Arc<Subjects>,
+}
+
+impl Held {
+    fn touch(&self, now: Instant) {
+        let since = now.saturating_duration_since(self.subjects.made);
+        let milliseconds = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+        self.subject.last.fetch_max(milliseconds, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.subject.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Use {
+    /// The same, for a tunnel that leads there.
+    pub(super) fn into_tunnel(self, to: Upstream) -> TunnelUse {
+        let number = self.0.as_ref().map_or(0, |held| {
+            let number = held.subjects.tunnels.fetch_add(1, Ordering::Relaxed);
+            lock(&held.subject.tunnels).insert(number, (to, Instant::now()));
+            number
+        });
+        TunnelUse { held: self, number }
+    }
+}
+
+/// A tunnel that counts for its subject, if it has one.
+pub(super) struct TunnelUse {
+    held: Use,
+    number: u64,
+}
+
+impl TunnelUse {
+    /// Bytes came from the client.
+    pub(super) fn touch(&self) {
+        if let Some(held) = &self.held.0 {
+            held.touch(Instant::now());
+        }
+    }
+}
+
+impl Drop for TunnelUse {
+    fn drop(&mut self) {
+        if let Some(held) = &self.held.0 {
+            lock(&held.subject.tunnels).remove(&self.number);
+        }
+    }
+}
+
+/// Nothing in here panics half-way, so poison would say nothing.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn upstream() -> Upstream {
+        "http://a:1".parse().unwrap()
+    }
+
+    fn of(subjects: &Subjects, name: &str) -> Option<(usize, usize, u64)> {
+        let activities = subjects.activities();
+        let found = activities.iter().find(|activity| *activity.subject == *name)?;
+        Some((found.open, found.tunnels.len(), found.idle.as_secs()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_open_and_when_somebody_was_active_is_known() {
+        let (subjects, second) = (Subjects::new(), Duration::from_secs(1));
+        assert_eq!(of(&subjects, "alice"), None);
+        let request = subjects.begin(Some("alice"), 10).unwrap();
+        let tunnel = subjects.begin(Some("alice"), 10).unwrap().into_tunnel(upstream());
+        let _other = subjects.begin(Some("bob"), 10).unwrap();
+        assert_eq!(of(&subjects, "alice"), Some((2, 1, 0)));
+        tokio::time::advance(3 * second).await;
+        drop(request);
+        assert_eq!(of(&subjects, "alice"), Some((1, 1, 3)), "an end is no activity");
+        tunnel.touch();
+        assert_eq!(of(&subjects, "alice"), Some((1, 1, 0)));
+        tokio::time::advance(5 * second).await;
+        let alice = subjects.activities().into_iter().find(|activity| &*activity.subject == "alice");
+        assert_eq!(alice.unwrap().tunnels, [(upstream(), 8 * second)]);
+        drop(tunnel);
+        assert_eq!(of(&subjects, "alice"), Some((0, 0, 5)));
+        assert_eq!(of(&subjects, "bob"), Some((1, 0, 8)));
+    }
+
+    #[tokio::test]
+    async fn a_subject_has_only_so_many() {
+        let subjects = Subjects::new();
+        let held: Vec<_> = (0..3).map(|_| subjects.begin(Some("alice"), 3).unwrap()).collect();
+        assert!(subjects.begin(Some("alice"), 3).is_none());
+        assert!(subjects.begin(Some("bob"), 3).is_some());
+        assert!(subjects.begin(None, 0).is_some(), "nobody has no limit of their own");
+        assert_eq!(of(&subjects, "alice"), Some((3, 0, 0)));
+        drop(held);
+        assert!(subjects.begin(Some("alice"), 3).is_some());
+    }
+
+    #[tokio::test]
+    async fn subjects_are_bounded_in_number_and_who_is_active_stays() {
+        let subjects = Subjects::with_room(100);
+        let _active: Vec<_> =
+            (0..50).map(|number| subjects.begin(Some(&format!("active-{number}")), 1).unwrap()).collect();
+        for number in 0..1000 {
+            subjects.begin(Some(&format!("idle-{number}")), 1).unwrap();
+        }
+        let activities = subjects.activities();
+        assert!(activities.len() <= 100, "{}", activities.len());
+        assert_eq!(activities.iter().filter(|activity| activity.open == 1).count(), 50);
+    }
+}
