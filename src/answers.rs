@@ -5,7 +5,7 @@ use thiserror::Error;
 use crate::changes::Changes;
 use crate::frame::MAX_PAYLOAD;
 use crate::plugin::{Action, Stop};
-use crate::refusal::{Reader, Refusal, Rendered};
+use crate::refusal::{More, Reader, Refusal, Rendered};
 use crate::request::Request;
 use crate::response::Response;
 use crate::stamp::{STAMP_HEADER, Stamper};
@@ -44,7 +44,7 @@ pub(crate) fn response(encoder: &mut Encoder, response: &Response<'_>) -> Result
 /// The answer to a request call that nobody decided: a stop, since at an error
 /// a gateway may skip the plugin.
 pub(crate) fn request_failed(encoder: &mut Encoder, id: u32, reader: &Reader, request_id: &str) {
-    let rendered = Refusal::RunnerFailed.render(reader, request_id, None);
+    let rendered = Refusal::RunnerFailed.render(reader, request_id, More::Nothing);
     encoder
         .stop(id, StopParts { status: rendered.status, headers: &entries(&rendered), body: &rendered.body });
 }
@@ -52,7 +52,7 @@ pub(crate) fn request_failed(encoder: &mut Encoder, id: u32, reader: &Reader, re
 /// The same for a response call. An error would let the upstream's body through
 /// (GATEWAY.md, HTTPRespCall), so the failure is a response of ours.
 pub(crate) fn response_failed(encoder: &mut Encoder, id: u32, reader: &Reader, request_id: &str) {
-    let rendered = Refusal::RunnerFailed.render(reader, request_id, None);
+    let rendered = Refusal::RunnerFailed.render(reader, request_id, More::Nothing);
     let parts = ResponseParts { status: rendered.status, headers: &entries(&rendered), body: &rendered.body };
     encoder.response(id, parts);
 }

@@ -24,6 +24,7 @@ mod headers;
 mod pool;
 mod refuse;
 mod relay;
+mod starting;
 mod subjects;
 #[cfg(test)]
 mod tests;
@@ -46,6 +47,7 @@ use crate::stamp::StampKey;
 use crate::upstream::Timeouts;
 use counters::Counters;
 use pool::Pool;
+use starting::Starting;
 use subjects::Subjects;
 
 /// How long nothing is accepted after a failure such as running out of file
@@ -123,6 +125,7 @@ pub(crate) struct Forwarder {
     resolver: Arc<Resolver>,
     limits: ForwarderLimits,
     pool: Arc<Pool>,
+    starting: Starting,
     pub(crate) subjects: Arc<Subjects>,
     pub(crate) counters: Counters,
     tasks: Tasks,
@@ -136,8 +139,8 @@ impl Forwarder {
     /// A forwarder that takes the stamps of this key.
     pub(crate) fn new(key: StampKey, resolver: Arc<Resolver>, limits: ForwarderLimits) -> Arc<Self> {
         let pool = Arc::new(Pool::new(limits.max_idle, limits.idle));
-        let (subjects, counters) = (Subjects::new(), Counters::default());
-        Arc::new(Self { key, resolver, limits, pool, subjects, counters, tasks: Tasks::new() })
+        let (starting, subjects, counters) = (Starting::default(), Subjects::new(), Counters::default());
+        Arc::new(Self { key, resolver, limits, pool, starting, subjects, counters, tasks: Tasks::new() })
     }
 
     /// Serves the listener until `stop`, then lets requests and tunnels go on

@@ -64,6 +64,16 @@ pub(crate) enum Refusal {
     RunnerFailed,
 }
 
+/// What a page may say beside its own words.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum More<'m> {
+    Nothing,
+    /// Where to sign in again.
+    Login(&'m LoginLink),
+    /// How long the workspace has been starting.
+    Waited(Duration),
+}
+
 /// A refusal as an HTTP response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Rendered {
@@ -168,8 +178,8 @@ impl Refusal {
     }
 
     /// The response for this reader: a page for a navigation, else a problem
-    /// (RFC 9457). A page has the link where signing in again may help.
-    pub(crate) fn render(self, reader: &Reader, request_id: &str, login: Option<&LoginLink>) -> Rendered {
+    /// (RFC 9457). A page has the link only where signing in again may help.
+    pub(crate) fn render(self, reader: &Reader, request_id: &str, more: More<'_>) -> Rendered {
         let mut headers =
             vec![("cache-control", "no-store".to_owned()), ("x-content-type-options", "nosniff".to_owned())];
         if let Some(wait) = self.retry_after() {
@@ -182,8 +192,11 @@ impl Refusal {
             headers.push(("content-type", "text/html; charset=utf-8".to_owned()));
             headers.push(("content-security-policy", page::CONTENT_SECURITY_POLICY.to_owned()));
             headers.push(("referrer-policy", "no-referrer".to_owned()));
-            let login = login.filter(|_| self.is_about_the_login());
-            page::render(self, reader.language(), request_id, login).into_bytes()
+            let more = match more {
+                More::Login(_) if !self.is_about_the_login() => More::Nothing,
+                more => more,
+            };
+            page::render(self, reader.language(), request_id, more).into_bytes()
         } else {
             headers.push(("content-type", "application/problem+json".to_owned()));
             self.problem(request_id)
@@ -297,7 +310,7 @@ mod tests {
     #[test]
     fn everything_but_a_navigation_gets_a_problem() {
         for (refusal, status, code, wait) in TABLE {
-            let rendered = refusal.render(&script(), "id-1", None);
+            let rendered = refusal.render(&script(), "id-1", More::Nothing);
             assert_eq!(rendered.status, status);
             assert_eq!(header(&rendered, "content-type"), Some("application/problem+json"));
             assert_eq!(header(&rendered, "cache-control"), Some("no-store"));
@@ -317,7 +330,7 @@ mod tests {
         for (refusal, status, code, wait) in TABLE {
             let (english, korean) = (navigation("en"), navigation("ko-KR"));
             for (reader, language) in [(&english, "en"), (&korean, "ko")] {
-                let rendered = refusal.render(reader, "id-1", None);
+                let rendered = refusal.render(reader, "id-1", More::Nothing);
                 assert_eq!(rendered.status, status);
                 assert_eq!(header(&rendered, "content-type"), Some("text/html; charset=utf-8"));
                 assert_eq!(header(&rendered, "cache-control"), Some("no-store"));
@@ -343,7 +356,7 @@ mod tests {
         let link: LoginLink = serde_json::from_str(r#""/logout?a=\"b\"&c""#).unwrap();
         let mut codes = Vec::new();
         for (refusal, _, code, _) in TABLE {
-            let page = refusal.render(&navigation("ko"), "id-1", Some(&link));
+            let page = refusal.render(&navigation("ko"), "id-1", More::Login(&link));
             if text(&page).contains("<a ") {
                 assert!(
                     text(&page).contains("<a href=\"/logout?a=&quot;b&quot;&amp;c\">다시 로그인</a>"),
@@ -351,8 +364,14 @@ mod tests {
                 );
                 codes.push(code);
             }
-            assert!(!text(&refusal.render(&navigation("en"), "id-1", None)).contains("<a "), "{code}");
-            assert!(!text(&refusal.render(&script(), "id-1", Some(&link))).contains("logout"), "{code}");
+            assert!(
+                !text(&refusal.render(&navigation("en"), "id-1", More::Nothing)).contains("<a "),
+                "{code}"
+            );
+            assert!(
+                !text(&refusal.render(&script(), "id-1", More::Login(&link))).contains("logout"),
+                "{code}"
+            );
         }
         let expected = [
             "identity-missing",
@@ -367,10 +386,28 @@ mod tests {
     }
 
     #[test]
+    fn the_page_of_a_starting_workspace_says_for_how_long() {
+        for (seconds, english, korean) in [
+            (5, "It has been starting for 5 s.", "시작한 지 5초 지났습니다."),
+            (60, "It has been starting for 1 min.", "시작한 지 1분 지났습니다."),
+            (95, "It has been starting for 1 min 35 s.", "시작한 지 1분 35초 지났습니다."),
+        ] {
+            let waited = More::Waited(Duration::from_secs(seconds));
+            let page = Refusal::WorkspaceStarting.render(&navigation("en"), "id-1", waited);
+            assert!(text(&page).contains(english), "{}", text(&page));
+            let page = Refusal::WorkspaceStarting.render(&navigation("ko"), "id-1", waited);
+            assert!(text(&page).contains(korean), "{}", text(&page));
+        }
+        let waited = More::Waited(Duration::from_millis(900));
+        let page = Refusal::WorkspaceStarting.render(&navigation("en"), "id-1", waited);
+        assert!(!text(&page).contains("has been starting"), "{}", text(&page));
+    }
+
+    #[test]
     fn a_401_asks_for_a_token() {
         for (refusal, status, code, _) in TABLE {
             for reader in [navigation("en"), script()] {
-                let rendered = refusal.render(&reader, "id-1", None);
+                let rendered = refusal.render(&reader, "id-1", More::Nothing);
                 let expected = match code {
                     "identity-missing" => Some("Bearer"),
                     "token-invalid" => Some("Bearer error=\"invalid_token\""),
@@ -386,7 +423,7 @@ mod tests {
     #[test]
     fn only_the_page_of_a_starting_workspace_reloads_itself() {
         for (refusal, ..) in TABLE {
-            let page = refusal.render(&navigation("en"), "id-1", None);
+            let page = refusal.render(&navigation("en"), "id-1", More::Nothing);
             let reloads = text(&page).contains("<meta http-equiv=\"refresh\" content=\"5\">");
             assert_eq!(reloads, refusal == Refusal::WorkspaceStarting, "{refusal:?}");
         }
@@ -395,14 +432,14 @@ mod tests {
     #[test]
     fn a_request_id_is_escaped() {
         let id = "\"'><script>alert(1)</script>&\\";
-        let page = Refusal::StampRefused.render(&navigation("en"), id, None);
+        let page = Refusal::StampRefused.render(&navigation("en"), id, More::Nothing);
         assert!(!text(&page).contains("<script"));
         assert!(
             text(&page).contains("&quot;&#39;&gt;&lt;script&gt;alert(1)&lt;/script&gt;&amp;\\"),
             "{}",
             text(&page)
         );
-        let problem = Refusal::StampRefused.render(&script(), id, None);
+        let problem = Refusal::StampRefused.render(&script(), id, More::Nothing);
         let problem: serde_json::Value = serde_json::from_slice(&problem.body).unwrap();
         assert_eq!(problem["request_id"], id);
     }

@@ -31,7 +31,7 @@ use tracing::{debug, info};
 
 use crate::headers::HeaderName;
 use crate::plugin::{Action, Plugin, PluginError, Stop};
-use crate::refusal::Reader;
+use crate::refusal::{More, Reader};
 use crate::request::Request;
 use crate::request_id::{REQUEST_ID_WAIT, shown_request_id};
 use crate::resolver::Resolver;
@@ -276,7 +276,7 @@ async fn refuse(
     let request_id = shown_request_id(known.ok().and_then(Result::ok).flatten().as_deref());
     info!(code = refusal.code(), reason = %refused, request_id, "request refused");
     let reader = Reader::new(request.method().as_str(), |name| request.header(name));
-    let rendered = refusal.render(&reader, &request_id, Some(&config.login));
+    let rendered = refusal.render(&reader, &request_id, More::Login(&config.login));
     let mut stop = Stop::new(rendered.status)?.body(rendered.body);
     for (name, value) in rendered.headers {
         stop = stop.header(name, value)?;

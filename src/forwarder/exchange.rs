@@ -16,7 +16,7 @@ use super::asked::{Asked, AskedError};
 use super::buffered::{Buffered, Unsent};
 use super::chunked::ChunkError;
 use super::framing::{self, Framing, FramingError};
-use super::head::{HeadEnd, HeadError, ResponseHead, Version};
+use super::head::{HeadEnd, HeadError, RequestHead, ResponseHead, Version};
 use super::headers::{self, ResponseForm};
 use super::pool::Destination;
 use super::relay::{Coding, PassError, Relay, WaitsFor};
@@ -24,7 +24,7 @@ use super::tunnel::Tunnel;
 use super::watch::Watch;
 use super::workspace::{ConnectError, Connection};
 use super::{Forwarder, Waits, refuse};
-use crate::refusal::Refusal;
+use crate::refusal::{More, Refusal};
 use crate::resolver::ResolveError;
 
 /// How many interim responses (1xx) one request may get. Servers send one or two.
@@ -62,6 +62,9 @@ pub(super) enum Failure {
     Unsent(#[source] io::Error),
     #[error("workspace: {0}")]
     Broken(#[source] io::Error),
+    /// Its own word, or that of something before it, in no form for a person.
+    #[error("workspace: status 503 and no page")]
+    NotReady,
     #[error("workspace: {0}")]
     Answer(#[from] AnswerError),
     /// Nobody is there who could be answered.
@@ -99,7 +102,7 @@ impl Failure {
             Self::SubjectBusy(_) => Refusal::TooManyConnections,
             Self::Resolve(ResolveError::NotFound) => Refusal::WorkspaceNotFound,
             Self::Resolve(ResolveError::Unavailable) => Refusal::ResolverUnavailable,
-            Self::Connect(_) | Self::Silent(_) => Refusal::WorkspaceStarting,
+            Self::Connect(_) | Self::Silent(_) | Self::NotReady => Refusal::WorkspaceStarting,
             Self::Unsent(_) | Self::Broken(_) | Self::Answer(_) => Refusal::WorkspaceFailed,
             Self::Gone | Self::BrokenOff(_) => return None,
         })
@@ -121,7 +124,7 @@ pub(super) async fn run(
                 _ => None,
             };
             let body = body.map(|framing| Relay::new(Unsent::default(), framing, Coding::Plain));
-            return refuse::answer(forwarder, gateway, &error.into(), body).await;
+            return refuse::answer(forwarder, gateway, &error.into(), body, More::Nothing).await;
         }
     };
     let before = Unsent::new(std::mem::take(&mut asked.head));
@@ -135,7 +138,13 @@ pub(super) async fn run(
         Ok(next) => next,
         Err(failure) => {
             let body = (!asked.is_last && !matches!(failure, Failure::Body(_))).then_some(upload);
-            refuse::answer(forwarder, gateway, &failure, body).await
+            let more = match failure.refusal() {
+                Some(Refusal::WorkspaceStarting) => {
+                    More::Waited(forwarder.starting.waited(&Destination::of(&asked.upstream)))
+                }
+                _ => More::Nothing,
+            };
+            refuse::answer(forwarder, gateway, &failure, body, more).await
         }
     }
 }
@@ -169,6 +178,9 @@ async fn exchange(
         // where sending again is safe for any request.
         exchange.replace(connect(forwarder, asked, &addresses).await?);
         exchanged = poll_fn(|context| exchange.poll(context)).await;
+    }
+    if exchanged.is_ok() {
+        forwarder.starting.answers(&destination);
     }
     let (connection, ended, body_passed) =
         (exchange.connection, exchanged?, exchange.uploading == Uploading::Done);
@@ -243,6 +255,14 @@ enum Ended {
         is_last: bool,
     },
     Upgraded,
+}
+
+/// Whether a response is for a person to read.
+fn is_page(head: &ResponseHead<'_>) -> bool {
+    head.fields.iter().any(|field| {
+        field.is("content-type")
+            && field.value.get(..9).is_some_and(|start| start.eq_ignore_ascii_case(b"text/html"))
+    })
 }
 
 impl<'e> Exchange<'e> {
@@ -388,6 +408,7 @@ impl<'e> Exchange<'e> {
                 }
                 Answering::Head { end: HeadEnd::default(), unsent, interim: interim + 1 }
             }
+            503 if !is_page(&head) && self.is_navigation() => return Err(Failure::NotReady),
             _ => {
                 let is_last = self.asked.is_last || self.stop.is_cancelled();
                 headers::write_response(&head, &self.form(framing, is_last), &mut unsent.bytes);
@@ -403,6 +424,11 @@ impl<'e> Exchange<'e> {
         }
         self.connection.stream.forget_used();
         Ok(())
+    }
+
+    /// Whether a person waits for the answer.
+    fn is_navigation(&self) -> bool {
+        RequestHead::parse(self.gateway.used()).is_ok_and(|head| refuse::reader(&head).is_navigation())
     }
 
     fn form(&self, framing: Framing, is_last: bool) -> ResponseForm<'static> {

@@ -16,6 +16,7 @@ use super::exchange::{self, Failure, Next};
 use super::head::{HeadEnd, HeadError};
 use super::watch::Watch;
 use super::{Forwarder, Place, refuse};
+use crate::refusal::More;
 
 /// How long a connection of the gateway's may be idle. Longer than the 60 s after
 /// which the gateway itself closes one, so that it never sends a request into one
@@ -42,12 +43,19 @@ pub(super) async fn serve(
             Head::None => return,
             Head::Malformed(error) => {
                 gateway.use_up(gateway.unused().len());
-                refuse::answer(&forwarder, &mut gateway, &AskedError::from(error).into(), None).await;
+                refuse::answer(
+                    &forwarder,
+                    &mut gateway,
+                    &AskedError::from(error).into(),
+                    None,
+                    More::Nothing,
+                )
+                .await;
                 return;
             }
             Head::Late => {
                 gateway.use_up(gateway.unused().len());
-                refuse::answer(&forwarder, &mut gateway, &Failure::Late, None).await;
+                refuse::answer(&forwarder, &mut gateway, &Failure::Late, None, More::Nothing).await;
                 return;
             }
         }
@@ -74,7 +82,7 @@ pub(super) async fn turn_away(forwarder: Arc<Forwarder>, stream: TcpStream, stop
     if let Ok(Head::Whole(length)) = timeout(forwarder.limits.head, head).await {
         gateway.use_up(length);
         let busy = Failure::Busy(forwarder.limits.max_connections);
-        refuse::answer(&forwarder, &mut gateway, &busy, None).await;
+        refuse::answer(&forwarder, &mut gateway, &busy, None, More::Nothing).await;
     }
 }
 

@@ -17,7 +17,7 @@ use super::exchange::{Failure, Next};
 use super::head::{Field, RequestHead};
 use super::headers::write_answer;
 use super::relay::Relay;
-use crate::refusal::{Reader, Refusal};
+use crate::refusal::{More, Reader, Refusal};
 use crate::request_id::shown_request_id;
 
 /// The header that names a request in the gateway's logs and in ours.
@@ -40,6 +40,7 @@ pub(super) async fn answer(
     gateway: &mut Buffered<TcpStream>,
     failure: &Failure,
     body: Option<Relay>,
+    more: More<'_>,
 ) -> Next {
     let Some(refusal) = failure.refusal() else {
         tracing::debug!(reason = %failure, "exchange broke off");
@@ -59,7 +60,7 @@ pub(super) async fn answer(
     let is_last = body.is_none();
     let bytes = match failure {
         Failure::Asked(AskedError::Connect) => write_answer(405, "Method Not Allowed", &[], b"", is_last),
-        _ => render(refusal, head.as_ref(), &request_id, is_last),
+        _ => render(refusal, head.as_ref(), &request_id, more, is_last),
     };
     if !matches!(timeout(ANSWER_TIME, gateway.stream.write_all(&bytes)).await, Ok(Ok(()))) {
         return Next::End;
@@ -74,14 +75,25 @@ pub(super) async fn answer(
 }
 
 /// The refusal as it goes to the gateway.
-fn render(refusal: Refusal, head: Option<&RequestHead<'_>>, request_id: &str, is_last: bool) -> Vec<u8> {
-    let fields = head.map(|head| head.fields.as_slice()).unwrap_or_default();
-    let method = head.and_then(|head| str::from_utf8(head.method).ok()).unwrap_or_default();
-    let reader = Reader::new(method, |name| value(fields, name));
-    let rendered = refusal.render(&reader, request_id, None);
+fn render(
+    refusal: Refusal,
+    head: Option<&RequestHead<'_>>,
+    request_id: &str,
+    more: More<'_>,
+    is_last: bool,
+) -> Vec<u8> {
+    let method = head.map(|head| head.method).unwrap_or_default();
+    let reader = head.map_or_else(|| Reader::new("", |_| None), reader);
+    let rendered = refusal.render(&reader, request_id, more);
     // What answers a HEAD has no body (RFC 9110, section 9.3.2).
-    let body = if method == "HEAD" { &[][..] } else { &rendered.body };
+    let body = if method == b"HEAD" { &[][..] } else { &rendered.body };
     write_answer(rendered.status, refusal.reason_phrase(), &rendered.headers, body, is_last)
+}
+
+/// Who asked, and what they can read.
+pub(super) fn reader(head: &RequestHead<'_>) -> Reader {
+    let method = str::from_utf8(head.method).unwrap_or_default();
+    Reader::new(method, |name| value(&head.fields, name))
 }
 
 fn value<'b>(fields: &[Field<'b>], name: &str) -> Option<&'b [u8]> {

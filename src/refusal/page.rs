@@ -1,6 +1,8 @@
 //! The page that a person sees who was refused: one file, nothing to fetch.
 
-use super::{Language, LoginLink, Refusal};
+use std::time::Duration;
+
+use super::{Language, More, Refusal};
 
 /// Nothing may be loaded or run; the style stands in the page. The page may
 /// stand in a frame of its own origin only, as the editor's own pages do.
@@ -32,18 +34,16 @@ pub(super) fn detail(refusal: Refusal) -> &'static str {
 }
 
 /// The page as HTML.
-pub(super) fn render(
-    refusal: Refusal,
-    language: Language,
-    request_id: &str,
-    login: Option<&LoginLink>,
-) -> String {
+pub(super) fn render(refusal: Refusal, language: Language, request_id: &str, more: More<'_>) -> String {
     let (lang, id_label, code_label, again, words) = match language {
         Language::English => ("en", "Request", "Code", "Sign in again", english(refusal)),
         Language::Korean => ("ko", "요청 ID", "코드", "다시 로그인", korean(refusal)),
     };
-    let login = login.map(|link| format!("<p><a href=\"{}\">{again}</a></p>\n", escape(link.as_str())));
-    let login = login.unwrap_or_default();
+    let more = match more {
+        More::Login(link) => format!("<p><a href=\"{}\">{again}</a></p>\n", escape(link.as_str())),
+        More::Waited(waited) if waited.as_secs() > 0 => format!("<p>{}</p>\n", since(language, waited)),
+        More::Waited(_) | More::Nothing => String::new(),
+    };
     let Words { title, what, cure } = words;
     let reload = match (refusal, refusal.retry_after()) {
         (Refusal::WorkspaceStarting, Some(wait)) => {
@@ -68,12 +68,30 @@ pub(super) fn render(
          <h1>{title}</h1>\n\
          <p>{what}</p>\n\
          <p>{cure}</p>\n\
-         {login}\
+         {more}\
          <footer>{code_label}: <code>{status} {code}</code><br>{id_label}: <code>{request_id}</code></footer>\n\
          </main>\n\
          </body>\n\
          </html>\n"
     )
+}
+
+/// For how long a workspace has been starting, in a sentence.
+fn since(language: Language, waited: Duration) -> String {
+    let (minutes, seconds) = (waited.as_secs() / 60, waited.as_secs() % 60);
+    let (minute, second, space) = match language {
+        Language::English => (" min", " s", " "),
+        Language::Korean => ("분", "초", " "),
+    };
+    let time = match (minutes, seconds) {
+        (0, seconds) => format!("{seconds}{second}"),
+        (minutes, 0) => format!("{minutes}{minute}"),
+        (minutes, seconds) => format!("{minutes}{minute}{space}{seconds}{second}"),
+    };
+    match language {
+        Language::English => format!("It has been starting for {time}."),
+        Language::Korean => format!("시작한 지 {time} 지났습니다."),
+    }
 }
 
 /// The text with every character that means something in HTML replaced.

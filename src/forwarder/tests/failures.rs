@@ -234,3 +234,25 @@ async fn a_workspace_that_takes_nothing_is_given_up() {
     drop(reads);
     within(filling).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_navigation_to_a_workspace_that_is_not_ready_gets_the_page_that_waits() {
+    let (served, workspace) = (Served::new().await, Workspace::new().await);
+    let refused =
+        "HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nno";
+    let own_page = refused.replace("text/plain", "Text/HTML; charset=utf-8");
+    for (accept, answer, waits) in
+        [("text/html", refused, true), ("text/html", &own_page, false), ("*/*", refused, false)]
+    {
+        let mut gateway = served.connect().await;
+        let stamp = served.stamp(&workspace);
+        gateway.write(format!("GET / HTTP/1.1\r\nHost: h\r\nAccept: {accept}\r\n{stamp}\r\n")).await;
+        let mut inside = workspace.accept().await;
+        inside.head().await;
+        inside.write(answer).await;
+        let (head, body) = gateway.response().await;
+        assert!(head.starts_with("HTTP/1.1 503 Service Unavailable\r\n"), "{head}");
+        assert_eq!(body.contains("http-equiv=\"refresh\""), waits, "{accept} {answer}: {body}");
+        assert_eq!(body == "no", !waits);
+    }
+}
