@@ -130,6 +130,10 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "COUNT", default_value = "1000", help_heading = "Forwarder")]
     pub(crate) max_connection_requests: String,
 
+    /// Whose certificates workspaces at https:// may show: system, none to ask for none, or a PEM file
+    #[arg(long, value_name = "FILE", default_value = "system", help_heading = "Forwarder")]
+    pub(crate) workspace_ca: String,
+
     /// How long a stamp is good. The gateway may read a whole upload before it sends the request on
     #[arg(long, value_name = "DURATION", default_value = "60s", help_heading = "Forwarder")]
     pub(crate) stamp_lifetime: String,

@@ -26,6 +26,7 @@ mod refuse;
 mod relay;
 mod starting;
 mod subjects;
+mod tls;
 #[cfg(test)]
 mod tests;
 mod tunnel;
@@ -49,6 +50,8 @@ use counters::Counters;
 use pool::Pool;
 use starting::Starting;
 use subjects::Subjects;
+use tls::Tls;
+pub(crate) use tls::Trust;
 
 /// How long nothing is accepted after a failure such as running out of file
 /// descriptors, which passes only when others are closed.
@@ -126,6 +129,7 @@ pub(crate) struct Forwarder {
     limits: ForwarderLimits,
     pool: Arc<Pool>,
     starting: Starting,
+    tls: Tls,
     pub(crate) subjects: Arc<Subjects>,
     pub(crate) counters: Counters,
     tasks: Tasks,
@@ -137,10 +141,16 @@ type Place = OwnedSemaphorePermit;
 
 impl Forwarder {
     /// A forwarder that takes the stamps of this key.
-    pub(crate) fn new(key: StampKey, resolver: Arc<Resolver>, limits: ForwarderLimits) -> Arc<Self> {
+    pub(crate) fn new(
+        key: StampKey,
+        resolver: Arc<Resolver>,
+        limits: ForwarderLimits,
+        trust: Trust,
+    ) -> Arc<Self> {
         let pool = Arc::new(Pool::new(limits.max_idle, limits.idle));
-        let (starting, subjects, counters) = (Starting::default(), Subjects::new(), Counters::default());
-        Arc::new(Self { key, resolver, limits, pool, starting, subjects, counters, tasks: Tasks::new() })
+        let (tls, starting) = (Tls::new(trust), Starting::default());
+        let (subjects, counters, tasks) = (Subjects::new(), Counters::default(), Tasks::new());
+        Arc::new(Self { key, resolver, limits, pool, starting, tls, subjects, counters, tasks })
     }
 
     /// Serves the listener until `stop`, then lets requests and tunnels go on

@@ -87,7 +87,12 @@ pub(crate) async fn run(
     let confs = ConfCache::new(settings.conf_expire_time, settings.max_confs);
     let runner = Arc::new(Runner::new(registry, confs, settings.call, stamper));
     let server = Server::new(runner, admission, settings.max_connections);
-    let forwarder = Forwarder::new(stamp_key, resolver, settings.forwarder_limits.clone());
+    let forwarder = Forwarder::new(
+        stamp_key,
+        resolver,
+        settings.forwarder_limits.clone(),
+        settings.workspace_trust.clone(),
+    );
 
     let serving = async {
         tokio::join!(

@@ -11,7 +11,7 @@ use nix::unistd::{Group, User};
 use tracing::level_filters::LevelFilter;
 
 use crate::cli::{RunArgs, SocketArgs};
-use crate::forwarder::ForwarderLimits;
+use crate::forwarder::{ForwarderLimits, Trust};
 use crate::key_file::read_key;
 use crate::resolver::{Lifetimes, NameServers};
 use crate::runner::CallLimits;
@@ -61,6 +61,7 @@ pub(crate) struct Settings {
     pub(crate) drain: Duration,
     pub(crate) forwarder: SocketAddr,
     pub(crate) forwarder_limits: ForwarderLimits,
+    pub(crate) workspace_trust: Trust,
     /// `None` for the one beside the socket.
     pub(crate) stamp_key: Option<StampKey>,
     pub(crate) stamp_lifetime: Duration,
@@ -143,6 +144,7 @@ impl Settings {
         let forwarder =
             checker.check("--forwarder-address", &args.forwarder_address, loopback(&args.forwarder_address));
         let forwarder_limits = forwarder_limits(checker, args);
+        let workspace_trust = checker.check("--workspace-ca", &args.workspace_ca, trust(&args.workspace_ca));
         let stamp_key = match &args.stamp_key_file {
             Some(file) => {
                 let key = read_key(Path::new(file)).map_err(|error| error.to_string());
@@ -173,6 +175,7 @@ impl Settings {
             drain: drain?,
             forwarder: forwarder?,
             forwarder_limits: forwarder_limits?,
+            workspace_trust: workspace_trust?,
             stamp_key: stamp_key?,
             stamp_lifetime: stamp_lifetime?,
             name_servers: servers?,
@@ -336,6 +339,14 @@ fn loopback(text: &str) -> Result<SocketAddr, String> {
     match address.ip().is_loopback() {
         true => Ok(address),
         false => Err("not a loopback address: only the gateway beside us may reach the forwarder".to_owned()),
+    }
+}
+
+fn trust(text: &str) -> Result<Trust, String> {
+    match text {
+        "system" => Ok(Trust::System),
+        "none" => Ok(Trust::Anybody),
+        path => Trust::read(Path::new(path)).map_err(|error| error.to_string()),
     }
 }
 

@@ -8,14 +8,14 @@
 //! | 1 | version, 2 |
 //! | 8 | expiry, seconds since 1970, big-endian |
 //! | 4 + 4 + 4 | how long to wait: to connect, to send, to read, in milliseconds, big-endian; 0 for the forwarder's setting |
+//! | 1 | scheme: 0 for http, 1 for https |
 //! | 2 | port, big-endian |
 //! | 1 | length of the host name |
 //! | … | host name |
 //! | … | 0 where there is no subject, else 1 and the subject |
 //! | 32 | HMAC-SHA256 of all before it |
 //!
-//! It is bound to upstream and subject because both are under the MAC. The
-//! version byte stands for the scheme too, of which there is one.
+//! It is bound to upstream and subject because both are under the MAC.
 
 use std::fmt;
 use std::time::{Duration, SystemTime};
@@ -37,7 +37,7 @@ pub(crate) const MIN_KEY: usize = 32;
 
 const VERSION: u8 = 2;
 const MAC: usize = 32;
-const BEFORE_HOST: usize = 1 + 8 + 3 * 4 + 2 + 1;
+const BEFORE_HOST: usize = 1 + 8 + 3 * 4 + 1 + 2 + 1;
 
 /// How long a stamp may be as a header's value. Host name and subject have at
 /// most 253 and 1,020 bytes; more is not ours.
@@ -68,7 +68,6 @@ impl StampKey {
 
     /// The stamp for this upstream, good until `expires`.
     pub(crate) fn make(&self, upstream: &Upstream, expires: SystemTime) -> String {
-        let Scheme::Http = upstream.scheme();
         let host = upstream.host().as_str().as_bytes();
         let subject = upstream.subject().map(str::as_bytes);
         let mut bytes =
@@ -81,6 +80,10 @@ impl StampKey {
             let milliseconds = u32::try_from(milliseconds).expect("a timeout is at most a day");
             bytes.extend_from_slice(&milliseconds.to_be_bytes());
         }
+        bytes.push(match upstream.scheme() {
+            Scheme::Http => 0,
+            Scheme::Https => 1,
+        });
         bytes.extend_from_slice(&upstream.port().to_be_bytes());
         bytes.push(u8::try_from(host.len()).expect("a host name has at most 253 bytes"));
         bytes.extend_from_slice(host);
@@ -157,6 +160,7 @@ fn decode(content: &[u8]) -> Option<(u64, Upstream)> {
         content = rest;
     }
     let [connect, send, read] = timeouts;
+    let (&[scheme], content) = content.split_first_chunk()?;
     let (port, content) = content.split_first_chunk()?;
     let (&[host_length], content) = content.split_first_chunk()?;
     let (host, content) = content.split_at_checked(host_length.into())?;
@@ -165,7 +169,12 @@ fn decode(content: &[u8]) -> Option<(u64, Upstream)> {
         return None;
     }
     let host = std::str::from_utf8(host).ok()?.parse().ok()?;
-    let upstream = Upstream::new(Scheme::Http, host, u16::from_be_bytes(*port)).ok()?;
+    let scheme = match scheme {
+        0 => Scheme::Http,
+        1 => Scheme::Https,
+        _ => return None,
+    };
+    let upstream = Upstream::new(scheme, host, u16::from_be_bytes(*port)).ok()?;
     let upstream = match has_subject {
         0 => upstream,
         _ => upstream.for_subject(std::str::from_utf8(subject).ok()?).ok()?,
@@ -271,8 +280,9 @@ mod tests {
     fn a_stamp_says_for_whom_and_where() {
         let bob = "http://code-alice:8443".parse::<Upstream>().unwrap().for_subject("bob").unwrap();
         let nobody: Upstream = "http://code-alice:8443".parse().unwrap();
+        let secure = "https://code-alice:8443".parse::<Upstream>().unwrap().for_subject("alice").unwrap();
         let elsewhere = "http://code-alice:8444".parse::<Upstream>().unwrap().for_subject("alice").unwrap();
-        let stamps: Vec<_> = [alice(), bob.clone(), nobody.clone(), elsewhere]
+        let stamps: Vec<_> = [alice(), bob.clone(), nobody.clone(), elsewhere, secure]
             .iter()
             .map(|to| key().make(to, at(100)))
             .collect();
@@ -305,10 +315,12 @@ mod tests {
             port in 1..=u16::MAX,
             subject in proptest::option::of(".{1,255}"),
             lifetime in 1..1_000_000_u64,
+            is_secure in any::<bool>(),
             timeouts in proptest::array::uniform3(proptest::option::of(1..86_400_000_u64)),
         ) {
             let [connect, send, read] = timeouts.map(|timeout| timeout.map(Duration::from_millis));
-            let upstream = Upstream::new(Scheme::Http, host.parse().unwrap(), port).unwrap();
+            let scheme = if is_secure { Scheme::Https } else { Scheme::Http };
+            let upstream = Upstream::new(scheme, host.parse().unwrap(), port).unwrap();
             let upstream = upstream.with_timeouts(Timeouts { connect, send, read });
             let upstream = match subject {
                 Some(subject) => upstream.for_subject(subject).unwrap(),

@@ -25,13 +25,13 @@ const MIN_TIMEOUT: Duration = Duration::from_millis(1);
 const MAX_TIMEOUT: Duration = Duration::from_secs(86_400);
 
 /// How a workspace is spoken to.
-///
-/// `https` is not there yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Scheme {
     /// HTTP/1.1 without TLS.
     Http,
+    /// HTTP/1.1 within TLS; the certificate is for the upstream's host.
+    Https,
 }
 
 impl Scheme {
@@ -40,6 +40,7 @@ impl Scheme {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Http => "http",
+            Self::Https => "https",
         }
     }
 }
@@ -50,7 +51,7 @@ impl FromStr for Scheme {
     fn from_str(text: &str) -> Result<Self, UpstreamError> {
         match text {
             "http" => Ok(Self::Http),
-            "https" => Err(UpstreamError::HttpsNotYet),
+            "https" => Ok(Self::Https),
             _ => Err(UpstreamError::Scheme),
         }
     }
@@ -276,7 +277,7 @@ pub(crate) fn checked_timeout(timeout: Duration) -> Result<Duration, UpstreamErr
 impl FromStr for Upstream {
     type Err = UpstreamError;
 
-    /// Reads `http://host:port`; the port is required.
+    /// Reads `http://host:port` or `https://host:port`; the port is required.
     fn from_str(text: &str) -> Result<Self, UpstreamError> {
         let (scheme, rest) = text.split_once("://").ok_or(UpstreamError::Scheme)?;
         let scheme = scheme.parse()?;
@@ -316,11 +317,8 @@ impl fmt::Display for Upstream {
 #[non_exhaustive]
 pub enum UpstreamError {
     /// Neither `http://` nor `https://` stands at the start.
-    #[error("an upstream starts with http://")]
+    #[error("an upstream starts with http:// or https://")]
     Scheme,
-    /// The scheme is `https`.
-    #[error("https upstreams are not there yet: use http://")]
-    HttpsNotYet,
     /// Between scheme and port stands neither a DNS name nor an IP address.
     #[error("the upstream's host is neither a DNS name nor an IP address (IPv6 in brackets)")]
     Host,
@@ -351,6 +349,7 @@ mod tests {
         check("http://Code-Alice.Example:80", Ok("http://code-alice.example:80"));
         check("http://127.0.0.1:65535", Ok("http://127.0.0.1:65535"));
         check("http://[::1]:1", Ok("http://[::1]:1"));
+        check("https://Code-Alice:8443", Ok("https://code-alice:8443"));
     }
 
     #[test]
@@ -386,7 +385,6 @@ mod tests {
     fn what_is_no_upstream_is_refused() {
         check("", Err(UpstreamError::Scheme));
         check("ftp://a:1", Err(UpstreamError::Scheme));
-        check("https://a:1", Err(UpstreamError::HttpsNotYet));
         for host in [
             "",
             "a b",

@@ -102,6 +102,7 @@ impl Failure {
             Self::SubjectBusy(_) => Refusal::TooManyConnections,
             Self::Resolve(ResolveError::NotFound) => Refusal::WorkspaceNotFound,
             Self::Resolve(ResolveError::Unavailable) => Refusal::ResolverUnavailable,
+            Self::Connect(ConnectError::Tls(_)) => Refusal::WorkspaceFailed,
             Self::Connect(_) | Self::Silent(_) | Self::NotReady => Refusal::WorkspaceStarting,
             Self::Unsent(_) | Self::Broken(_) | Self::Answer(_) => Refusal::WorkspaceFailed,
             Self::Gone | Self::BrokenOff(_) => return None,
@@ -204,7 +205,7 @@ async fn exchange(
 
 async fn connect(forwarder: &Forwarder, asked: &Asked, addresses: &[IpAddr]) -> Result<Connection, Failure> {
     let wait = forwarder.limits.with(asked.upstream.timeouts()).connect;
-    Ok(Connection::open(addresses, asked.upstream.port(), wait).await?)
+    Ok(Connection::open(&asked.upstream, addresses, &forwarder.tls, wait).await?)
 }
 
 /// A request and its answer on their way, past each other if need be.

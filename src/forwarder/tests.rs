@@ -7,4 +7,5 @@ mod exchanges;
 mod failures;
 mod harness;
 mod stamps;
+mod tls;
 mod tunnels;

@@ -15,6 +15,7 @@ use super::buffered::{Buffered, Unsent};
 use super::framing::Framing;
 use super::relay::{Coding, PassError, Relay};
 use super::subjects::TunnelUse;
+use super::tls::Stream;
 
 /// How long one side may go on once the other has ended. A workspace that never
 /// closes would hold a place among all users' connections for ever.
@@ -22,7 +23,7 @@ const AFTER_END: Duration = Duration::from_secs(10);
 
 /// The workspace's side of a connection that was upgraded.
 pub(super) struct Tunnel {
-    pub(super) workspace: Buffered<TcpStream>,
+    pub(super) workspace: Buffered<Stream>,
     /// The subject's part in it.
     pub(super) counted: TunnelUse,
 }

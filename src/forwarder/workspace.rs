@@ -15,6 +15,8 @@ use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 use super::buffered::Buffered;
+use super::tls::{Stream, Tls};
+use crate::upstream::{Scheme, Upstream};
 
 /// After how long the next address is tried beside the one before, which has not
 /// answered (RFC 8305, section 8).
@@ -23,7 +25,7 @@ const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 /// A connection to a workspace that takes one request after the other.
 #[derive(Debug)]
 pub(super) struct Connection {
-    pub(super) stream: Buffered<TcpStream>,
+    pub(super) stream: Buffered<Stream>,
     address: IpAddr,
     /// How many requests were sent on it.
     pub(super) requests: u32,
@@ -36,18 +38,31 @@ pub(super) enum ConnectError {
     Timeout(Duration),
     #[error("no connection: {0}")]
     Refused(#[source] io::Error),
+    #[error("no TLS: {0}")]
+    Tls(#[source] io::Error),
 }
 
 impl Connection {
     /// Connects to the first address that takes the connection: one after the other,
     /// and the next one beside an address that is slow (RFC 8305).
-    pub(super) async fn open(addresses: &[IpAddr], port: u16, wait: Duration) -> Result<Self, ConnectError> {
-        let opened = timeout(wait, race(interleaved(addresses), port)).await;
-        let (stream, address) =
-            opened.map_err(|_| ConnectError::Timeout(wait))?.map_err(ConnectError::Refused)?;
-        // Only slower without.
-        let _ = stream.set_nodelay(true);
-        Ok(Self { stream: Buffered::new(stream), address, requests: 0 })
+    pub(super) async fn open(
+        upstream: &Upstream,
+        addresses: &[IpAddr],
+        tls: &Tls,
+        wait: Duration,
+    ) -> Result<Self, ConnectError> {
+        let opening = async {
+            let opened = race(interleaved(addresses), upstream.port()).await;
+            let (stream, address) = opened.map_err(ConnectError::Refused)?;
+            // Only slower without.
+            let _ = stream.set_nodelay(true);
+            let stream = match upstream.scheme() {
+                Scheme::Http => Stream::Plain(stream),
+                Scheme::Https => tls.connect(stream, upstream.host()).await.map_err(ConnectError::Tls)?,
+            };
+            Ok(Self { stream: Buffered::new(stream), address, requests: 0 })
+        };
+        timeout(wait, opening).await.unwrap_or(Err(ConnectError::Timeout(wait)))
     }
 
     /// Where it leads.
@@ -61,7 +76,7 @@ impl Connection {
     pub(super) fn is_quiet(&self) -> bool {
         let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
         self.stream.unused().is_empty()
-            && recv(self.stream.stream.as_raw_fd(), &mut [0], flags) == Err(Errno::EAGAIN)
+            && recv(self.stream.stream.tcp().as_raw_fd(), &mut [0], flags) == Err(Errno::EAGAIN)
     }
 }
 
@@ -108,6 +123,7 @@ mod tests {
 
     use tokio::net::TcpListener;
 
+    use super::super::tls::Trust;
     use super::*;
 
     fn ips(texts: &[&str]) -> Vec<IpAddr> {
@@ -132,11 +148,13 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         let addresses = ips(&["127.0.0.3", "127.0.0.2", "::1", "127.0.0.1"]);
         let wait = Duration::from_secs(20);
-        let opened = Connection::open(&addresses, port, wait).await.unwrap();
+        let upstream: Upstream = format!("http://a:{port}").parse().unwrap();
+        let tls = Tls::new(Trust::System);
+        let opened = Connection::open(&upstream, &addresses, &tls, wait).await.unwrap();
         assert_eq!(opened.address(), addresses[3]);
-        let error = Connection::open(&addresses[..2], port, wait).await.unwrap_err();
+        let error = Connection::open(&upstream, &addresses[..2], &tls, wait).await.unwrap_err();
         assert!(matches!(error, ConnectError::Refused(_)), "{error}");
-        let error = Connection::open(&[], port, wait).await.unwrap_err();
+        let error = Connection::open(&upstream, &[], &tls, wait).await.unwrap_err();
         assert!(matches!(error, ConnectError::Refused(_)), "{error}");
     }
 
@@ -145,7 +163,9 @@ mod tests {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         for speaks in [true, false] {
-            let opened = Connection::open(&[address.ip()], address.port(), Duration::from_secs(20)).await;
+            let upstream: Upstream = format!("http://{address}").parse().unwrap();
+            let (tls, wait) = (Tls::new(Trust::System), Duration::from_secs(20));
+            let opened = Connection::open(&upstream, &[address.ip()], &tls, wait).await;
             let (opened, (peer, _)) = (opened.unwrap(), listener.accept().await.unwrap());
             assert!(opened.is_quiet());
             if speaks {

@@ -285,8 +285,8 @@ mod tests {
     fn a_wrong_upstream_is_refused_with_its_place() {
         refused(r#"{"upstream": "http://code-{sub:8443"}"#, "upstream: the `{` at byte 12 is never closed");
         refused(
-            r#"{"upstream": "https://code-{sub}:8443"}"#,
-            "upstream: https upstreams are not there yet: use http://",
+            r#"{"upstream": "ftp://code-{sub}:8443"}"#,
+            "upstream: an upstream starts with http:// or https://",
         );
     }
 

@@ -403,9 +403,8 @@ mod tests {
 
     #[test]
     fn what_is_no_upstream_is_refused() {
-        refused("", "an upstream starts with http://");
-        refused("code-{sub}:80", "an upstream starts with http://");
-        refused("https://code-{sub}:80", "https upstreams are not there yet: use http://");
+        refused("", "an upstream starts with http:// or https://");
+        refused("code-{sub}:80", "an upstream starts with http:// or https://");
         for text in [
             "http://{sub}",
             "http://{sub}:",

@@ -149,8 +149,8 @@ async fn an_idle_connection_is_not_used_for_an_address_that_the_name_has_lost() 
     let upstream: Upstream = format!("http://code-alice:{}", workspace.address.port()).parse().unwrap();
     let destination = Destination::of(&upstream);
     let (old, new) = ("127.0.0.1".parse().unwrap(), "127.0.0.2".parse().unwrap());
-    let addresses = [old];
-    let open = || Connection::open(&addresses, workspace.address.port(), PATIENCE);
+    let (addresses, tls) = ([old], Tls::new(Trust::System));
+    let open = || Connection::open(&upstream, &addresses, &tls, PATIENCE);
     pool.put(destination.clone(), open().await.ok().unwrap(), PATIENCE);
     assert!(pool.take(&destination, &[new, old]).is_some());
     assert!(pool.take(&destination, &[new, old]).is_none());

@@ -42,13 +42,22 @@ impl Served {
     }
 
     pub(super) async fn with(limits: ForwarderLimits, drain: Duration) -> Self {
+        let nobody = NameServers::Listed(vec!["127.0.0.1:1".parse().unwrap()]);
+        Self::asking(&nobody, Trust::System, limits, drain).await
+    }
+
+    pub(super) async fn asking(
+        servers: &NameServers,
+        trust: Trust,
+        limits: ForwarderLimits,
+        drain: Duration,
+    ) -> Self {
         let key = StampKey::random().unwrap();
-        let resolver =
-            Arc::new(Resolver::new(&NameServers::Listed(vec!["127.0.0.1:1".parse().unwrap()])).unwrap());
+        let resolver = Arc::new(Resolver::new(servers).unwrap());
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
-        let forwarder = Forwarder::new(key.clone(), resolver, limits);
+        let forwarder = Forwarder::new(key.clone(), resolver, limits, trust);
         let serving = tokio::spawn(Arc::clone(&forwarder).serve(listener, stop.clone(), drain));
         Self { address, key, stop, forwarder, serving }
     }
