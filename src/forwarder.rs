@@ -31,6 +31,7 @@ mod tls;
 mod tests;
 mod tunnel;
 mod watch;
+mod websocket;
 mod workspace;
 
 use std::future::Future;
@@ -273,6 +274,14 @@ impl Tasks {
                 () = deadline.cancelled() => {}
             }
         });
+    }
+
+    /// Spawns a task that ends soon after the deadline by itself.
+    fn spawn_closing<T: Future<Output = ()> + Send + 'static>(
+        &self,
+        task: impl FnOnce(CancellationToken) -> T,
+    ) {
+        self.tracker.spawn(task(self.deadline.clone()));
     }
 
     async fn finish(&self, drain: Duration) {

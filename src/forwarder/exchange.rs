@@ -188,7 +188,9 @@ async fn exchange(
     match ended {
         Ended::Upgraded => {
             let counted = counted.into_tunnel(asked.upstream.clone());
-            Ok(Next::Tunnel(Tunnel { workspace: connection.stream, counted }))
+            let is_websocket =
+                asked.protocols.as_deref().is_some_and(|wanted| wanted.eq_ignore_ascii_case(b"websocket"));
+            Ok(Next::Tunnel(Tunnel { workspace: connection.stream, counted, is_websocket }))
         }
         Ended::Answered { keep, is_last } => {
             if let Some(idle) = keep.filter(|_| body_passed) {

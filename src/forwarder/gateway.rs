@@ -65,7 +65,7 @@ pub(super) async fn serve(
             Next::Tunnel(tunnel) => {
                 // A tunnel lives long, so it gets a task of its own, which is small.
                 gateway.forget_used();
-                forwarder.tasks.spawn(tunnel.run(gateway, place));
+                forwarder.tasks.spawn_closing(|deadline| tunnel.run(gateway, place, deadline));
                 return;
             }
         }

@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::buffered::{Buffered, Unsent};
 use super::chunked::{self, ChunkError, Decoder, Piece};
 use super::framing::Framing;
+use super::websocket::Frames;
 
 /// How much is read at a time. More takes no fewer instructions for each byte.
 pub(super) const SCRATCH: usize = 64 * 1024;
@@ -52,6 +53,8 @@ pub(super) struct Relay {
     left: Left,
     coding: Coding,
     unsent: Unsent,
+    /// The frames that pass, where they are a WebSocket's.
+    frames: Option<Frames>,
     has_moved: bool,
     has_sent: bool,
 }
@@ -81,7 +84,22 @@ impl Relay {
             Framing::Chunked => Left::Chunked(Decoder::default()),
             Framing::UntilClose => Left::UntilClose,
         };
-        Self { left, coding, unsent: before, has_moved: false, has_sent: false }
+        Self { left, coding, unsent: before, frames: None, has_moved: false, has_sent: false }
+    }
+
+    /// The bytes of one direction of a tunnel, up to its end.
+    pub(super) fn of_tunnel(is_websocket: bool) -> Self {
+        let relay = Self::new(Unsent::default(), Framing::UntilClose, Coding::Plain);
+        Self { frames: is_websocket.then(Frames::default), ..relay }
+    }
+
+    /// Says these bytes last, if they are a frame and may stand there, and nothing
+    /// more of what may come.
+    pub(super) fn end_with(&mut self, frame: Vec<u8>) {
+        if self.frames.as_ref().is_some_and(Frames::is_between) && !matches!(self.left, Left::Nothing) {
+            self.unsent.bytes.extend(frame);
+        }
+        self.left = Left::Nothing;
     }
 
     /// Whether something was read or written since this was asked last.
@@ -161,7 +179,7 @@ impl Relay {
             }
             self.has_moved = true;
             if self.coding == Coding::Plain && !matches!(self.left, Left::Chunked(_)) {
-                self.count(read.len());
+                self.count(read);
                 let written = self.unsent.poll_write_now(read, to, context);
                 return Poll::Ready(written.map_err(PassError::Write));
             }
@@ -179,7 +197,7 @@ impl Relay {
             Left::UntilClose => bytes.len(),
             Left::Length(left) => usize::try_from(*left).map_or(bytes.len(), |left| left.min(bytes.len())),
         };
-        self.count(length);
+        self.count(&bytes[..length]);
         match self.coding {
             Coding::Plain => self.unsent.bytes.extend_from_slice(&bytes[..length]),
             _ if length > 0 => chunked::encode(&bytes[..length], &mut self.unsent.bytes),
@@ -217,10 +235,13 @@ impl Relay {
         }
     }
 
-    /// Counts bytes of a body that has a length.
-    fn count(&mut self, passed: usize) {
+    /// Counts bytes of a body that has a length, and follows those of a tunnel.
+    fn count(&mut self, passed: &[u8]) {
+        if let Some(frames) = &mut self.frames {
+            frames.pass(passed);
+        }
         if let Left::Length(left) = &mut self.left {
-            *left -= passed as u64;
+            *left -= passed.len() as u64;
             if *left == 0 {
                 self.left = Left::Nothing;
             }

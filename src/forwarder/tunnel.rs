@@ -3,46 +3,124 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
-use super::Place;
-use super::buffered::{Buffered, Unsent};
-use super::framing::Framing;
-use super::relay::{Coding, PassError, Relay};
+use super::buffered::Buffered;
+use super::relay::{PassError, Relay};
 use super::subjects::TunnelUse;
 use super::tls::Stream;
+use super::{Place, websocket};
 
 /// How long one side may go on once the other has ended. A workspace that never
 /// closes would hold a place among all users' connections for ever.
 const AFTER_END: Duration = Duration::from_secs(10);
+
+/// How long a tunnel that we end may take for it.
+const CLOSING: Duration = Duration::from_secs(1);
 
 /// The workspace's side of a connection that was upgraded.
 pub(super) struct Tunnel {
     pub(super) workspace: Buffered<Stream>,
     /// The subject's part in it.
     pub(super) counted: TunnelUse,
+    pub(super) is_websocket: bool,
 }
 
 impl Tunnel {
     /// Copies both ways until both sides have ended, or one has failed, or has not
-    /// followed the other's end.
+    /// followed the other's end, or until the drain's deadline.
     ///
     /// An end of one side is passed to the other as what it is: that side may
     /// still speak. What either side sent before the upgrade was complete has been
     /// read already and comes first.
-    pub(super) async fn run(mut self, gateway: Buffered<TcpStream>, place: Place) {
-        self.workspace.forget_used();
-        match both_ways(gateway, self.workspace, || self.counted.touch()).await {
+    pub(super) async fn run(self, gateway: Buffered<TcpStream>, place: Place, deadline: CancellationToken) {
+        let Self { mut workspace, counted, is_websocket } = self;
+        workspace.forget_used();
+        let mut ways = Ways::new(gateway, workspace, is_websocket);
+        let ended = tokio::select! {
+            ended = ways.both(|| counted.touch()) => ended,
+            () = deadline.cancelled() => ways.close().await,
+        };
+        match ended {
             Ok(()) => tracing::debug!("tunnel ended"),
             Err(error) => tracing::debug!(%error, "tunnel broke off"),
         }
         drop(place);
     }
+}
+
+/// Both directions of a tunnel.
+struct Ways<A, B> {
+    gateway: Buffered<A>,
+    workspace: Buffered<B>,
+    up: Way,
+    down: Way,
+}
+
+impl<A, B> Ways<A, B>
+where
+    A: AsyncRead + AsyncWrite + Unpin,
+    B: AsyncRead + AsyncWrite + Unpin,
+{
+    fn new(gateway: Buffered<A>, workspace: Buffered<B>, is_websocket: bool) -> Self {
+        Self { gateway, workspace, up: Way::new(is_websocket), down: Way::new(is_websocket) }
+    }
+
+    /// Passes on what can pass: whether each way has ended.
+    fn poll(&mut self, context: &mut Context<'_>, is_active: &impl Fn()) -> io::Result<(bool, bool)> {
+        let up = self.up.poll(&mut self.gateway, &mut self.workspace, context)?;
+        if self.up.relay.take_moved() {
+            is_active();
+        }
+        let down = self.down.poll(&mut self.workspace, &mut self.gateway, context)?;
+        Ok((up.is_ready(), down.is_ready()))
+    }
+
+    /// Passes on until both ways have ended, and tells each time that bytes came from
+    /// the gateway.
+    async fn both(&mut self, is_active: impl Fn()) -> io::Result<()> {
+        let mut until = async |is_enough: fn(bool, bool) -> bool| {
+            poll_fn(|context| match self.poll(context, &is_active) {
+                Ok((up, down)) if is_enough(up, down) => Poll::Ready(Ok(())),
+                Ok(_) => Poll::Pending,
+                Err(error) => Poll::Ready(Err(error)),
+            })
+            .await
+        };
+        until(|up, down| up || down).await?;
+        let rest = timeout(AFTER_END, until(|up, down| up && down)).await;
+        rest.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    }
+
+    /// Ends both ways: a WebSocket's with a close, where a frame may begin.
+    async fn close(&mut self) -> io::Result<()> {
+        self.up.relay.end_with(websocket::close_to_server());
+        self.down.relay.end_with(websocket::close_to_client());
+        let closing = async {
+            poll_fn(|context| match self.poll(context, &|| {}) {
+                Ok((true, true)) => Poll::Ready(Ok(())),
+                Ok(_) => Poll::Pending,
+                Err(error) => Poll::Ready(Err(error)),
+            })
+            .await?;
+            // What they still say would reset the connection, and take the close with it.
+            tokio::join!(swallow(&mut self.gateway.stream), swallow(&mut self.workspace.stream));
+            Ok(())
+        };
+        timeout(CLOSING, closing).await.unwrap_or(Ok(()))
+    }
+}
+
+/// Reads to the end.
+async fn swallow(stream: &mut (impl AsyncRead + Unpin)) {
+    let mut piece = [0; 512];
+    while matches!(stream.read(&mut piece).await, Ok(1..)) {}
 }
 
 /// One direction of a tunnel.
@@ -60,11 +138,8 @@ enum State {
 }
 
 impl Way {
-    fn new() -> Self {
-        Self {
-            relay: Relay::new(Unsent::default(), Framing::UntilClose, Coding::Plain),
-            state: State::Passing,
-        }
+    fn new(is_websocket: bool) -> Self {
+        Self { relay: Relay::of_tunnel(is_websocket), state: State::Passing }
     }
 
     /// Passes everything on, and the end as well.
@@ -73,53 +148,28 @@ impl Way {
         from: &mut Buffered<R>,
         to: &mut Buffered<W>,
         context: &mut Context<'_>,
-    ) -> Poll<io::Result<()>>
+    ) -> io::Result<Poll<()>>
     where
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
         if self.state == State::Passing {
-            let passed = ready!(self.relay.poll_pass(from, &mut to.stream, context));
-            passed.map_err(|error| match error {
-                PassError::Read(error) | PassError::Write(error) => error,
-                other => io::Error::other(other),
-            })?;
-            self.state = State::Ending;
+            match self.relay.poll_pass(from, &mut to.stream, context) {
+                Poll::Pending => return Ok(Poll::Pending),
+                Poll::Ready(Ok(())) => self.state = State::Ending,
+                Poll::Ready(Err(PassError::Read(error) | PassError::Write(error))) => return Err(error),
+                Poll::Ready(Err(other)) => return Err(io::Error::other(other)),
+            }
         }
         if self.state == State::Ending {
-            ready!(Pin::new(&mut to.stream).poll_shutdown(context))?;
+            match Pin::new(&mut to.stream).poll_shutdown(context) {
+                Poll::Pending => return Ok(Poll::Pending),
+                Poll::Ready(ended) => ended?,
+            }
             self.state = State::Ended;
         }
-        Poll::Ready(Ok(()))
+        Ok(Poll::Ready(()))
     }
-}
-
-/// Tells each time that bytes came from the gateway.
-async fn both_ways<A, B>(
-    mut gateway: Buffered<A>,
-    mut workspace: Buffered<B>,
-    is_active: impl Fn(),
-) -> io::Result<()>
-where
-    A: AsyncRead + AsyncWrite + Unpin,
-    B: AsyncRead + AsyncWrite + Unpin,
-{
-    let (mut up, mut down) = (Way::new(), Way::new());
-    let mut poll = |context: &mut Context<'_>, is_one_enough: bool| {
-        let passed = up.poll(&mut gateway, &mut workspace, context)?;
-        if up.relay.take_moved() {
-            is_active();
-        }
-        let down = down.poll(&mut workspace, &mut gateway, context)?;
-        match (passed, down) {
-            (Poll::Ready(()), Poll::Ready(())) => Poll::Ready(Ok(())),
-            (Poll::Ready(()), _) | (_, Poll::Ready(())) if is_one_enough => Poll::Ready(Ok(())),
-            _ => Poll::Pending,
-        }
-    };
-    poll_fn(|context| poll(context, true)).await?;
-    let rest = timeout(AFTER_END, poll_fn(|context| poll(context, false))).await;
-    rest.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
 #[cfg(test)]
@@ -137,7 +187,8 @@ mod tests {
                 if gateway_ends { (gateway_peer, workspace_peer) } else { (workspace_peer, gateway_peer) };
             drop(ended);
             let since = Instant::now();
-            let error = both_ways(Buffered::new(gateway), Buffered::new(workspace), || {}).await.unwrap_err();
+            let mut ways = Ways::new(Buffered::new(gateway), Buffered::new(workspace), false);
+            let error = ways.both(|| {}).await.unwrap_err();
             assert_eq!((error.kind(), since.elapsed()), (io::ErrorKind::TimedOut, AFTER_END));
         }
     }

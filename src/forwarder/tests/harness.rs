@@ -166,16 +166,24 @@ impl Peer {
     }
 
     pub(super) async fn exactly(&mut self, length: usize) -> String {
+        String::from_utf8(self.exactly_bytes(length).await).unwrap()
+    }
+
+    pub(super) async fn exactly_bytes(&mut self, length: usize) -> Vec<u8> {
         while self.read.len() < length {
             assert_ne!(within(self.stream.read_buf(&mut self.read)).await.unwrap(), 0, "ended too early");
         }
-        String::from_utf8(self.read.drain(..length).collect()).unwrap()
+        self.read.drain(..length).collect()
     }
 
     /// Everything up to the end; a reset is an end.
     pub(super) async fn rest(&mut self) -> String {
+        String::from_utf8(self.rest_bytes().await).unwrap()
+    }
+
+    pub(super) async fn rest_bytes(&mut self) -> Vec<u8> {
         let _ = within(self.stream.read_to_end(&mut self.read)).await;
-        String::from_utf8(std::mem::take(&mut self.read)).unwrap()
+        std::mem::take(&mut self.read)
     }
 
     pub(super) async fn answer(&mut self, body: &str) {

@@ -65,3 +65,43 @@ async fn an_upgrade_that_nobody_asked_for_is_a_failure() {
     assert_refused(&gateway.response().await, 502, "workspace-failed");
     assert_eq!(inside.rest().await, "");
 }
+
+/// A tunnel that both sides have agreed to.
+async fn agreed(served: &Served, protocol: &str) -> (Peer, Peer) {
+    let workspace = Workspace::new().await;
+    let mut gateway = served.connect().await;
+    gateway.write(served.upgrade(&workspace).replace("echo/1", protocol)).await;
+    let mut inside = workspace.accept().await;
+    inside.head().await;
+    let head =
+        format!("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: {protocol}\r\n\r\n");
+    inside.write(head).await;
+    gateway.head().await;
+    (gateway, inside)
+}
+
+#[tokio::test]
+async fn a_websocket_that_a_drain_ends_is_closed_with_1001() {
+    let drain = std::time::Duration::from_millis(100);
+    let served = Served::with(super::super::ForwarderLimits::default(), drain).await;
+    let (mut gateway, mut inside) = agreed(&served, "WebSocket").await;
+    gateway.write([0x81, 0x81, 1, 2, 3, 4, b'a' ^ 1]).await;
+    inside.write([0x81, 1, b'b']).await;
+    inside.exactly_bytes(7).await;
+    gateway.exactly_bytes(3).await;
+    // One that is within a frame, and one that is none.
+    let (mut within, mut within_inside) = agreed(&served, "websocket").await;
+    within_inside.write([0x81, 5, b'h']).await;
+    within.exactly_bytes(3).await;
+    let (mut other, mut other_inside) = agreed(&served, "echo/1").await;
+    served.stop.cancel();
+    assert_eq!(gateway.exactly_bytes(4).await, [0x88, 2, 0x03, 0xe9]);
+    let close = inside.exactly_bytes(8).await;
+    assert_eq!(close[..2], [0x88, 0x82]);
+    assert_eq!([close[6] ^ close[2], close[7] ^ close[3]], [0x03, 0xe9]);
+    for peer in [&mut gateway, &mut inside, &mut within, &mut other, &mut other_inside] {
+        assert_eq!(peer.rest_bytes().await, b"");
+    }
+    assert_eq!(within_inside.rest_bytes().await[..2], [0x88, 0x82], "this way no frame is open");
+    super::harness::within(served.serving).await.unwrap();
+}
