@@ -4,7 +4,7 @@
 //! same requests directly, through Debian's nginx (one worker, keep-alive of 320),
 //! through Debian's HAProxy (one thread), and through us with one worker thread and
 //! with two: answers of 40 bytes and of 64 KiB, messages that come back through a
-//! tunnel, and bytes in bulk. Each round measures all of them in turn, and ratios
+//! tunnel, bytes in bulk, and the memory of tunnels that are idle. Each round measures all of them in turn, and ratios
 //! are the medians of each round's. Without nginx or HAProxy it says so.
 //!
 //! On a machine of two cores the load, the way and the backend share them, so
@@ -38,6 +38,11 @@ const MESSAGE: usize = 128;
 
 /// How many bytes go through a tunnel between two signs of life.
 const BULK: usize = 64 << 20;
+
+/// How many tunnels are idle at a time, two connections each, and how many KiB of
+/// memory one may take.
+const IDLE_TUNNELS: usize = 9_000;
+const AIM_TUNNEL: f64 = 12.0;
 
 /// How often everything is measured, and for how long.
 const ROUNDS: usize = 7;
@@ -96,6 +101,23 @@ async fn measure_all() -> Result<(), Box<dyn Error>> {
         }
         print(&proxies, &rounds, unit);
     }
+    idle_tunnels(proxies.last().unwrap()).await
+}
+
+/// What tunnels cost in which nothing moves, after a message each.
+async fn idle_tunnels(proxy: &Proxy) -> Result<(), Box<dyn Error>> {
+    let before = proxy.memory()?;
+    let mut tunnels = Vec::new();
+    while tunnels.len() < IDLE_TUNNELS {
+        let mut peer = Peer::open(proxy, Work::Messages).await?;
+        peer.once().await?;
+        // What is read has its place in the load, not in the way.
+        peer.buffer = Vec::new();
+        tunnels.push(peer);
+    }
+    let each = (proxy.memory()? - before) as f64 / tunnels.len() as f64 / 1024.0;
+    let verdict = if each <= AIM_TUNNEL { "reached" } else { "MISSED" };
+    println!("{IDLE_TUNNELS} idle tunnels: {each:.1} KiB each (aim: at most {AIM_TUNNEL}, {verdict})");
     Ok(())
 }
 

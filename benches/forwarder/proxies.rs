@@ -94,6 +94,7 @@ impl Proxy {
         command.env("TOKIO_WORKER_THREADS", threads.to_string());
         command.arg("run").arg("--listen-address").arg(format!("unix:{}", socket.display()));
         command.args(["--forwarder-address", &address.to_string(), "--stamp-lifetime", "1h"]);
+        command.args(["--max-forwarder-connections", "20000", "--max-subject-connections", "20000"]);
         let proxy = Self::start(name, command, address).await?.ok_or("the runner can't be started")?;
         let conf = format!(r#"{{"identity": {{"trust": "gateway"}}, "upstream": "http://{backend}"}}"#);
         let route = Route::new("r").plugin("user-upstream", &conf);
@@ -129,6 +130,15 @@ impl Proxy {
         };
         timeout(START, listens).await.map_err(|_| format!("{name} does not listen"))?;
         Ok(Some(Self { name, address, lines: String::new(), process: Some(process) }))
+    }
+
+    /// The memory that the process holds, in bytes (proc(5), `VmRSS`).
+    pub(crate) fn memory(&self) -> io::Result<u64> {
+        let Some(Process(child)) = &self.process else { return Ok(0) };
+        let status = fs::read_to_string(format!("/proc/{}/status", child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+        Ok(kib.ok_or(io::ErrorKind::InvalidData)? * 1024)
     }
 
     /// The CPU time of the process and its children (proc(5), `schedstat`).

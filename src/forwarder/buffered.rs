@@ -56,6 +56,13 @@ impl<S> Buffered<S> {
         }
         self.used = 0;
     }
+
+    /// The same, where no head comes any more: it keeps no memory for one.
+    pub(super) fn without_heads(mut self) -> Self {
+        self.forget_used();
+        self.bytes.shrink_to_fit();
+        self
+    }
 }
 
 impl<S: AsyncRead + Unpin> Buffered<S> {

@@ -64,7 +64,6 @@ pub(super) async fn serve(
             Next::End => return,
             Next::Tunnel(tunnel) => {
                 // A tunnel lives long, so it gets a task of its own, which is small.
-                gateway.forget_used();
                 forwarder.tasks.spawn_closing(|deadline| tunnel.run(gateway, place, deadline));
                 return;
             }

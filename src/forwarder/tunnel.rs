@@ -40,9 +40,8 @@ impl Tunnel {
     /// still speak. What either side sent before the upgrade was complete has been
     /// read already and comes first.
     pub(super) async fn run(self, gateway: Buffered<TcpStream>, place: Place, deadline: CancellationToken) {
-        let Self { mut workspace, counted, is_websocket } = self;
-        workspace.forget_used();
-        let mut ways = Ways::new(gateway, workspace, is_websocket);
+        let Self { workspace, counted, is_websocket } = self;
+        let mut ways = Ways::new(gateway.without_heads(), workspace.without_heads(), is_websocket);
         let ended = tokio::select! {
             ended = ways.both(|| counted.touch()) => ended,
             () = deadline.cancelled() => ways.close().await,
