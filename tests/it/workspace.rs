@@ -201,7 +201,7 @@ impl Edge {
 }
 
 /// As a gateway writes it; what is between two hops it writes anew.
-fn head_of(forwarded: &ForwardedRequest) -> String {
+pub(crate) fn head_of(forwarded: &ForwardedRequest) -> String {
     let target = std::str::from_utf8(&forwarded.target).unwrap();
     let mut head = format!("{} {target} HTTP/1.1\r\n", forwarded.method.as_str());
     for (name, value) in &forwarded.headers {

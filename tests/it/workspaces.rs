@@ -8,13 +8,17 @@ use base64::engine::general_purpose::STANDARD;
 use futures_util::{SinkExt as _, StreamExt as _};
 use kube_coders::testing::{ClientRequest, NameServer, Route};
 use sha2::{Digest as _, Sha256};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::http::{HeaderName, HeaderValue};
 
+use crate::peer::PATIENCE;
 use crate::program::Runner;
-use crate::workspace::{Edge, Seen, header, hex, start_two};
+use crate::workspace::{Edge, Seen, head_of, header, hex, start_two};
 
-/// How much the process may grow, in KiB, while 64 MiB pass.
+/// How much the process may grow, in KiB, while bodies pass.
 const GROWTH: u64 = 8 * 1024;
 
 struct House {
@@ -127,4 +131,67 @@ async fn an_upload_arrives_whole_and_is_never_held() {
     assert_eq!(first, format!("bob got {length} bytes, sha256 {}", hex(&hash.finalize())));
     let grown = house.runner.memory().peak - before.now;
     assert!(grown < GROWTH, "grown by {grown} KiB from {before:?}");
+}
+
+/// A GiB up and a GiB down at the same time, through the running program.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gibibyte_each_way_is_never_held() {
+    let house = house().await;
+    let small = house.edge.request(&house.route, &by("alice", ClientRequest::get("/"))).await;
+    assert_eq!(small.status, 200, "{}", small.body);
+    let before = house.runner.memory();
+
+    let listener = TcpListener::bind("127.0.0.2:0").await.unwrap();
+    let upstream = format!("http://code-{{sub}}.coders.test:{}", listener.local_addr().unwrap().port());
+    let workspace = tokio::spawn(async move {
+        let mut stream = listener.accept().await.unwrap().0;
+        read_exact_head(&mut stream).await;
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {GIB}\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        exchange_gibibytes(&mut stream).await;
+    });
+    let conf = format!(r#"{{"identity": {{"trust": "gateway"}}, "upstream": "{upstream}"}}"#);
+    let route = Route::new("large").plugin("user-upstream", &conf);
+    let post = kube_coders::Method::from_name("POST").unwrap();
+    let request = ClientRequest::new(post, "/").header("Host", "h").header("Content-Length", GIB.to_string());
+    let forwarded = house.edge.decide(&route, &by("alice", request)).await.unwrap();
+    let mut stream = house.edge.connect().await;
+    stream.write_all(head_of(&forwarded).as_bytes()).await.unwrap();
+    read_exact_head(&mut stream).await;
+    timeout(PATIENCE, exchange_gibibytes(&mut stream)).await.unwrap();
+    workspace.await.unwrap();
+    let grown = house.runner.memory().peak - before.now;
+    assert!(grown < GROWTH, "grown by {grown} KiB from {before:?}");
+}
+
+const GIB: usize = 1 << 30;
+
+/// Sends a GiB and takes one.
+async fn exchange_gibibytes(stream: &mut TcpStream) {
+    let (mut reads, mut writes) = stream.split();
+    let sending = async {
+        let piece = vec![b'x'; 1 << 18];
+        for _ in 0..GIB / piece.len() {
+            writes.write_all(&piece).await.unwrap();
+        }
+    };
+    let receiving = async {
+        let (mut piece, mut left) = (vec![0; 1 << 18], GIB);
+        while left > 0 {
+            let most = left.min(piece.len());
+            match reads.read(&mut piece[..most]).await.unwrap() {
+                0 => panic!("{left} bytes before the end"),
+                length => left -= length,
+            }
+        }
+    };
+    tokio::join!(sending, receiving);
+}
+
+/// Reads a head, and nothing behind it.
+async fn read_exact_head(stream: &mut TcpStream) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
 }
