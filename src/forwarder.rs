@@ -19,6 +19,7 @@ mod framing;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;
 mod gateway;
+mod hang_up;
 mod head;
 mod headers;
 mod pool;
@@ -65,8 +66,8 @@ const MAX_TURNED_AWAY: usize = 64;
 /// What the forwarder does not exceed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ForwarderLimits {
-    /// Connections from the gateway at a time, tunnels among them. Each may
-    /// need a second one, to a workspace.
+    /// Requests under way and tunnels at a time. Each has a connection of the
+    /// gateway's and one to a workspace.
     pub(crate) max_connections: usize,
     /// Requests under way and tunnels of one subject at a time.
     pub(crate) max_of_subject: usize,
@@ -129,6 +130,7 @@ pub(crate) struct Forwarder {
     resolver: Arc<Resolver>,
     limits: ForwarderLimits,
     pool: Arc<Pool>,
+    places: Arc<Semaphore>,
     starting: Starting,
     tls: Tls,
     pub(crate) subjects: Arc<Subjects>,
@@ -136,9 +138,12 @@ pub(crate) struct Forwarder {
     tasks: Tasks,
 }
 
-/// A place among `max_connections`, held by everything that a connection of
-/// the gateway's has become.
+/// A place among `max_connections`.
 type Place = OwnedSemaphorePermit;
+
+/// How many connections of the gateway's are open for each that is in use: idle ones
+/// cost little, and each of its workers keeps some.
+const SOCKETS_A_PLACE: usize = 2;
 
 impl Forwarder {
     /// A forwarder that takes the stamps of this key.
@@ -149,9 +154,10 @@ impl Forwarder {
         trust: Trust,
     ) -> Arc<Self> {
         let pool = Arc::new(Pool::new(limits.max_idle, limits.idle));
+        let places = Arc::new(Semaphore::new(limits.max_connections));
         let (tls, starting) = (Tls::new(trust), Starting::default());
         let (subjects, counters, tasks) = (Subjects::new(), Counters::default(), Tasks::new());
-        Arc::new(Self { key, resolver, limits, pool, starting, tls, subjects, counters, tasks })
+        Arc::new(Self { key, resolver, limits, pool, places, starting, tls, subjects, counters, tasks })
     }
 
     /// Serves the listener until `stop`, then lets requests and tunnels go on
@@ -167,19 +173,19 @@ impl Forwarder {
         // Whoever drops this future wants an end, not tasks without a master.
         let _ended = self.tasks.deadline.clone().drop_guard();
         self.tasks.spawn(Arc::clone(&self.pool).close_expired(stop.clone()));
-        let places = Arc::new(Semaphore::new(self.limits.max_connections));
+        let sockets = Arc::new(Semaphore::new(SOCKETS_A_PLACE * self.limits.max_connections));
         let turned_away = Arc::new(Semaphore::new(MAX_TURNED_AWAY));
         let accepting = async {
             loop {
                 let stream = accept(&listener).await;
-                self.admit(stream, &places, &turned_away, &stop);
+                self.admit(stream, &sockets, &turned_away, &stop);
             }
         };
         tokio::select! {
             () = stop.cancelled() => {}
             () = accepting => {}
         }
-        self.serve_queued(listener, &places, &stop);
+        self.serve_queued(listener, &sockets, &stop);
         self.pool.close();
         let (tunnels, refused) = (self.tunnels(), self.counters.refused());
         tracing::info!(tunnels, ?refused, "forwarder drains");
@@ -195,13 +201,13 @@ impl Forwarder {
     fn admit(
         self: &Arc<Self>,
         stream: TcpStream,
-        places: &Arc<Semaphore>,
+        sockets: &Arc<Semaphore>,
         turned_away: &Arc<Semaphore>,
         stop: &CancellationToken,
     ) {
         let forwarder = Arc::clone(self);
-        if let Ok(place) = Arc::clone(places).try_acquire_owned() {
-            self.tasks.spawn(gateway::serve(forwarder, stream, place, stop.clone()));
+        if let Ok(socket) = Arc::clone(sockets).try_acquire_owned() {
+            self.tasks.spawn(gateway::serve(forwarder, stream, socket, stop.clone()));
         } else if let Ok(place) = Arc::clone(turned_away).try_acquire_owned() {
             let refusing = gateway::turn_away(forwarder, stream, stop.clone());
             self.tasks.spawn(async move {
@@ -215,14 +221,14 @@ impl Forwarder {
     fn serve_queued(
         self: &Arc<Self>,
         listener: TcpListener,
-        places: &Arc<Semaphore>,
+        sockets: &Arc<Semaphore>,
         stop: &CancellationToken,
     ) {
         let Ok(queue) = listener.into_std() else { return };
         while let Ok((stream, _)) = queue.accept() {
-            let Ok(place) = Arc::clone(places).try_acquire_owned() else { return };
+            let Ok(socket) = Arc::clone(sockets).try_acquire_owned() else { return };
             if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
-                self.tasks.spawn(gateway::serve(Arc::clone(self), stream, place, stop.clone()));
+                self.tasks.spawn(gateway::serve(Arc::clone(self), stream, socket, stop.clone()));
             }
         }
     }

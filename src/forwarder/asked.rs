@@ -7,7 +7,7 @@ use thiserror::Error;
 
 use super::framing::{self, Framing, FramingError};
 use super::head::{HeadError, RequestHead, Version};
-use super::headers::{self, Named};
+use super::headers::{self, Named, NamedError};
 use crate::stamp::{STAMP_HEADER, StampError, StampKey};
 use crate::upstream::Upstream;
 
@@ -21,6 +21,8 @@ pub(super) struct Asked {
     pub(super) is_head: bool,
     /// The protocols to go on with, if it wants an upgrade.
     pub(super) protocols: Option<Box<[u8]>>,
+    /// Whether it waits for a 100 before its body.
+    pub(super) expects_continue: bool,
     /// Whether the gateway sends no other request on its connection.
     pub(super) is_last: bool,
     /// The head as it goes to the workspace.
@@ -34,6 +36,8 @@ pub(super) enum AskedError {
     Head(#[from] HeadError),
     #[error("{0}")]
     Framing(#[from] FramingError),
+    #[error("{0}")]
+    Named(#[from] NamedError),
     #[error("host is missing, stands there twice, or is none")]
     Host,
     #[error("the target is neither a path nor, with OPTIONS, `*`, nor a URL of the same host")]
@@ -55,7 +59,7 @@ impl Asked {
         }
         let framing = framing::of_request(&head)?;
         let target = origin_form(&head)?;
-        let named = Named::in_fields(&head.fields);
+        let named = Named::in_fields(&head.fields)?;
         let is_last = head.version == Version::Http10 || named.has(b"close");
         let upstream =
             stamped(&head, key, now).map_err(|error| AskedError::Stamp { error, framing, is_last })?;
@@ -69,10 +73,15 @@ impl Asked {
             version: head.version,
             is_head: head.method == b"HEAD",
             protocols: protocols.map(Box::from),
+            expects_continue: head.version == Version::Http11 && expects_continue(&head),
             is_last,
             head: output,
         })
     }
+}
+
+fn expects_continue(head: &RequestHead<'_>) -> bool {
+    head.fields.iter().any(|field| field.is("expect") && field.value.eq_ignore_ascii_case(b"100-continue"))
 }
 
 /// The upstream of a request's one good stamp.

@@ -16,8 +16,9 @@ use super::asked::{Asked, AskedError};
 use super::buffered::{Buffered, Unsent};
 use super::chunked::ChunkError;
 use super::framing::{self, Framing, FramingError};
+use super::hang_up::{HangUp as _, LOOK_PAUSE};
 use super::head::{HeadEnd, HeadError, RequestHead, ResponseHead, Version};
-use super::headers::{self, ResponseForm};
+use super::headers::{self, NamedError, ResponseForm};
 use super::pool::Destination;
 use super::relay::{Coding, PassError, Relay, WaitsFor};
 use super::tunnel::Tunnel;
@@ -47,7 +48,7 @@ pub(super) enum Failure {
     Body(ChunkError),
     #[error("request: its head was not whole in time")]
     Late,
-    #[error("gateway: {0} connections, as many as there may be")]
+    #[error("gateway: {0} requests under way and tunnels, as many as there may be")]
     Busy(usize),
     #[error("subject: {0} requests under way and tunnels, as many as there may be")]
     SubjectBusy(usize),
@@ -82,10 +83,14 @@ pub(super) enum AnswerError {
     Head(#[from] HeadError),
     #[error("{0}")]
     Framing(#[from] FramingError),
+    #[error("{0}")]
+    Named(#[from] NamedError),
     #[error("an upgrade that nobody asked for")]
     UnaskedUpgrade,
     #[error("more than {MAX_INTERIM} interim responses")]
     Interim,
+    #[error("its head was not whole in time")]
+    Late,
 }
 
 impl Failure {
@@ -161,6 +166,8 @@ async fn exchange(
     upload: &mut Relay,
     stop: &CancellationToken,
 ) -> Result<Next, Failure> {
+    let place = Arc::clone(&forwarder.places).try_acquire_owned();
+    let place = place.map_err(|_| Failure::Busy(forwarder.limits.max_connections))?;
     let most = forwarder.limits.max_of_subject;
     let counted = forwarder.subjects.begin(asked.upstream.subject(), most);
     let counted = counted.ok_or(Failure::SubjectBusy(most))?;
@@ -180,6 +187,10 @@ async fn exchange(
         exchange.replace(connect(forwarder, asked, &addresses).await?);
         exchanged = poll_fn(|context| exchange.poll(context)).await;
     }
+    if exchange.answering.has_begun() {
+        // Behind what has begun, a refusal would be the answer to the next request.
+        exchanged = exchanged.map_err(|failure| Failure::BrokenOff(failure.to_string()));
+    }
     if exchanged.is_ok() {
         forwarder.starting.answers(&destination);
     }
@@ -190,17 +201,19 @@ async fn exchange(
             let counted = counted.into_tunnel(asked.upstream.clone());
             let is_websocket =
                 asked.protocols.as_deref().is_some_and(|wanted| wanted.eq_ignore_ascii_case(b"websocket"));
-            Ok(Next::Tunnel(Tunnel { workspace: connection.stream, counted, is_websocket }))
+            let waits = forwarder.limits.with(asked.upstream.timeouts());
+            let workspace = connection.stream;
+            Ok(Next::Tunnel(Tunnel { workspace, counted, is_websocket, send: waits.send, place }))
         }
         Ended::Answered { keep, is_last } => {
             if let Some(idle) = keep.filter(|_| body_passed) {
                 forwarder.pool.put(destination, connection, idle);
             }
-            Ok(match (is_last, body_passed) {
-                (true, _) => Next::End,
-                (false, true) => Next::Request,
-                (false, false) => refuse::discard(gateway, upload).await,
-            })
+            if !body_passed {
+                // What is unread would reset the connection, and take the answer with it.
+                refuse::discard(gateway, upload).await;
+            }
+            Ok(if is_last || !body_passed { Next::End } else { Next::Request })
         }
     }
 }
@@ -220,8 +233,14 @@ struct Exchange<'e> {
     uploading: Uploading,
     answering: Answering,
     stop: &'e CancellationToken,
+    /// Whether anything was read of this connection.
+    has_heard: bool,
     waits: Waits,
     last_move: Instant,
+    /// When the first byte of the head came that is not whole.
+    head_since: Option<Instant>,
+    /// When it is to be looked next whether the gateway has gone.
+    look_at: Instant,
     watch: Watch,
 }
 
@@ -247,6 +266,20 @@ enum Answering {
         ended: Ended,
     },
     Done(Ended),
+}
+
+impl Answering {
+    fn none() -> Self {
+        Self::Head { end: HeadEnd::default(), unsent: Unsent::default(), interim: 0 }
+    }
+
+    /// Whether the gateway has got something of an answer, or may have.
+    fn has_begun(&self) -> bool {
+        match self {
+            Self::Head { unsent, .. } => !unsent.is_empty(),
+            Self::Body { .. } | Self::Done(_) => true,
+        }
+    }
 }
 
 /// How an exchange ended.
@@ -278,7 +311,7 @@ impl<'e> Exchange<'e> {
         stop: &'e CancellationToken,
     ) -> Self {
         connection.requests += 1;
-        let waits = forwarder.limits.with(asked.upstream.timeouts());
+        let (waits, now) = (forwarder.limits.with(asked.upstream.timeouts()), Instant::now());
         Self {
             forwarder,
             gateway,
@@ -286,10 +319,13 @@ impl<'e> Exchange<'e> {
             asked,
             upload,
             uploading: Uploading::Going,
-            answering: Answering::Head { end: HeadEnd::default(), unsent: Unsent::default(), interim: 0 },
+            answering: Answering::none(),
             stop,
+            has_heard: false,
             waits,
-            last_move: Instant::now(),
+            last_move: now,
+            head_since: None,
+            look_at: now,
             watch: Watch::new(waits.read),
         }
     }
@@ -298,6 +334,7 @@ impl<'e> Exchange<'e> {
     fn replace(&mut self, mut connection: Connection) {
         connection.requests += 1;
         self.connection = connection;
+        self.answering = Answering::none();
         self.last_move = Instant::now();
     }
 
@@ -305,10 +342,10 @@ impl<'e> Exchange<'e> {
         if self.uploading == Uploading::Going {
             self.poll_upload(context)?;
         }
-        let answered = self.poll_answer(context)?;
-        match answered {
+        match self.poll_answer(context)? {
             Poll::Ready(ended) if self.uploading != Uploading::Going => return Poll::Ready(Ok(ended)),
-            _ => {}
+            // The gateway was told that nothing comes behind this answer.
+            Poll::Ready(_) | Poll::Pending => {}
         }
         if self.uploading != Uploading::Going && self.gateway.unused().is_empty() {
             // What it sends by now belongs to the tunnel or to the next request.
@@ -324,7 +361,8 @@ impl<'e> Exchange<'e> {
         match passed {
             Poll::Pending => {}
             Poll::Ready(Ok(())) => self.uploading = Uploading::Done,
-            Poll::Ready(Err(PassError::Write(error))) if !self.upload.has_sent() => {
+            // Whoever has spoken before the request is no connection to begin anew for.
+            Poll::Ready(Err(PassError::Write(error))) if !self.upload.has_sent() && !self.has_heard => {
                 return Err(Failure::Unsent(error));
             }
             Poll::Ready(Err(PassError::Write(_))) => self.uploading = Uploading::Broken,
@@ -359,7 +397,10 @@ impl<'e> Exchange<'e> {
                         Poll::Ready(Ok(0)) => {
                             return Err(Failure::Broken(io::ErrorKind::UnexpectedEof.into()));
                         }
-                        Poll::Ready(Ok(_)) => has_moved = true,
+                        Poll::Ready(Ok(_)) => {
+                            (has_moved, self.has_heard) = (true, true);
+                            self.head_since.get_or_insert_with(Instant::now);
+                        }
                         Poll::Ready(Err(error)) => return Err(Failure::Broken(error)),
                         Poll::Pending => break,
                     }
@@ -397,29 +438,36 @@ impl<'e> Exchange<'e> {
                     return Err(AnswerError::UnaskedUpgrade.into());
                 }
                 let form = ResponseForm { protocol, ..self.form(Framing::None, false) };
-                headers::write_response(&head, &form, &mut unsent.bytes);
+                headers::write_response(&head, &form, &mut unsent.bytes).map_err(AnswerError::from)?;
                 Answering::Body {
                     relay: Relay::new(unsent, Framing::None, Coding::Plain),
                     ended: Ended::Upgraded,
                 }
             }
             100..200 if interim == MAX_INTERIM => return Err(AnswerError::Interim.into()),
-            100..200 => {
-                // HTTP/1.0 has none (RFC 9110, section 15.2).
-                if self.asked.version == Version::Http11 {
-                    headers::write_response(&head, &self.form(Framing::None, false), &mut unsent.bytes);
+            status @ 100..200 => {
+                // An nginx takes an interim response that it did not ask for as the answer, and
+                // the answer as that to somebody else's request. So only what was asked for
+                // passes, and nothing that the workspace says in it.
+                if status == 100 && self.asked.expects_continue {
+                    unsent.bytes.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
                 }
                 Answering::Head { end: HeadEnd::default(), unsent, interim: interim + 1 }
             }
             503 if !is_page(&head) && self.is_navigation() => return Err(Failure::NotReady),
             _ => {
-                let is_last = self.asked.is_last || self.stop.is_cancelled();
-                headers::write_response(&head, &self.form(framing, is_last), &mut unsent.bytes);
+                // A gateway that has sent a whole request and got a whole answer sends the next
+                // one, and nobody would read it while the request still goes its way.
+                let is_last =
+                    self.asked.is_last || self.stop.is_cancelled() || self.uploading != Uploading::Done;
+                let form = self.form(framing, is_last);
+                headers::write_response(&head, &form, &mut unsent.bytes).map_err(AnswerError::from)?;
                 let ended = Ended::Answered { keep: self.keep(&head, framing), is_last };
                 Answering::Body { relay: Relay::new(unsent, framing, self.coding(framing)), ended }
             }
         };
         self.connection.stream.use_up(length);
+        self.head_since = None;
         if let Answering::Body { relay, ended: Ended::Answered { .. } } = &mut self.answering {
             // A short answer goes out with its head.
             let taken = relay.take_early(&mut self.connection.stream);
@@ -478,11 +526,27 @@ impl<'e> Exchange<'e> {
             true => self.waits.send,
             false => self.waits.read,
         };
-        ready!(self.watch.poll_over(self.last_move + wait, context));
-        let failure = match self.answering {
+        let head_end = self.head_since.map(|since| since + self.forwarder.limits.head);
+        let stalled_at = self.last_move + wait;
+        let end = head_end.map_or(stalled_at, |end| end.min(stalled_at));
+        // While its bytes wait, the gateway's own end is not read.
+        let is_blind =
+            upload_waits || self.uploading != Uploading::Going && !self.gateway.unused().is_empty();
+        loop {
+            let next = if is_blind { end.min(self.look_at) } else { end };
+            ready!(self.watch.poll_over(next, context));
+            if Instant::now() >= end {
+                break;
+            }
+            if self.gateway.stream.has_hung_up() {
+                return Poll::Ready(Failure::Gone);
+            }
+            self.look_at = Instant::now() + LOOK_PAUSE;
+        }
+        Poll::Ready(match self.answering {
+            Answering::Head { .. } if head_end == Some(end) => AnswerError::Late.into(),
             Answering::Head { .. } => Failure::Silent(wait),
             _ => Failure::BrokenOff(format!("nothing has moved for {wait:?}")),
-        };
-        Poll::Ready(failure)
+        })
     }
 }

@@ -16,7 +16,7 @@ fn whole(bytes: &[u8]) -> Option<&[u8]> {
 pub(crate) fn request_head(bytes: &[u8]) {
     let Some(Ok(head)) = whole(bytes).map(RequestHead::parse) else { return };
     let Ok(framing) = framing::of_request(&head) else { return };
-    let named = Named::in_fields(&head.fields);
+    let Ok(named) = Named::in_fields(&head.fields) else { return };
     let protocols = headers::wanted_protocols(&head, &named);
     let mut output = Vec::new();
     headers::write_request(&head, head.target, &named, framing, protocols, &mut output);
@@ -39,7 +39,9 @@ pub(crate) fn response_head(bytes: &[u8]) {
     let is_chunked = matches!(framing, Framing::Chunked | Framing::UntilClose);
     let form = ResponseForm { version: Version::Http11, is_chunked, protocol: None, is_last: false };
     let mut output = Vec::new();
-    headers::write_response(&head, &form, &mut output);
+    if headers::write_response(&head, &form, &mut output).is_err() {
+        return;
+    }
     if head.fields.len() + 2 > super::head::MAX_FIELDS || output.len() > super::head::MAX_HEAD {
         return;
     }

@@ -7,6 +7,7 @@ use std::task::{Poll, ready};
 use std::time::Duration;
 
 use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
@@ -15,7 +16,7 @@ use super::buffered::Buffered;
 use super::exchange::{self, Failure, Next};
 use super::head::{HeadEnd, HeadError};
 use super::watch::Watch;
-use super::{Forwarder, Place, refuse};
+use super::{Forwarder, refuse};
 use crate::refusal::More;
 
 /// How long a connection of the gateway's may be idle. Longer than the 60 s after
@@ -31,7 +32,7 @@ const DRAIN_IDLE: Duration = Duration::from_millis(500);
 pub(super) async fn serve(
     forwarder: Arc<Forwarder>,
     stream: TcpStream,
-    place: Place,
+    socket: OwnedSemaphorePermit,
     stop: CancellationToken,
 ) {
     let mut gateway = Buffered::new(stream);
@@ -64,7 +65,10 @@ pub(super) async fn serve(
             Next::End => return,
             Next::Tunnel(tunnel) => {
                 // A tunnel lives long, so it gets a task of its own, which is small.
-                forwarder.tasks.spawn_closing(|deadline| tunnel.run(gateway, place, deadline));
+                forwarder.tasks.spawn_closing(|deadline| async move {
+                    tunnel.run(gateway, deadline).await;
+                    drop(socket);
+                });
                 return;
             }
         }

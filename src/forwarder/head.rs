@@ -128,7 +128,9 @@ impl<'b> RequestHead<'b> {
         let (method, rest) = (&line[..space], &line[space + 1..]);
         let space = memchr(b' ', rest).ok_or(FORM)?;
         let (target, version) = (&rest[..space], &rest[space + 1..]);
-        if !is_token(method) || target.is_empty() {
+        // Some readers cut at a tab, and what is behind `#` is no server's business.
+        let is_cut = |byte: &u8| matches!(byte, b'\t' | b'#');
+        if !is_token(method) || target.is_empty() || target.iter().any(is_cut) {
             return Err(FORM);
         }
         Ok(Self { method, target, version: self::version(version)?, fields })

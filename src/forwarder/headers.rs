@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::framing::Framing;
 use super::head::{self, Field, RequestHead, ResponseHead, Version};
 use crate::stamp::STAMP_HEADER;
+use thiserror::Error;
 
 /// What belongs to a connection whether `Connection` names it or not.
 const HOP_BY_HOP: [&str; 8] = [
@@ -34,15 +35,25 @@ const NO_TRAILERS: [&str; 6] = ["content-length", "host", "trailer", "set-cookie
 /// locations.
 const COMMANDS: &str = "x-accel-";
 
+/// How many names the `Connection` headers of a message may have: each is compared
+/// with each of its headers.
+const MAX_NAMED: usize = 64;
+
+/// Why nobody looks which headers belong to a connection.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("connection has more than {MAX_NAMED} names")]
+pub(super) struct NamedError;
+
 /// What the `Connection` headers of a message name.
 pub(super) struct Named<'b>(Vec<&'b [u8]>);
 
 impl<'b> Named<'b> {
-    pub(super) fn in_fields(fields: &[Field<'b>]) -> Self {
+    pub(super) fn in_fields(fields: &[Field<'b>]) -> Result<Self, NamedError> {
         let connections = fields.iter().filter(|field| field.name.len() == 10 && field.is("connection"));
         let names =
             connections.flat_map(|field| field.value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii));
-        Self(names.filter(|name| !name.is_empty()).collect())
+        let names: Vec<_> = names.filter(|name| !name.is_empty()).take(MAX_NAMED + 1).collect();
+        if names.len() > MAX_NAMED { Err(NamedError) } else { Ok(Self(names)) }
     }
 
     pub(super) fn has(&self, name: &[u8]) -> bool {
@@ -126,8 +137,12 @@ pub(super) struct ResponseForm<'b> {
 }
 
 /// Writes a response's head as it goes to the gateway.
-pub(super) fn write_response(head: &ResponseHead<'_>, form: &ResponseForm<'_>, output: &mut Vec<u8>) {
-    let named = Named::in_fields(&head.fields);
+pub(super) fn write_response(
+    head: &ResponseHead<'_>,
+    form: &ResponseForm<'_>,
+    output: &mut Vec<u8>,
+) -> Result<(), NamedError> {
+    let named = Named::in_fields(&head.fields)?;
     let version: &[u8] = match form.version {
         Version::Http10 => b"HTTP/1.0 ",
         Version::Http11 => b"HTTP/1.1 ",
@@ -145,6 +160,7 @@ pub(super) fn write_response(head: &ResponseHead<'_>, form: &ResponseForm<'_>, o
         write_line(b"Transfer-Encoding: chunked", output);
     }
     write_end(form.protocol, form.is_last, output);
+    Ok(())
 }
 
 fn write_end(protocols: Option<&[u8]>, is_last: bool, output: &mut Vec<u8>) {
@@ -200,7 +216,7 @@ pub(super) fn passing_trailers(trailers: &[u8]) -> Vec<u8> {
 
 /// Whether the sender of a response takes another request on its connection.
 pub(super) fn goes_on(head: &ResponseHead<'_>) -> bool {
-    head.version == Version::Http11 && !Named::in_fields(&head.fields).has(b"close")
+    head.version == Version::Http11 && Named::in_fields(&head.fields).is_ok_and(|named| !named.has(b"close"))
 }
 
 /// For how long the sender of a response keeps the connection without a
@@ -237,7 +253,7 @@ mod tests {
     fn passed(lines: &str) -> Vec<String> {
         let text = format!("GET / HTTP/1.1\r\n{lines}\r\n");
         let head = RequestHead::parse(text.as_bytes()).unwrap();
-        let named = Named::in_fields(&head.fields);
+        let named = Named::in_fields(&head.fields).unwrap();
         let protocols = wanted_protocols(&head, &named);
         let mut output = Vec::new();
         write_request(&head, head.target, &named, Framing::None, protocols, &mut output);
@@ -283,7 +299,7 @@ mod tests {
         let asks = |lines: &str| {
             let text = format!("GET / HTTP/1.1\r\n{lines}\r\n");
             let head = RequestHead::parse(text.as_bytes()).unwrap();
-            wanted_protocols(&head, &Named::in_fields(&head.fields)).map(<[u8]>::to_vec)
+            wanted_protocols(&head, &Named::in_fields(&head.fields).unwrap()).map(<[u8]>::to_vec)
         };
         for (protocols, passes) in [
             ("websocket", true),

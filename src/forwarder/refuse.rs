@@ -46,6 +46,14 @@ pub(super) async fn answer(
         tracing::debug!(reason = %failure, "exchange broke off");
         return Next::End;
     };
+    let body = body.and_then(|mut body| {
+        body.discard();
+        body.take_early(gateway).ok()?;
+        // The gateway may send its next request at once, which must not be lost with the
+        // connection: it is told that there is none where the rest may be too much.
+        let is_short = body.left().is_some_and(|left| left <= MAX_DISCARDED as u64);
+        is_short.then_some(body)
+    });
     let head = RequestHead::parse(gateway.used()).ok();
     let request_id = shown_request_id(head.as_ref().and_then(|head| value(&head.fields, REQUEST_ID)));
     let code = refusal.code();

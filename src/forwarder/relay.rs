@@ -118,6 +118,15 @@ impl Relay {
         (self.unsent, self.coding) = (Unsent::default(), Coding::Plain);
     }
 
+    /// How much is still to be read at the most, if that is known.
+    pub(super) fn left(&self) -> Option<u64> {
+        match self.left {
+            Left::Nothing => Some(0),
+            Left::Length(left) => Some(left),
+            Left::Chunked(_) | Left::UntilClose => None,
+        }
+    }
+
     /// Which side holds the body up.
     pub(super) fn waits_for(&self) -> WaitsFor {
         if self.unsent.is_empty() { WaitsFor::Reading } else { WaitsFor::Writing }

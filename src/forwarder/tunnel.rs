@@ -8,13 +8,15 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::buffered::Buffered;
-use super::relay::{PassError, Relay};
+use super::hang_up::{HangUp, LOOK_PAUSE};
+use super::relay::{PassError, Relay, WaitsFor};
 use super::subjects::TunnelUse;
 use super::tls::Stream;
+use super::watch::Watch;
 use super::{Place, websocket};
 
 /// How long one side may go on once the other has ended. A workspace that never
@@ -30,6 +32,9 @@ pub(super) struct Tunnel {
     /// The subject's part in it.
     pub(super) counted: TunnelUse,
     pub(super) is_websocket: bool,
+    /// How long either side may take nothing of what is sent to it.
+    pub(super) send: Duration,
+    pub(super) place: Place,
 }
 
 impl Tunnel {
@@ -39,9 +44,9 @@ impl Tunnel {
     /// An end of one side is passed to the other as what it is: that side may
     /// still speak. What either side sent before the upgrade was complete has been
     /// read already and comes first.
-    pub(super) async fn run(self, gateway: Buffered<TcpStream>, place: Place, deadline: CancellationToken) {
-        let Self { workspace, counted, is_websocket } = self;
-        let mut ways = Ways::new(gateway.without_heads(), workspace.without_heads(), is_websocket);
+    pub(super) async fn run(self, gateway: Buffered<TcpStream>, deadline: CancellationToken) {
+        let Self { workspace, counted, is_websocket, send, place } = self;
+        let mut ways = Ways::new(gateway.without_heads(), workspace.without_heads(), is_websocket, send);
         let ended = tokio::select! {
             ended = ways.both(|| counted.touch()) => ended,
             () = deadline.cancelled() => ways.close().await,
@@ -60,25 +65,55 @@ struct Ways<A, B> {
     workspace: Buffered<B>,
     up: Way,
     down: Way,
+    /// How long either side may take nothing of what is sent to it.
+    send: Duration,
+    /// Present while a side is waited for to take something.
+    watch: Option<Watch>,
 }
 
 impl<A, B> Ways<A, B>
 where
-    A: AsyncRead + AsyncWrite + Unpin,
-    B: AsyncRead + AsyncWrite + Unpin,
+    A: AsyncRead + AsyncWrite + HangUp + Unpin,
+    B: AsyncRead + AsyncWrite + HangUp + Unpin,
 {
-    fn new(gateway: Buffered<A>, workspace: Buffered<B>, is_websocket: bool) -> Self {
-        Self { gateway, workspace, up: Way::new(is_websocket), down: Way::new(is_websocket) }
+    fn new(gateway: Buffered<A>, workspace: Buffered<B>, is_websocket: bool, send: Duration) -> Self {
+        let (up, down) = (Way::new(is_websocket), Way::new(is_websocket));
+        Self { gateway, workspace, up, down, send, watch: None }
     }
 
     /// Passes on what can pass: whether each way has ended.
     fn poll(&mut self, context: &mut Context<'_>, is_active: &impl Fn()) -> io::Result<(bool, bool)> {
         let up = self.up.poll(&mut self.gateway, &mut self.workspace, context)?;
-        if self.up.relay.take_moved() {
+        let down = self.down.poll(&mut self.workspace, &mut self.gateway, context)?;
+        let now = Instant::now();
+        if self.up.note_moves(now) {
             is_active();
         }
-        let down = self.down.poll(&mut self.workspace, &mut self.gateway, context)?;
+        self.down.note_moves(now);
+        self.check_stalled(context)?;
         Ok((up.is_ready(), down.is_ready()))
+    }
+
+    /// Fails once a side has taken nothing for too long. It takes less where the other
+    /// one has gone, whose end nobody reads behind what waits.
+    fn check_stalled(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        loop {
+            let limit = |has_hung_up| if has_hung_up { self.send.min(AFTER_END) } else { self.send };
+            let up = self.up.blocked.map(|since| since + limit(self.gateway.stream.has_hung_up()));
+            let down = self.down.blocked.map(|since| since + limit(self.workspace.stream.has_hung_up()));
+            let Some(end) = up.into_iter().chain(down).min() else {
+                self.watch = None;
+                return Ok(());
+            };
+            let now = Instant::now();
+            if now >= end {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            let watch = self.watch.get_or_insert_with(|| Watch::new(LOOK_PAUSE));
+            if watch.poll_over(end.min(now + LOOK_PAUSE), context).is_pending() {
+                return Ok(());
+            }
+        }
     }
 
     /// Passes on until both ways have ended, and tells each time that bytes came from
@@ -126,6 +161,8 @@ async fn swallow(stream: &mut (impl AsyncRead + Unpin)) {
 struct Way {
     relay: Relay,
     state: State,
+    /// Since when the side that it leads to has taken nothing of what waits.
+    blocked: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,7 +175,18 @@ enum State {
 
 impl Way {
     fn new(is_websocket: bool) -> Self {
-        Self { relay: Relay::of_tunnel(is_websocket), state: State::Passing }
+        Self { relay: Relay::of_tunnel(is_websocket), state: State::Passing, blocked: None }
+    }
+
+    /// Whether anything has moved since the last time.
+    fn note_moves(&mut self, now: Instant) -> bool {
+        let has_moved = self.relay.take_moved();
+        self.blocked = match self.relay.waits_for() {
+            WaitsFor::Reading => None,
+            WaitsFor::Writing if has_moved => Some(now),
+            WaitsFor::Writing => self.blocked.or(Some(now)),
+        };
+        has_moved
     }
 
     /// Passes everything on, and the end as well.
@@ -172,11 +220,16 @@ impl Way {
 }
 
 #[cfg(test)]
-mod tests {
-    use tokio::io::duplex;
-    use tokio::time::Instant;
+impl HangUp for tokio::io::DuplexStream {
+    fn has_hung_up(&self) -> bool {
+        false
+    }
+}
 
+#[cfg(test)]
+mod tests {
     use super::*;
+    use tokio::io::duplex;
 
     #[tokio::test(start_paused = true)]
     async fn a_side_that_never_ends_holds_a_tunnel_no_longer() {
@@ -186,7 +239,8 @@ mod tests {
                 if gateway_ends { (gateway_peer, workspace_peer) } else { (workspace_peer, gateway_peer) };
             drop(ended);
             let since = Instant::now();
-            let mut ways = Ways::new(Buffered::new(gateway), Buffered::new(workspace), false);
+            let (gateway, workspace) = (Buffered::new(gateway), Buffered::new(workspace));
+            let mut ways = Ways::new(gateway, workspace, false, Duration::from_secs(300));
             let error = ways.both(|| {}).await.unwrap_err();
             assert_eq!((error.kind(), since.elapsed()), (io::ErrorKind::TimedOut, AFTER_END));
         }

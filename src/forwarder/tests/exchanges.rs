@@ -125,9 +125,6 @@ async fn responses_without_a_body_stay_as_they_are() {
         let inside = inside.as_mut().unwrap();
         inside.head().await;
         inside.write(format!("HTTP/1.1 {answer}\r\n\r\n")).await;
-        if let Some((interim, _)) = answer.split_once("\r\n\r\n") {
-            assert_eq!(gateway.head().await, format!("HTTP/1.1 {interim}\r\n\r\n"));
-        }
         let head = gateway.head().await;
         let status = answer.rsplit("HTTP/1.1 ").next().unwrap().split("\r\n").next().unwrap();
         assert!(head.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{head}");

@@ -256,3 +256,141 @@ async fn a_navigation_to_a_workspace_that_is_not_ready_gets_the_page_that_waits(
         assert_eq!(body == "no", !waits);
     }
 }
+
+/// A gateway that has sent a whole request and got a whole answer sends the next one:
+/// it must not be the one that waits for the first's upload.
+#[tokio::test]
+async fn an_answer_before_the_end_of_the_request_is_the_last() {
+    let (served, workspace) = (Served::new().await, Workspace::new().await);
+    let mut gateway = served.connect().await;
+    let stamp = served.stamp(&workspace);
+    gateway.write(format!("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n{stamp}\r\nabc")).await;
+    let mut inside = workspace.accept().await;
+    inside.head().await;
+    inside.write("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+    let (head, body) = gateway.response().await;
+    assert!(head.contains("Connection: close\r\n") && body == "ok", "{head}");
+    // What was under way goes on to its end, and no further.
+    gateway.write("defghi").await;
+    assert_eq!(inside.exactly(9).await, "abcdefghi");
+    gateway.write(served.get("/next", &workspace)).await;
+    assert_eq!(gateway.rest().await, "");
+    assert!(workspace.is_untouched().await);
+}
+
+#[tokio::test]
+async fn a_refusal_of_a_long_request_is_the_last() {
+    let (served, workspace) = (Served::new().await, Workspace::new().await);
+    let stamp = served.stamp(&workspace);
+    drop(workspace);
+    for (framing, stamp) in [("Content-Length: 3000000", stamp.as_str()), ("Transfer-Encoding: chunked", "")]
+    {
+        let mut gateway = served.connect().await;
+        gateway.write(format!("POST / HTTP/1.1\r\nHost: h\r\n{framing}\r\n{stamp}\r\n")).await;
+        let (head, _) = gateway.response().await;
+        assert!(head.contains("Connection: close\r\n"), "{head}");
+    }
+}
+
+/// A workspace that speaks on an idle connection and goes, just as the next request
+/// comes, is none to try that request again for.
+#[tokio::test]
+async fn a_workspace_that_has_spoken_gets_no_second_try() {
+    let (served, workspace) = (Served::new().await, Workspace::new().await);
+    for turn in 0..50 {
+        let mut gateway = served.connect().await;
+        gateway.write(served.get("/first", &workspace)).await;
+        let mut inside = workspace.accept().await;
+        inside.head().await;
+        inside.answer("first").await;
+        gateway.response().await;
+        let next = served.get("/second", &workspace);
+        let (spoken, _) = tokio::join!(
+            async {
+                let _ = inside.stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nunsaid").await;
+                drop(inside);
+            },
+            gateway.write(next),
+        );
+        let () = spoken;
+        // One answer, whichever: of a connection made anew, or a failure, or what was said.
+        let answered = async {
+            tokio::select! {
+                mut anew = workspace.accept() => {
+                    anew.head().await;
+                    anew.answer("second").await;
+                    gateway.response().await
+                }
+                answer = gateway.stream.readable() => {
+                    answer.unwrap();
+                    gateway.response().await
+                }
+            }
+        };
+        let (head, body) = within(answered).await;
+        assert!(
+            ["second", "unsaid"].contains(&&*body) || head.starts_with("HTTP/1.1 502 "),
+            "{turn}: {head}{body}"
+        );
+        assert_eq!(gateway.read, b"", "nothing stands behind an answer");
+    }
+}
+
+#[tokio::test]
+async fn what_a_workspace_does_not_take_holds_no_place_for_ever() {
+    let send = Duration::from_millis(300);
+    let limits = ForwarderLimits { max_connections: 1, send, ..ForwarderLimits::default() };
+    let (served, workspace) = (Served::with(limits, DRAIN).await, Workspace::new().await);
+    for is_tunnel in [false, true] {
+        let mut gateway = served.connect().await;
+        let request = if is_tunnel {
+            served.upgrade(&workspace)
+        } else {
+            let stamp = served.stamp(&workspace);
+            format!("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000000\r\n{stamp}\r\n")
+        };
+        gateway.write(request).await;
+        let mut inside = workspace.accept().await;
+        inside.head().await;
+        if is_tunnel {
+            inside
+                .write("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo/1\r\n\r\n")
+                .await;
+            gateway.head().await;
+        }
+        // Until nobody takes any more: the workspace reads nothing.
+        let stuck = std::time::Duration::from_millis(200);
+        while tokio::time::timeout(stuck, gateway.stream.write_all(&[b'x'; 65_536])).await.is_ok() {}
+        drop(gateway);
+        // Its end stands behind what waits, and may not even have come.
+        let known = || served.forwarder.subjects.activities();
+        let is_open = || known().iter().any(|activity| activity.open > 0);
+        within(async {
+            while is_open() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        drop(inside);
+    }
+}
+
+#[tokio::test]
+async fn a_head_that_drips_from_a_workspace_has_an_end() {
+    let limits = ForwarderLimits { head: Duration::from_millis(300), ..ForwarderLimits::default() };
+    let (served, workspace) = (Served::with(limits, DRAIN).await, Workspace::new().await);
+    let mut gateway = served.connect().await;
+    gateway.write(served.get("/", &workspace)).await;
+    let mut inside = workspace.accept().await;
+    inside.head().await;
+    let dripping = async {
+        loop {
+            if inside.stream.write_all(b"H").await.is_err() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let (response, ()) = within(async { tokio::join!(gateway.response(), dripping) }).await;
+    assert_refused(&response, 502, "workspace-failed");
+}
