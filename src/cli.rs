@@ -90,7 +90,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:9181", help_heading = "Forwarder")]
     pub(crate) forwarder_address: String,
 
-    /// How many connections the forwarder serves at a time
+    /// Requests under way and tunnels at a time; twice as many connections may be open
     #[arg(long, value_name = "COUNT", default_value = "4096", help_heading = "Forwarder")]
     pub(crate) max_forwarder_connections: String,
 

@@ -15,6 +15,7 @@ mod buffered;
 mod chunked;
 mod counters;
 mod exchange;
+mod failure;
 mod framing;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;

@@ -41,12 +41,13 @@ impl Proxy {
         Self { name: "direct", address: backend, lines: String::new(), process: None }
     }
 
-    /// Debian's nginx, one worker, as it stands before an upstream by the book.
+    /// Debian's nginx, its one worker without a master, which would leave it behind, as
+    /// it stands before an upstream by the book.
     pub(crate) async fn nginx(folder: &Path, backend: SocketAddr) -> Result<Option<Self>, Box<dyn Error>> {
         let address = free_address()?;
         let place = folder.display();
         let conf = format!(
-            "daemon off; worker_processes 1; pid {place}/nginx.pid; error_log {place}/nginx.log warn;\n\
+            "daemon off; master_process off; pid {place}/nginx.pid; error_log {place}/nginx.log warn;\n\
              events {{ worker_connections 4096; }}\n\
              http {{\n\
                access_log off; keepalive_requests 1000000000; client_body_temp_path {place}/body; \

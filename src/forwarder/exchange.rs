@@ -7,29 +7,24 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime};
 
-use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::asked::{Asked, AskedError};
 use super::buffered::{Buffered, Unsent};
-use super::chunked::ChunkError;
-use super::framing::{self, Framing, FramingError};
+use super::failure::{AnswerError, Failure, MAX_INTERIM};
+use super::framing::{self, Framing};
 use super::hang_up::{HangUp as _, LOOK_PAUSE};
-use super::head::{HeadEnd, HeadError, RequestHead, ResponseHead, Version};
-use super::headers::{self, NamedError, ResponseForm};
+use super::head::{HeadEnd, RequestHead, ResponseHead, Version};
+use super::headers::{self, ResponseForm};
 use super::pool::Destination;
 use super::relay::{Coding, PassError, Relay, WaitsFor};
 use super::tunnel::Tunnel;
 use super::watch::Watch;
-use super::workspace::{ConnectError, Connection};
+use super::workspace::Connection;
 use super::{Forwarder, Waits, refuse};
 use crate::refusal::{More, Refusal};
-use crate::resolver::ResolveError;
-
-/// How many interim responses (1xx) one request may get. Servers send one or two.
-const MAX_INTERIM: usize = 16;
 
 /// What comes after an exchange on the gateway's connection.
 pub(super) enum Next {
@@ -37,82 +32,6 @@ pub(super) enum Next {
     Request,
     End,
     Tunnel(Tunnel),
-}
-
-/// Why a request gets no answer from a workspace.
-#[derive(Debug, Error)]
-pub(super) enum Failure {
-    #[error("request: {0}")]
-    Asked(#[from] AskedError),
-    #[error("request: {0}")]
-    Body(ChunkError),
-    #[error("request: its head was not whole in time")]
-    Late,
-    #[error("gateway: {0} requests under way and tunnels, as many as there may be")]
-    Busy(usize),
-    #[error("subject: {0} requests under way and tunnels, as many as there may be")]
-    SubjectBusy(usize),
-    #[error("resolver: {0}")]
-    Resolve(#[from] ResolveError),
-    #[error("workspace: {0}")]
-    Connect(#[from] ConnectError),
-    #[error("workspace: no response head within {0:?}")]
-    Silent(Duration),
-    /// Not a byte was written on its connection.
-    #[error("workspace: {0}")]
-    Unsent(#[source] io::Error),
-    #[error("workspace: {0}")]
-    Broken(#[source] io::Error),
-    /// Its own word, or that of something before it, in no form for a person.
-    #[error("workspace: status 503 and no page")]
-    NotReady,
-    #[error("workspace: {0}")]
-    Answer(#[from] AnswerError),
-    /// Nobody is there who could be answered.
-    #[error("gateway: gone before the answer was whole")]
-    Gone,
-    /// An answer that has begun can't be taken back.
-    #[error("workspace: {0}")]
-    BrokenOff(String),
-}
-
-/// Why a workspace's answer is not passed on.
-#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-pub(super) enum AnswerError {
-    #[error("{0}")]
-    Head(#[from] HeadError),
-    #[error("{0}")]
-    Framing(#[from] FramingError),
-    #[error("{0}")]
-    Named(#[from] NamedError),
-    #[error("an upgrade that nobody asked for")]
-    UnaskedUpgrade,
-    #[error("more than {MAX_INTERIM} interim responses")]
-    Interim,
-    #[error("its head was not whole in time")]
-    Late,
-}
-
-impl Failure {
-    /// The answer to the client; `None` where there is no use in one.
-    pub(super) fn refusal(&self) -> Option<Refusal> {
-        Some(match self {
-            Self::Asked(AskedError::Stamp { .. }) => Refusal::StampRefused,
-            Self::Asked(AskedError::Head(HeadError::TooLong | HeadError::TooManyFields)) => {
-                Refusal::TooManyHeaders
-            }
-            Self::Asked(_) | Self::Body(_) => Refusal::RequestMalformed,
-            Self::Late => Refusal::RequestLate,
-            Self::Busy(_) => Refusal::RunnerBusy,
-            Self::SubjectBusy(_) => Refusal::TooManyConnections,
-            Self::Resolve(ResolveError::NotFound) => Refusal::WorkspaceNotFound,
-            Self::Resolve(ResolveError::Unavailable) => Refusal::ResolverUnavailable,
-            Self::Connect(ConnectError::Tls(_)) => Refusal::WorkspaceFailed,
-            Self::Connect(_) | Self::Silent(_) | Self::NotReady => Refusal::WorkspaceStarting,
-            Self::Unsent(_) | Self::Broken(_) | Self::Answer(_) => Refusal::WorkspaceFailed,
-            Self::Gone | Self::BrokenOff(_) => return None,
-        })
-    }
 }
 
 /// Answers the request whose head is used up: with the workspace's answer, or with a

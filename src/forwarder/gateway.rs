@@ -13,7 +13,8 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
 use super::asked::AskedError;
 use super::buffered::Buffered;
-use super::exchange::{self, Failure, Next};
+use super::exchange::{self, Next};
+use super::failure::Failure;
 use super::head::{HeadEnd, HeadError};
 use super::watch::Watch;
 use super::{Forwarder, refuse};
