@@ -61,6 +61,9 @@ mod cli;
 /// npm's oidc-provider, and a login there.
 mod provider;
 
+/// The forwarder between h11, wsproto and websockets.
+mod peers;
+
 /// Tokens of a real provider, its keys rotated, itself away and back.
 mod real_issuer;
 
