@@ -84,6 +84,7 @@ async fn a_workspace_is_known_by_its_certificate_and_asked_by_its_name() {
         // The host that the browser asked for stays: editors compare it with `Origin`.
         assert_eq!(head(&mut inside).await, "GET / HTTP/1.1\r\nHost: coders.test\r\n\r\n");
         inside.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello").await.unwrap();
+        inside.flush().await.unwrap();
         assert_eq!(gateway.response().await.1, "hello");
         // The same connection takes the next request, and becomes a tunnel.
         gateway.write(workspace.get(&served, "Connection: Upgrade\r\nUpgrade: echo/1\r\n")).await;
@@ -91,6 +92,7 @@ async fn a_workspace_is_known_by_its_certificate_and_asked_by_its_name() {
         let agreed =
             b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo/1\r\n\r\nfirst";
         inside.write_all(agreed).await.unwrap();
+        inside.flush().await.unwrap();
         gateway.head().await;
         assert_eq!(gateway.exactly(5).await, "first");
         gateway.write("hello").await;
@@ -134,6 +136,8 @@ async fn a_large_body_passes_through_tls() {
         for number in 0..SIZE / 65_536 {
             inside.write_all(&[u8::try_from(number % 251).unwrap(); 65_536]).await.unwrap();
         }
+        // rustls keeps what the connection did not take.
+        inside.flush().await.unwrap();
         inside
     });
     gateway.head().await;
