@@ -5,11 +5,16 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use nix::unistd::getppid;
 use thiserror::Error;
-use tokio::net::{TcpListener, TcpSocket};
-use tracing::{info, warn};
+use tokio::net::{TcpListener, TcpSocket, UnixListener};
+use tokio::time::interval;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
 
 use crate::admission::{Admission, GatewayProcess};
 use crate::conf::ConfCache;
@@ -21,12 +26,15 @@ use crate::runner::Runner;
 use crate::server::Server;
 use crate::settings::Settings;
 use crate::shutdown::Shutdown;
-use crate::socket_file::BindError;
+use crate::socket_file::{BindError, BoundFile, Watched, Whose};
 use crate::stamp::{StampKey, Stamper};
 use crate::user_upstream::UserUpstream;
 
 /// How many connections may wait to be accepted.
 const BACKLOG: u32 = 1024;
+
+/// How often it is looked whether the socket's file is still there.
+const SOCKET_CHECK: Duration = Duration::from_secs(1);
 
 /// Why the runner did not start.
 #[derive(Debug, Error)]
@@ -96,7 +104,7 @@ pub(crate) async fn run(
 
     let serving = async {
         tokio::join!(
-            server.serve(listener, file, shutdown.stop.clone(), settings.drain),
+            serve_socket(&server, &settings, listener, file, &shutdown.stop),
             forwarder.serve(forwarder_listener, shutdown.stop.clone(), settings.drain),
         )
     };
@@ -112,6 +120,53 @@ pub(crate) async fn run(
         () = orphaned => {}
     }
     Ok(())
+}
+
+/// Serves the socket, and makes it anew where its file has gone: a runner that was
+/// started beside this one and has ended took it along.
+async fn serve_socket(
+    server: &Server,
+    settings: &Settings,
+    listener: UnixListener,
+    file: BoundFile,
+    stop: &CancellationToken,
+) {
+    let mut watched = file.watched();
+    let mut serving = FuturesUnordered::new();
+    serving.push(server.serve(listener, file, stop.clone(), settings.drain));
+    loop {
+        tokio::select! {
+            Some(()) = serving.next() => if serving.is_empty() { return },
+            () = gone(&watched, stop) => match settings.socket.bind() {
+                Ok((listener, file)) => {
+                    warn!(socket = %settings.socket.path.display(), "the socket's file was gone: made anew");
+                    watched = file.watched();
+                    serving.push(server.serve(listener, file, stop.clone(), settings.drain));
+                }
+                Err(error) => error!(%error, "the socket's file is gone and can't be made"),
+            },
+        }
+    }
+}
+
+/// Returns when a socket's file is there no more; never once everything is to end.
+async fn gone(watched: &Watched, stop: &CancellationToken) {
+    let mut looks = interval(SOCKET_CHECK);
+    let mut is_told = false;
+    // The first look is at once, and too early.
+    looks.tick().await;
+    while stop.run_until_cancelled(looks.tick()).await.is_some() {
+        match watched.whose() {
+            Whose::Ours => is_told = false,
+            Whose::Anothers if is_told => {}
+            Whose::Anothers => {
+                warn!("another runner has taken the socket over: the gateway's new calls go there");
+                is_told = true;
+            }
+            Whose::Nobodys => return,
+        }
+    }
+    std::future::pending::<()>().await;
 }
 
 fn stamp_key(settings: &mut Settings) -> Result<StampKey, RunError> {

@@ -31,6 +31,43 @@ pub(crate) struct BoundFile {
     inode: u64,
 }
 
+/// Where a socket's file is now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Whose {
+    Ours,
+    /// Another runner has taken the path over.
+    Anothers,
+    /// Nothing stands at the path.
+    Nobodys,
+}
+
+/// A socket's file by what tells it from others.
+#[derive(Clone, Debug)]
+pub(crate) struct Watched {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl Watched {
+    /// Whose file stands at the path; a path that can't be looked at is still ours.
+    pub(crate) fn whose(&self) -> Whose {
+        match fs::symlink_metadata(&self.path) {
+            Ok(there) if there.dev() == self.device && there.ino() == self.inode => Whose::Ours,
+            Ok(_) => Whose::Anothers,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Whose::Nobodys,
+            Err(_) => Whose::Ours,
+        }
+    }
+}
+
+impl BoundFile {
+    /// What to look for, to know whether it is still there.
+    pub(crate) fn watched(&self) -> Watched {
+        Watched { path: self.path.clone(), device: self.device, inode: self.inode }
+    }
+}
+
 /// Why there is no socket.
 #[derive(Debug, Error)]
 pub(crate) enum BindError {
@@ -145,9 +182,15 @@ mod tests {
         let after = UnixStream::connect(&file.path).expect("the second listens");
         first.accept().await.expect("the first's own");
         second.accept().await.expect("the second's own");
+        assert_eq!(
+            (first_file.watched().whose(), second_file.watched().whose()),
+            (Whose::Anothers, Whose::Ours)
+        );
+        let watched = first_file.watched();
         drop((first, first_file));
         UnixStream::connect(&file.path).expect("the first took nothing with it");
         drop((second, second_file, before, after));
+        assert_eq!(watched.whose(), Whose::Nobodys);
         assert_eq!(fs::read_dir(folder.path()).expect("the folder").count(), 0, "nothing is left behind");
     }
 

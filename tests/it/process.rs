@@ -176,6 +176,27 @@ async fn while_two_runners_live_at_one_socket_each_takes_the_others_stamps() {
     );
 }
 
+/// Somebody tries a runner by hand beside the one that serves, and ends it again.
+#[test]
+fn a_socket_that_another_took_along_is_made_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("runner.sock");
+    let first = Runner::start_at(&socket, &[]);
+    let mut second = Runner::start_at(&socket, &[]);
+    first.program.line(&["another runner has taken the socket over"]);
+    second.program.signal(Signal::SIGTERM);
+    second.program.ended();
+    first.program.line(&["the socket's file was gone: made anew"]);
+    Peer::connect(&socket).prepare(UPSTREAM, CONF);
+    fs::remove_file(&socket).unwrap();
+    until("a socket's file", || socket.exists().then_some(()));
+    Peer::connect(&socket).prepare(UPSTREAM, CONF);
+    let mut first = first;
+    first.program.signal(Signal::SIGTERM);
+    assert!(first.program.ended().success());
+    assert!(!socket.exists());
+}
+
 #[test]
 fn the_socket_s_file_goes_with_its_last_owner() {
     let folder = tempfile::tempdir().unwrap();
