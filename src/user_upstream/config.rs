@@ -100,11 +100,9 @@ impl TryFrom<Object<Fields>> for UserUpstreamConfig {
         let Fields { identity, upstream, allow, deny, claims, remove_cookies, login, timeout } = fields;
         let policy = Policy::new(allow.0, deny.0, claims.0)?;
         let wanted = identity.wanted(upstream.claim_names().chain(policy.claim_names()));
-        if let Some(name) = identity.userinfo_claims().iter().find(|name| !wanted.adds(name)) {
-            // The name is the operator's, and no secret: it stands in every error of its kind.
-            let name = name.escape_debug();
+        if let Some(at) = identity.userinfo_claims().iter().position(|name| !wanted.adds(name)) {
             return Err(format!(
-                "identity.userinfo_claims: `{name}` is `sub`, or no top-level claim that the template or a rule reads"
+                "identity.userinfo_claims[{at}] is `sub`, or no top-level claim that the template or a rule reads"
             ));
         }
         Ok(Self {
@@ -251,10 +249,8 @@ mod tests {
         config(&conf(r#""org", "realm_access", "preferred_username""#));
         for name in ["sub", "realm_access.roles", "groups"] {
             refused(
-                &conf(&format!("\"{name}\"")),
-                &format!(
-                    "identity.userinfo_claims: `{name}` is `sub`, or no top-level claim that the template or a rule reads"
-                ),
+                &conf(&format!("\"org\", \"{name}\"")),
+                "identity.userinfo_claims[1] is `sub`, or no top-level claim that the template or a rule reads",
             );
         }
     }
