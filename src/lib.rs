@@ -42,8 +42,8 @@
 //! - `plugin`, `request`, `response`, `headers`, `changes`, `extra_info`,
 //!   `upstream` and `testing` know no shipped plugin.
 //! - `user_upstream` reaches the gateway only through the public SDK; what else
-//!   it uses, `resolver`, `refusal`, `request_id` and the name of the stamp's
-//!   header, speaks to no gateway.
+//!   it uses, `resolver`, `refusal`, `request_id`, `pem_file` and the name of the
+//!   stamp's header, speaks to no gateway.
 //! - `runner` and `forwarder` share only `upstream`, the stamp's key, `refusal`
 //!   and `request_id`, and `forwarder` and `user_upstream` the `resolver`.
 //!   Neither calls the other.
@@ -73,6 +73,7 @@ mod runner;
 mod admission;
 mod socket_file;
 mod key_file;
+mod pem_file;
 mod server;
 mod shutdown;
 mod resolver;

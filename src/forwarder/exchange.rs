@@ -39,6 +39,7 @@ pub(super) enum Next {
 pub(super) async fn run(
     forwarder: &Arc<Forwarder>,
     gateway: &mut Buffered<TcpStream>,
+    watch: &mut Watch,
     stop: &CancellationToken,
 ) -> Next {
     let mut asked = match Asked::read(gateway.used(), &forwarder.key, SystemTime::now()) {
@@ -55,7 +56,7 @@ pub(super) async fn run(
     let before = Unsent::new(std::mem::take(&mut asked.head));
     let mut upload = Relay::new(before, asked.framing, upload_coding(asked.framing));
     let exchanged = match upload.take_early(gateway) {
-        Ok(()) => exchange(forwarder, gateway, &asked, &mut upload, stop).await,
+        Ok(()) => exchange(forwarder, gateway, &asked, &mut upload, watch, stop).await,
         Err(PassError::Malformed(error)) => Err(Failure::Body(error)),
         Err(_) => Err(Failure::Gone),
     };
@@ -83,6 +84,7 @@ async fn exchange(
     gateway: &mut Buffered<TcpStream>,
     asked: &Asked,
     upload: &mut Relay,
+    watch: &mut Watch,
     stop: &CancellationToken,
 ) -> Result<Next, Failure> {
     let place = Arc::clone(&forwarder.places).try_acquire_owned();
@@ -98,7 +100,7 @@ async fn exchange(
         Some(connection) => connection,
         None => connect(forwarder, asked, &addresses).await?,
     };
-    let mut exchange = Exchange::new(forwarder, gateway, connection, asked, upload, stop);
+    let mut exchange = Exchange::new(forwarder, gateway, connection, asked, upload, watch, stop);
     let mut exchanged = poll_fn(|context| exchange.poll(context)).await;
     if is_reused && matches!(exchanged, Err(Failure::Unsent(_))) {
         // It died while it waited. That no byte was written makes this the one case
@@ -160,7 +162,7 @@ struct Exchange<'e> {
     head_since: Option<Instant>,
     /// When it is to be looked next whether the gateway has gone.
     look_at: Instant,
-    watch: Watch,
+    watch: &'e mut Watch,
 }
 
 /// How far the request is.
@@ -227,6 +229,7 @@ impl<'e> Exchange<'e> {
         mut connection: Connection,
         asked: &'e Asked,
         upload: &'e mut Relay,
+        watch: &'e mut Watch,
         stop: &'e CancellationToken,
     ) -> Self {
         connection.requests += 1;
@@ -245,7 +248,7 @@ impl<'e> Exchange<'e> {
             last_move: now,
             head_since: None,
             look_at: now,
-            watch: Watch::new(waits.read),
+            watch,
         }
     }
 

@@ -61,7 +61,7 @@ pub(super) async fn serve(
                 return;
             }
         }
-        match exchange::run(&forwarder, &mut gateway, &stop).await {
+        match exchange::run(&forwarder, &mut gateway, &mut watch, &stop).await {
             Next::Request => gateway.forget_used(),
             Next::End => return,
             Next::Tunnel(tunnel) => {

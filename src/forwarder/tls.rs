@@ -19,11 +19,8 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use crate::pem_file::read_pem_file;
 use crate::upstream::HostName;
-
-/// How long a file of certificates may be, in bytes: the roots of a whole system
-/// take about 250 KiB.
-const MAX_FILE: u64 = 4 * 1024 * 1024;
 
 /// Whose certificates a workspace may show.
 #[derive(Clone, Debug, Default)]
@@ -42,8 +39,6 @@ pub(crate) enum Trust {
 pub(crate) enum TrustError {
     #[error("{0}")]
     Io(#[from] io::Error),
-    #[error("no file of at most 4 MiB")]
-    NoFile,
     #[error("no certificate in PEM form stands in it")]
     NoCertificate,
 }
@@ -51,11 +46,7 @@ pub(crate) enum TrustError {
 impl Trust {
     /// The certificates of a file in PEM form.
     pub(crate) fn read(path: &Path) -> Result<Self, TrustError> {
-        let metadata = std::fs::metadata(path)?;
-        if !metadata.is_file() || metadata.len() > MAX_FILE {
-            return Err(TrustError::NoFile);
-        }
-        let pem = std::fs::read(path)?;
+        let pem = read_pem_file(path)?;
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_slice_iter(&pem) {
             let added = certificate.map(|certificate| roots.add(certificate));

@@ -14,6 +14,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::set::{KeySet, KeySetError};
+use crate::pem_file::read_pem_file;
 use crate::resolver::Resolver;
 use crate::upstream::HostName;
 
@@ -29,10 +30,6 @@ const MAX_BODY: usize = 512 * 1024;
 
 /// How often an issuer may send us on.
 const MAX_REDIRECTS: usize = 3;
-
-/// How long a file of certificates may be, in bytes: the roots of a whole system
-/// take about 250 KiB.
-const MAX_CA_FILE: u64 = 4 * 1024 * 1024;
 
 /// Where an issuer's keys come from, and what is trusted on the way.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -109,13 +106,7 @@ fn chain(error: &reqwest::Error) -> String {
 
 /// Reads the certificates of a file in PEM form.
 pub(crate) fn read_ca_file(path: &Path) -> Result<Vec<Certificate>, CaFileError> {
-    let read = std::fs::metadata(path).and_then(|metadata| {
-        match metadata.is_file() && metadata.len() <= MAX_CA_FILE {
-            true => std::fs::read(path),
-            false => Err(std::io::Error::other("no file of at most 4 MiB")),
-        }
-    });
-    let pem = read.map_err(|error| CaFileError(error.to_string()))?;
+    let pem = read_pem_file(path).map_err(|error| CaFileError(error.to_string()))?;
     match Certificate::from_pem_bundle(&pem) {
         Ok(certificates) if !certificates.is_empty() => Ok(certificates),
         _ => Err(CaFileError("no certificate in PEM form stands in it".to_owned())),
