@@ -45,6 +45,19 @@ impl GatewayProcess {
         (master > 0).then_some(Self { master })
     }
 
+    /// The gateway with this process's number.
+    pub(crate) fn new(master: i32) -> Self {
+        Self { master }
+    }
+
+    pub(crate) fn pid(self) -> i32 {
+        self.master
+    }
+
+    pub(crate) fn is_alive(self) -> bool {
+        fs::metadata(format!("/proc/{}", self.master)).is_ok()
+    }
+
     fn is_parent_of(self, pid: i32, uid: u32) -> bool {
         // The number could be another process's by now, so it must also be the same user's.
         let owner = fs::metadata(format!("/proc/{pid}")).map(|process| process.uid());

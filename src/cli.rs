@@ -86,6 +86,15 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "DURATION", default_value = "240s", help_heading = "Limits")]
     pub(crate) drain_deadline: String,
 
+    /// Drain in a process of its own: the one that was started ends at once when it is told to, and what it leaves
+    /// listens for up to 2 s more for a successor. A gateway's own runner always does
+    #[arg(long, help_heading = "Limits")]
+    pub(crate) drain_apart: bool,
+
+    /// What a keeper tells the runner that it starts: the gateway's process, or 0
+    #[arg(long, value_name = "PID", hide = true)]
+    pub(crate) kept_for: Option<i32>,
+
     /// Where the forwarder listens: a loopback address and a port
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:9181", help_heading = "Forwarder")]
     pub(crate) forwarder_address: String,

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::Parser as _;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::unistd::getppid;
 use thiserror::Error;
 use tokio::runtime;
 use tokio::time::timeout;
@@ -17,9 +18,11 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
+use crate::admission::GatewayProcess;
 use crate::call::{self, CallCommandError};
 use crate::cli::{Cli, RunArgs, SocketArgs, Subcommands};
 use crate::explain::{self, ExplainError};
+use crate::keeper::{End, Log, keep};
 use crate::plugin::{Plugin, Registry};
 use crate::run::{RunError, run};
 use crate::settings::{Environment, Mistakes, Settings, checked_socket_path};
@@ -143,20 +146,30 @@ impl Command {
     fn run(self, args: &RunArgs, environment: &Environment) -> Result<ExitCode, Failure> {
         let settings = Settings::check(args, environment)?;
         log_to_stderr(settings.log_level);
+        if settings.is_keeper {
+            return keep_runner(&settings);
+        }
         raise_open_files(&settings);
         let registry = self.registry()?;
         block_on(async {
             let shutdown = Shutdown::default();
-            let signals = shutdown
-                .on_signals()
-                .map_err(|error| Failure::Io { doing: "listening for signals", error })?;
-            let ran = async {
-                tokio::select! {
-                    ran = run(settings, registry, &shutdown) => ran,
-                    () = async { signals.await; std::future::pending::<()>().await; } => Ok(()),
-                }
+            let failed = |doing| move |error| Failure::Io { doing, error };
+            let signals = shutdown.on_signals().map_err(failed("listening for signals"))?;
+            let keeper = settings.kept_for.map(|_| shutdown.on_keeper()).transpose();
+            let keeper = keeper.map_err(failed("listening to the keeper"))?;
+            let told = async {
+                let told_by_keeper = async {
+                    if let Some(keeper) = keeper {
+                        keeper.await;
+                    }
+                };
+                tokio::join!(signals, told_by_keeper);
+                std::future::pending::<()>().await;
             };
-            ran.await?;
+            tokio::select! {
+                ran = run(settings, registry, &shutdown) => ran?,
+                () = told => {}
+            }
             Ok(ExitCode::SUCCESS)
         })
     }
@@ -210,6 +223,33 @@ impl Command {
     }
 }
 
+/// Starts the runner in a process of its own, and says how that ended.
+fn keep_runner(settings: &Settings) -> Result<ExitCode, Failure> {
+    // First of all, so that a parent which dies while we start is missed.
+    let parent = getppid();
+    let gateway = settings.spawned.then(|| GatewayProcess::above(parent.as_raw())).flatten();
+    if settings.spawned && gateway.is_none() {
+        warn!(
+            "the process that started this one is gone or has no parent: no gateway's workers are served by descent"
+        );
+    }
+    let kept_for = gateway.map_or(0, GatewayProcess::pid);
+    let arguments: Vec<OsString> =
+        std::env::args_os().skip(1).chain([format!("--kept-for={kept_for}").into()]).collect();
+    let failed = |doing| move |error| Failure::Io { doing, error };
+    let runtime = runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(failed("starting the runtime"))?;
+    let log = if settings.spawned { Log::PassedOn } else { Log::Same };
+    let end =
+        runtime.block_on(keep(&arguments, log, parent)).map_err(failed("starting the runner's process"))?;
+    // What it has not passed on yet, nobody waits for.
+    runtime.shutdown_background();
+    Ok(match end {
+        End::Left => ExitCode::SUCCESS,
+        End::Ended(status) => status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(FAILED).into(),
+    })
+}
+
 /// Lets the process have as many open files as it may, and says so where that is
 /// fewer than its limits on connections promise.
 fn raise_open_files(settings: &Settings) {
@@ -246,6 +286,9 @@ fn log_to_stderr(level: LevelFilter) {
     let others = if level == LevelFilter::TRACE { level } else { level.min(LevelFilter::WARN) };
     let targets = Targets::new().with_default(others).with_target(env!("CARGO_CRATE_NAME"), level);
     let lines = tracing_subscriber::fmt::layer()
+        // In a drain nobody may be left who reads them, and a complaint about that would
+        // end its thread.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
     tracing_subscriber::registry().with(lines).with(targets).init();

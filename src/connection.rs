@@ -79,6 +79,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         !self.read.is_empty()
     }
 
+    /// The stream, for whoever goes on with it: what was read too early is lost, so
+    /// only where nothing is unread.
+    pub(crate) fn into_stream(self) -> S {
+        debug_assert!(self.read.is_empty() && self.unwritten.is_empty(), "something is in between");
+        self.stream
+    }
+
     /// Whether the connection is open and nothing has come on it.
     pub(crate) fn is_quiet(&mut self) -> bool {
         self.read.is_empty() && self.read_more().now_or_never().is_none()

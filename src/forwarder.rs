@@ -48,6 +48,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::resolver::Resolver;
 use crate::stamp::StampKey;
+use crate::takeover::Succession;
 use crate::upstream::Timeouts;
 use counters::Counters;
 use pool::Pool;
@@ -132,6 +133,9 @@ pub(crate) struct Forwarder {
     limits: ForwarderLimits,
     pool: Arc<Pool>,
     places: Arc<Semaphore>,
+    sockets: Arc<Semaphore>,
+    turned_away: Arc<Semaphore>,
+    succession: Arc<Succession>,
     starting: Starting,
     tls: Tls,
     pub(crate) subjects: Arc<Subjects>,
@@ -153,12 +157,27 @@ impl Forwarder {
         resolver: Arc<Resolver>,
         limits: ForwarderLimits,
         trust: Trust,
+        succession: Arc<Succession>,
     ) -> Arc<Self> {
         let pool = Arc::new(Pool::new(limits.max_idle, limits.idle));
         let places = Arc::new(Semaphore::new(limits.max_connections));
-        let (tls, starting) = (Tls::new(trust), Starting::default());
-        let (subjects, counters, tasks) = (Subjects::new(), Counters::default(), Tasks::new());
-        Arc::new(Self { key, resolver, limits, pool, places, starting, tls, subjects, counters, tasks })
+        let sockets = Arc::new(Semaphore::new(SOCKETS_A_PLACE * limits.max_connections));
+        let turned_away = Arc::new(Semaphore::new(MAX_TURNED_AWAY));
+        Arc::new(Self {
+            key,
+            resolver,
+            limits,
+            pool,
+            places,
+            sockets,
+            turned_away,
+            succession,
+            starting: Starting::default(),
+            tls: Tls::new(trust),
+            subjects: Subjects::new(),
+            counters: Counters::default(),
+            tasks: Tasks::new(),
+        })
     }
 
     /// Serves the listener until `stop`, then lets requests and tunnels go on
@@ -174,23 +193,27 @@ impl Forwarder {
         // Whoever drops this future wants an end, not tasks without a master.
         let _ended = self.tasks.deadline.clone().drop_guard();
         self.tasks.spawn(Arc::clone(&self.pool).close_expired(stop.clone()));
-        let sockets = Arc::new(Semaphore::new(SOCKETS_A_PLACE * self.limits.max_connections));
-        let turned_away = Arc::new(Semaphore::new(MAX_TURNED_AWAY));
         let accepting = async {
             loop {
                 let stream = accept(&listener).await;
-                self.admit(stream, &sockets, &turned_away, &stop);
+                self.admit(stream, &stop);
             }
         };
         tokio::select! {
             () = stop.cancelled() => {}
             () = accepting => {}
         }
-        self.serve_queued(listener, &sockets, &stop);
+        self.serve_queued(listener, &stop);
         self.pool.close();
         let (tunnels, refused) = (self.tunnels(), self.counters.refused());
         tracing::info!(tunnels, ?refused, "forwarder drains");
         self.tasks.finish(drain).await;
+    }
+
+    /// Whether a connection of the gateway's ends with the answer that it gets: in a
+    /// drain, unless there is somebody to hand it over to.
+    fn closes_connections(&self, stop: &CancellationToken) -> bool {
+        stop.is_cancelled() && !self.succession.is_ready()
     }
 
     /// How many tunnels are open.
@@ -199,17 +222,11 @@ impl Forwarder {
     }
 
     /// Serves a connection if there is a place for it, and else says that there is none.
-    fn admit(
-        self: &Arc<Self>,
-        stream: TcpStream,
-        sockets: &Arc<Semaphore>,
-        turned_away: &Arc<Semaphore>,
-        stop: &CancellationToken,
-    ) {
+    pub(crate) fn admit(self: &Arc<Self>, stream: TcpStream, stop: &CancellationToken) {
         let forwarder = Arc::clone(self);
-        if let Ok(socket) = Arc::clone(sockets).try_acquire_owned() {
+        if let Ok(socket) = Arc::clone(&self.sockets).try_acquire_owned() {
             self.tasks.spawn(gateway::serve(forwarder, stream, socket, stop.clone()));
-        } else if let Ok(place) = Arc::clone(turned_away).try_acquire_owned() {
+        } else if let Ok(place) = Arc::clone(&self.turned_away).try_acquire_owned() {
             let refusing = gateway::turn_away(forwarder, stream, stop.clone());
             self.tasks.spawn(async move {
                 refusing.await;
@@ -219,15 +236,10 @@ impl Forwarder {
     }
 
     /// Serves who is in the listener's queue, whom its end would cut off.
-    fn serve_queued(
-        self: &Arc<Self>,
-        listener: TcpListener,
-        sockets: &Arc<Semaphore>,
-        stop: &CancellationToken,
-    ) {
+    fn serve_queued(self: &Arc<Self>, listener: TcpListener, stop: &CancellationToken) {
         let Ok(queue) = listener.into_std() else { return };
         while let Ok((stream, _)) = queue.accept() {
-            let Ok(socket) = Arc::clone(sockets).try_acquire_owned() else { return };
+            let Ok(socket) = Arc::clone(&self.sockets).try_acquire_owned() else { return };
             if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
                 self.tasks.spawn(gateway::serve(Arc::clone(self), stream, socket, stop.clone()));
             }

@@ -17,6 +17,8 @@ pub(crate) enum Kind {
     RequestCall = 2,
     ExtraInfo = 3,
     ResponseCall = 4,
+    /// No gateway's: another runner wants to take over (`takeover`).
+    TakeOver = b'T',
 }
 
 impl TryFrom<u8> for Kind {
@@ -29,6 +31,7 @@ impl TryFrom<u8> for Kind {
             2 => Ok(Self::RequestCall),
             3 => Ok(Self::ExtraInfo),
             4 => Ok(Self::ResponseCall),
+            b'T' => Ok(Self::TakeOver),
             _ => Err(HeaderError { kind: byte }),
         }
     }
@@ -78,7 +81,7 @@ mod tests {
 
     #[test]
     fn a_kind_that_is_none_is_refused() {
-        for kind in 5..=u8::MAX {
+        for kind in (5..=u8::MAX).filter(|kind| *kind != b'T') {
             let error = Header::decode([kind, 0, 0, 0]).expect_err("no such kind");
             assert_eq!(error.to_string(), format!("frame of kind {kind}, which is none from 0 to 4"));
         }

@@ -36,6 +36,10 @@
 //! `stamp`; the gateway sends the request to the `forwarder`, which checks the
 //! stamp and takes the request there.
 //!
+//! A runner that is started where one serves already has its connections handed over
+//! by `takeover`, and one that a gateway starts has a `keeper` above it, which the
+//! gateway may kill.
+//!
 //! # Invariants
 //!
 //! - `frame` knows no FlatBuffers; `wire` knows no sockets.
@@ -45,12 +49,13 @@
 //!   it uses, `resolver`, `refusal`, `request_id`, `pem_file` and the name of the
 //!   stamp's header, speaks to no gateway.
 //! - `runner` and `forwarder` share only `upstream`, the stamp's key, `refusal`
-//!   and `request_id`, and `forwarder` and `user_upstream` the `resolver`.
-//!   Neither calls the other.
+//!   and `request_id`, `server` and `forwarder` the `takeover`, and `forwarder` and
+//!   `user_upstream` the `resolver`. Neither calls the other.
+//! - `takeover` knows descriptors, and nothing of what is said through them.
 //! - `testing` is a gateway. Of what is shipped, only the commands that call a
 //!   running runner use it.
 //! - Only `command` reads the environment, installs a subscriber and starts a
-//!   runtime; only `main` exits.
+//!   runtime; only `main` exits, and only `keeper` starts a process.
 //! - Only `server`, `forwarder` and `testing` spawn tasks, and what must go on
 //!   beside calls: `user_upstream::keys`, which fetches issuers' keys, and
 //!   `resolver`, whose lookups have many waiting. Their tasks end with them.
@@ -74,8 +79,10 @@ mod admission;
 mod socket_file;
 mod key_file;
 mod pem_file;
+mod takeover;
 mod server;
 mod shutdown;
+mod keeper;
 mod resolver;
 mod refusal;
 mod request_id;

@@ -1,7 +1,8 @@
 //! The whole process put together: sockets bound, parts started, drain awaited.
 
 use std::io;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener as StdTcpListener, TcpStream};
+use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,10 +10,9 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use nix::unistd::getppid;
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpSocket, UnixListener};
-use tokio::time::interval;
+use tokio::time::{Instant, interval, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -28,6 +28,7 @@ use crate::settings::Settings;
 use crate::shutdown::Shutdown;
 use crate::socket_file::{BindError, BoundFile, Watched, Whose};
 use crate::stamp::{StampKey, Stamper};
+use crate::takeover::{Inheritance, Inherited, Succession};
 use crate::user_upstream::UserUpstream;
 
 /// How many connections may wait to be accepted.
@@ -35,6 +36,20 @@ const BACKLOG: u32 = 1024;
 
 /// How often it is looked whether the socket's file is still there.
 const SOCKET_CHECK: Duration = Duration::from_secs(1);
+
+/// How long a runner that its keeper has left waits for a successor: on a reload a
+/// gateway starts the new one at about the time when it ends the old one (GATEWAY.md,
+/// Spawned by the gateway).
+const SUCCESSOR: Duration = Duration::from_secs(2);
+
+/// How often a runner that waits looks whether its gateway still lives.
+const GATEWAY_CHECK: Duration = Duration::from_millis(50);
+
+/// How long the forwarder's port may still be another's, who may be about to end.
+const PORT: Duration = Duration::from_secs(4);
+
+/// How often it is looked whether the port is free.
+const PORT_CHECK: Duration = Duration::from_millis(50);
 
 /// Why the runner did not start.
 #[derive(Debug, Error)]
@@ -59,8 +74,6 @@ pub(crate) async fn run(
     mut registry: Registry,
     shutdown: &Shutdown,
 ) -> Result<(), RunError> {
-    // First of all, so that a parent which dies while we start is missed.
-    let parent = getppid();
     let resolver = Resolver::with_lifetimes(&settings.name_servers, settings.name_lifetimes)
         .map_err(|error| RunError::Names(error.to_string()))?;
     let resolver = Arc::new(resolver);
@@ -68,11 +81,17 @@ pub(crate) async fn run(
     if !registry.add(user_upstream) {
         return Err(RunError::SameName(<UserUpstream as crate::Plugin>::NAME));
     }
-    let gateway = settings.spawned.then(|| GatewayProcess::above(parent.as_raw())).flatten();
+    let gateway = settings.kept_for.filter(|master| *master > 0).map(GatewayProcess::new);
     let admission = Admission::new(std::mem::take(&mut settings.allowed_uids), gateway);
 
-    let forwarder_listener = listen_at(settings.forwarder, &settings.socket.path)
+    let mut inheritance = Inheritance::ask(&settings.socket.path).await;
+    let listener = inheritance.as_mut().and_then(|inheritance| inheritance.listener.take());
+    let forwarder_listener = forwarder_listener(settings.forwarder, listener, &settings.socket.path)
+        .await
         .map_err(|error| RunError::Forwarder { address: settings.forwarder, error })?;
+    let shared = forwarder_listener.as_fd().try_clone_to_owned();
+    let shared = shared.map_err(|error| RunError::Forwarder { address: settings.forwarder, error })?;
+    let succession = Succession::new(Some(shared));
     let bound = settings.socket.bind();
     let (listener, file) =
         bound.map_err(|error| RunError::Socket { path: settings.socket.path.clone(), error })?;
@@ -85,41 +104,79 @@ pub(crate) async fn run(
         "runner listens"
     );
     info!(address = %forwarder_listener.local_addr().unwrap_or(settings.forwarder), "forwarder listens");
-    if settings.spawned && gateway.is_none() {
-        warn!(
-            "the process that started this one is gone or has no parent: no gateway's workers are served by descent"
-        );
-    }
-
     let stamper = Stamper { key: stamp_key.clone(), lifetime: settings.stamp_lifetime };
     let confs = ConfCache::new(settings.conf_expire_time, settings.max_confs);
     let runner = Arc::new(Runner::new(registry, confs, settings.call, stamper));
-    let server = Server::new(runner, admission, settings.max_connections);
+    let draining = CancellationToken::new();
+    let server =
+        Server::new(runner, admission, settings.max_connections, Arc::clone(&succession), draining.clone());
     let forwarder = Forwarder::new(
         stamp_key,
         resolver,
         settings.forwarder_limits.clone(),
         settings.workspace_trust.clone(),
+        Arc::clone(&succession),
     );
 
     let serving = async {
         tokio::join!(
-            serve_socket(&server, &settings, listener, file, &shutdown.stop),
-            forwarder.serve(forwarder_listener, shutdown.stop.clone(), settings.drain),
+            serve_socket(&server, &settings, listener, file, &draining),
+            Arc::clone(&forwarder).serve(forwarder_listener, draining.clone(), settings.drain),
         )
     };
-    let orphaned = async {
-        if settings.spawned {
-            shutdown.on_death_of(parent).await;
+    let told_to_stop = async {
+        shutdown.stop.cancelled().await;
+        let is_awaited = settings.kept_for.is_some() && !shutdown.alone.is_cancelled();
+        tokio::select! {
+            () = succession.wait(if is_awaited { SUCCESSOR } else { Duration::ZERO }) => {}
+            () = end_of(gateway) => {}
         }
+        succession.close_listener();
+        draining.cancel();
         std::future::pending::<()>().await;
     };
     tokio::select! {
         _ = serving => info!("drained"),
         () = shutdown.now.cancelled() => warn!("ended before everything was finished"),
-        () = orphaned => {}
+        () = told_to_stop => {}
+        () = inherit(inheritance, &server, &forwarder, &draining) => {}
     }
     Ok(())
+}
+
+/// Returns once the gateway has ended; never where there is none.
+async fn end_of(gateway: Option<GatewayProcess>) {
+    let Some(gateway) = gateway else { return std::future::pending().await };
+    while gateway.is_alive() {
+        sleep(GATEWAY_CHECK).await;
+    }
+}
+
+/// Serves the connections that a predecessor hands over; goes on for ever.
+async fn inherit(
+    inheritance: Option<Inheritance>,
+    server: &Server,
+    forwarder: &Arc<Forwarder>,
+    stop: &CancellationToken,
+) {
+    if let Some(mut inheritance) = inheritance {
+        inheritance.listens().await;
+        let (mut calls, mut requests) = (0_u64, 0_u64);
+        while let Some(inherited) = inheritance.next().await {
+            match inherited {
+                Inherited::Calls(stream) => {
+                    calls += 1;
+                    server.admit(stream);
+                }
+                Inherited::Requests(stream) => {
+                    requests += 1;
+                    forwarder.admit(stream, stop);
+                }
+            }
+        }
+        info!(calls, requests, "the predecessor has ended; connections that it handed over");
+    }
+    std::future::pending::<()>().await;
 }
 
 /// Serves the socket, and makes it anew where its file has gone: a runner that was
@@ -133,20 +190,21 @@ async fn serve_socket(
 ) {
     let mut watched = file.watched();
     let mut serving = FuturesUnordered::new();
-    serving.push(server.serve(listener, file, stop.clone(), settings.drain));
+    serving.push(server.accept(listener, file));
     loop {
         tokio::select! {
-            Some(()) = serving.next() => if serving.is_empty() { return },
+            Some(()) = serving.next() => if serving.is_empty() { break },
             () = gone(&watched, stop) => match settings.socket.bind() {
                 Ok((listener, file)) => {
                     warn!(socket = %settings.socket.path.display(), "the socket's file was gone: made anew");
                     watched = file.watched();
-                    serving.push(server.serve(listener, file, stop.clone(), settings.drain));
+                    serving.push(server.accept(listener, file));
                 }
                 Err(error) => error!(%error, "the socket's file is gone and can't be made"),
             },
         }
     }
+    server.finish(Instant::now() + settings.drain).await;
 }
 
 /// Returns when a socket's file is there no more; never once everything is to end.
@@ -177,18 +235,31 @@ fn stamp_key(settings: &mut Settings) -> Result<StampKey, RunError> {
     read_or_make_key(&path).map_err(|error| RunError::Key { path, error })
 }
 
-/// Listens at the forwarder's address, beside a predecessor that has not let it
-/// go yet: on a reload the gateway starts the new runner while the old one still
-/// runs (GATEWAY.md, Spawned by the gateway). Anybody else there would get
-/// requests with our stamps, and we theirs.
-fn listen_at(address: SocketAddr, socket: &Path) -> io::Result<TcpListener> {
-    let is_taken = address.port() != 0 && TcpStream::connect(address).is_ok();
+/// The forwarder's listener: the predecessor's own, or one beside it where it hands
+/// none over, as a runner of an older version does not.
+///
+/// Anybody else at this address would get requests with our stamps, and we theirs.
+async fn forwarder_listener(
+    address: SocketAddr,
+    inherited: Option<StdTcpListener>,
+    socket: &Path,
+) -> io::Result<TcpListener> {
+    if let Some(listener) = inherited
+        && listener.local_addr()? == address
+    {
+        listener.set_nonblocking(true)?;
+        return TcpListener::from_std(listener);
+    }
+    let is_taken = || address.port() != 0 && TcpStream::connect(address).is_ok();
     let has_predecessor = || UnixStream::connect(socket).is_ok();
-    if is_taken && !has_predecessor() {
-        return Err(io::Error::new(
-            io::ErrorKind::AddrInUse,
-            "another process listens there, and no runner at this socket",
-        ));
+    let deadline = Instant::now() + PORT;
+    // The runner of a gateway that was stopped is at another socket, and about to end.
+    while is_taken() && !has_predecessor() {
+        if Instant::now() >= deadline {
+            let why = "another process listens there, and no runner at this socket";
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, why));
+        }
+        sleep(PORT_CHECK).await;
     }
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;

@@ -99,7 +99,7 @@ impl Runner {
             Kind::PrepareConf => (self.prepare(&frame.payload, encoder), After::Keep),
             Kind::RequestCall => self.request(&frame.payload, connection, encoder).await,
             Kind::ResponseCall => self.response(&frame.payload, connection, encoder).await,
-            Kind::Error | Kind::ExtraInfo => {
+            Kind::Error | Kind::ExtraInfo | Kind::TakeOver => {
                 warn!(kind = ?frame.kind, "frame that is no call");
                 encoder.error(ErrorCode::BAD_REQUEST);
                 (Kind::Error, After::Close)

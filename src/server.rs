@@ -1,23 +1,27 @@
 //! The unix listener: accepts, admits, and serves connections until the drain.
 
 use std::io;
+use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::JoinSet;
-use tokio::time::{Instant, Sleep, sleep, timeout, timeout_at};
+use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
+use tokio_util::task::TaskTracker;
 use tracing::{debug, error, info, warn};
 
 use crate::admission::{Admission, RefusedPeers};
 use crate::connection::{Connection, Frame, ReadError};
+use crate::frame::Kind;
 use crate::runner::{After, Runner};
 use crate::socket_file::BoundFile;
+use crate::takeover::{Succession, may_take_over};
 use crate::wire::Encoder;
 
 /// How long a connection may be silent. The gateway closes its own after 180 s
@@ -45,9 +49,14 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) struct Server {
     runner: Arc<Runner>,
     admission: Admission,
+    succession: Arc<Succession>,
+    stop: CancellationToken,
     refused: RefusedPeers,
     permits: Arc<Semaphore>,
     limit: LimitLog,
+    connections: TaskTracker,
+    /// Ends them all.
+    cut: CancellationToken,
 }
 
 /// Says, when the limit on connections is reached, whether it is time for a line
@@ -59,10 +68,19 @@ struct LimitLog {
 }
 
 impl Server {
-    pub(crate) fn new(runner: Arc<Runner>, admission: Admission, max_connections: usize) -> Self {
+    /// A server that serves until `stop`.
+    pub(crate) fn new(
+        runner: Arc<Runner>,
+        admission: Admission,
+        max_connections: usize,
+        succession: Arc<Succession>,
+        stop: CancellationToken,
+    ) -> Self {
         Self {
             runner,
             admission,
+            succession,
+            stop,
             refused: RefusedPeers::default(),
             permits: Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS))),
             limit: LimitLog {
@@ -70,30 +88,24 @@ impl Server {
                 turned_away: AtomicU64::new(0),
                 refused: RefusedPeers::default(),
             },
+            connections: TaskTracker::new(),
+            cut: CancellationToken::new(),
         }
     }
 
-    /// Serves until `stop`, then finishes the calls in flight, for `drain` at
-    /// most. The file goes first, so that nobody comes who would not be served.
-    pub(crate) async fn serve(
-        &self,
-        listener: UnixListener,
-        file: BoundFile,
-        stop: CancellationToken,
-        drain: Duration,
-    ) {
-        let mut connections = JoinSet::new();
+    /// Accepts until it is told to stop. The file goes first, so that nobody comes who
+    /// would not be served.
+    pub(crate) async fn accept(&self, listener: UnixListener, file: BoundFile) {
         loop {
             tokio::select! {
                 accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => self.admit(stream, &mut connections, &stop),
+                    Ok((stream, _)) => self.admit(stream),
                     Err(error) => {
                         error!(%error, "accepting a connection");
-                        let _ = timeout(ACCEPT_PAUSE, stop.cancelled()).await;
+                        let _ = timeout(ACCEPT_PAUSE, self.stop.cancelled()).await;
                     }
                 },
-                Some(ended) = connections.join_next() => log_panic(ended),
-                () = stop.cancelled() => break,
+                () = self.stop.cancelled() => break,
             }
         }
         drop(file);
@@ -103,20 +115,24 @@ impl Server {
             while let Ok((stream, _)) = queue.accept() {
                 let stream = stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream));
                 if let Ok(stream) = stream {
-                    self.admit(stream, &mut connections, &stop);
+                    self.admit(stream);
                 }
             }
         }
-        let deadline = Instant::now() + drain;
-        while let Ok(Some(ended)) = timeout_at(deadline, connections.join_next()).await {
-            log_panic(ended);
-        }
-        if !connections.is_empty() {
-            warn!(connections = connections.len(), "drain deadline reached: connections are closed");
+    }
+
+    /// Lets the calls in flight finish, until the deadline.
+    pub(crate) async fn finish(&self, deadline: Instant) {
+        self.connections.close();
+        if tokio::time::timeout_at(deadline, self.connections.wait()).await.is_err() {
+            warn!(connections = self.connections.len(), "drain deadline reached: connections are closed");
+            self.cut.cancel();
+            self.connections.wait().await;
         }
     }
 
-    fn admit(&self, stream: UnixStream, connections: &mut JoinSet<()>, stop: &CancellationToken) {
+    /// Serves a connection, if its peer may connect and there is a place for it.
+    pub(crate) fn admit(&self, stream: UnixStream) {
         let peer = match stream.peer_cred() {
             Ok(peer) => peer,
             Err(error) => return error!(%error, "reading a peer's credentials"),
@@ -134,7 +150,29 @@ impl Server {
             return;
         }
         let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else { return self.limit.turn_away() };
-        connections.spawn(serve_connection(stream, Arc::clone(&self.runner), stop.clone(), permit));
+        // Each future around it would hold it once more.
+        let serving = Box::pin(serve_connection(
+            stream,
+            Arc::clone(&self.runner),
+            Arc::clone(&self.succession),
+            self.stop.clone(),
+            permit,
+        ));
+        let cut = self.cut.clone();
+        self.connections.spawn(async move {
+            // A bug ends its own connection, and is told.
+            let ended = AssertUnwindSafe(cut.run_until_cancelled_owned(serving)).catch_unwind().await;
+            if ended.is_err() {
+                error!("a connection ended by a bug");
+            }
+        });
+    }
+}
+
+impl Drop for Server {
+    /// Whoever drops it wants an end, not tasks without a master.
+    fn drop(&mut self) {
+        self.cut.cancel();
     }
 }
 
@@ -149,32 +187,63 @@ impl LimitLog {
     }
 }
 
-fn log_panic(ended: Result<(), tokio::task::JoinError>) {
-    if let Err(error) = ended {
-        error!(%error, "a connection ended by a bug");
-    }
-}
-
 /// Serves one connection to its end. The permit goes with it.
 async fn serve_connection(
     stream: UnixStream,
     runner: Arc<Runner>,
+    succession: Arc<Succession>,
     stop: CancellationToken,
     _permit: OwnedSemaphorePermit,
 ) {
     let mut connection = Connection::new(stream);
-    match serve_calls(&mut connection, &runner, &stop).await {
-        Ok(calls) => debug!(calls, "connection closed"),
-        Err(error) => info!(%error, "connection lost"),
+    loop {
+        match serve_calls(&mut connection, &runner, &stop, || succession.is_ready()).await {
+            Ok(Served { calls, end: End::Closed }) => return debug!(calls, "connection closed"),
+            Ok(Served { calls, end: End::HandOver }) => {
+                let stream = connection.into_stream();
+                if succession.hand_over_calls(&stream).await {
+                    return debug!(calls, "connection handed over");
+                }
+                connection = Connection::new(stream);
+            }
+            Ok(Served { end: End::TakeOver, .. }) => {
+                let stream = connection.into_stream();
+                return match stream.peer_cred() {
+                    Ok(peer) if may_take_over(peer.uid()) => succession.attend(stream, &stop).await,
+                    Ok(peer) => warn!(uid = peer.uid(), "peer refused: its user may not take over"),
+                    Err(error) => error!(%error, "reading a peer's credentials"),
+                };
+            }
+            Err(error) => return info!(%error, "connection lost"),
+        }
     }
 }
 
-/// The number of calls that were answered.
+/// What became of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Served {
+    /// How many were answered.
+    pub(crate) calls: u64,
+    pub(crate) end: End,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    Closed,
+    /// The next call is a successor's to answer.
+    HandOver,
+    /// The peer is no gateway and wants to take over.
+    TakeOver,
+}
+
+/// Answers calls until the connection ends, or in a drain waits for the next call
+/// while there is somebody to hand it over to.
 pub(crate) async fn serve_calls<S>(
     connection: &mut Connection<S>,
     runner: &Runner,
     stop: &CancellationToken,
-) -> Result<u64, ReadError>
+    has_successor: impl Fn() -> bool,
+) -> Result<Served, ReadError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + Sync,
 {
@@ -182,12 +251,20 @@ where
     let mut calls = 0;
     let mut stopped = pin!(stop.cancelled());
     let mut idle = pin!(IdleTimer::new(IDLE));
-    while let Some(frame) = next_call(connection, calls, stopped.as_mut(), idle.as_mut()).await? {
+    loop {
+        let frame =
+            match next_call(connection, calls, stopped.as_mut(), idle.as_mut(), &has_successor).await? {
+                Next::Call(frame) if frame.kind == Kind::TakeOver && !connection.has_unread() => {
+                    return Ok(Served { calls, end: End::TakeOver });
+                }
+                Next::Call(frame) => frame,
+                Next::Nothing(end) => return Ok(Served { calls, end }),
+            };
         calls += 1;
         match runner.answer(&frame, connection, &mut encoder).await? {
-            // Right behind an answer is where a close costs nothing: the gateway
+            // Right behind an answer is where a close costs least: the gateway mostly
             // sees it before it takes the connection for another call.
-            After::Keep if stop.is_cancelled() && !connection.has_unread() => break,
+            After::Keep if stop.is_cancelled() && !connection.has_unread() && !has_successor() => break,
             After::Keep => {}
             After::Close => break,
             After::TakeLateAnswer => {
@@ -196,31 +273,50 @@ where
             }
         }
     }
-    Ok(calls)
+    Ok(Served { calls, end: End::Closed })
 }
 
-/// The next call; `None` where there will be none.
+enum Next {
+    Call(Frame),
+    /// There will be none, here.
+    Nothing(End),
+}
+
+impl From<Option<Frame>> for Next {
+    fn from(frame: Option<Frame>) -> Self {
+        frame.map_or(Self::Nothing(End::Closed), Self::Call)
+    }
+}
+
 async fn next_call<S>(
     connection: &mut Connection<S>,
     calls: u64,
     stopped: Pin<&mut WaitForCancellationFuture<'_>>,
     idle: Pin<&mut IdleTimer>,
-) -> Result<Option<Frame>, ReadError>
+    has_successor: impl Fn() -> bool,
+) -> Result<Next, ReadError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     tokio::select! {
         biased;
-        frame = connection.read_frame() => return frame,
+        frame = connection.read_frame() => return Ok(frame?.into()),
         () = stopped => {}
-        () = idle.silent_since(calls) => return Ok(None),
+        () = idle.silent_since(calls) => return Ok(Next::Nothing(End::Closed)),
     }
     // A frame that has begun, or come while we were told to stop, is a call in flight.
     if connection.has_unread() {
-        return connection.read_frame().await;
+        return Ok(connection.read_frame().await?.into());
+    }
+    // What comes from now on waits in the connection for whoever reads next.
+    if has_successor() {
+        return Ok(Next::Nothing(End::HandOver));
     }
     let wait = if calls == 0 { FIRST_CALL } else { LAST_CALL };
-    timeout(wait, connection.read_frame()).await.unwrap_or(Ok(None))
+    match timeout(wait, connection.read_frame()).await {
+        Ok(frame) => Ok(frame?.into()),
+        Err(_) => Ok(Next::Nothing(End::Closed)),
+    }
 }
 
 /// Reads the answer to a question that was abandoned, so that the gateway, which
@@ -289,7 +385,7 @@ mod tests {
         let stamper = Stamper { key: StampKey::random().unwrap(), lifetime: Duration::from_secs(60) };
         let runner =
             Runner::new(Registry::default(), ConfCache::new(Duration::from_secs(3600), 10), limits, stamper);
-        serve_calls(&mut Connection::new(stream), &runner, stop).await.unwrap()
+        serve_calls(&mut Connection::new(stream), &runner, stop, || false).await.unwrap().calls
     }
 
     async fn call(gateway: &mut Connection<DuplexStream>) {

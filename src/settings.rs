@@ -53,6 +53,11 @@ pub(crate) struct Settings {
     pub(crate) socket: SocketFile,
     /// Whether the gateway started this process, and so says where it listens.
     pub(crate) spawned: bool,
+    /// Whether this process is to start the one that serves.
+    pub(crate) is_keeper: bool,
+    /// Whose workers are served whatever their user, if another process keeps this one;
+    /// 0 for nobody's.
+    pub(crate) kept_for: Option<i32>,
     pub(crate) allowed_uids: BTreeSet<u32>,
     pub(crate) conf_expire_time: Duration,
     pub(crate) max_connections: usize,
@@ -167,6 +172,8 @@ impl Settings {
         Some(Self {
             socket: SocketFile { path: path?, mode: mode?, owner: owner?, group: group? },
             spawned,
+            is_keeper: (spawned || args.drain_apart) && args.kept_for.is_none(),
+            kept_for: args.kept_for,
             allowed_uids: allowed_uids?.into_iter().collect(),
             conf_expire_time: expire?,
             max_connections: max_connections?,

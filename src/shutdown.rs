@@ -1,17 +1,23 @@
-//! What ends the process: signals, and the death of the gateway that started it.
+//! What ends the process: signals, and the end of whoever started it.
 
 use std::io;
+use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use nix::unistd::{Pid, getppid};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::unix::pipe;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-/// How often a runner looks whether its gateway still lives. A gateway that dies
-/// without a word leaves it orphaned for at most this long.
+/// How often it is looked whether the gateway still lives. A gateway that dies
+/// without a word leaves what it started orphaned for at most this long.
 const PARENT_CHECK: Duration = Duration::from_secs(1);
+
+/// What a keeper says to its runner when it was told to end.
+pub(crate) const STOP: u8 = b'S';
 
 /// The two ways in which everything is told to end.
 #[derive(Clone, Debug, Default)]
@@ -20,34 +26,66 @@ pub(crate) struct Shutdown {
     pub(crate) stop: CancellationToken,
     /// Do not even finish.
     pub(crate) now: CancellationToken,
+    /// Nobody will come who takes over.
+    pub(crate) alone: CancellationToken,
+}
+
+/// SIGTERM and SIGINT.
+pub(crate) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// The name of the next one.
+    pub(crate) async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
 }
 
 impl Shutdown {
-    /// Listens for SIGTERM and SIGINT: the first drains, the second ends at once.
+    /// Listens for signals: the first drains, the second ends at once.
     pub(crate) fn on_signals(&self) -> io::Result<impl Future<Output = ()> + use<>> {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut signals = Signals::new()?;
         let shutdown = self.clone();
         Ok(async move {
             for token in [shutdown.stop, shutdown.now] {
-                let name = tokio::select! {
-                    _ = terminate.recv() => "SIGTERM",
-                    _ = interrupt.recv() => "SIGINT",
-                };
-                info!(signal = name, "told to end");
+                info!(signal = signals.next().await, "told to end");
                 token.cancel();
             }
         })
     }
 
-    /// Returns, after telling everything to stop, once this process has another
-    /// parent than it had: the gateway that started it is gone.
-    pub(crate) async fn on_death_of(&self, parent: Pid) {
-        let mut ticks = interval(PARENT_CHECK);
-        while getppid() == parent {
-            ticks.tick().await;
-        }
-        warn!(parent = parent.as_raw(), "the gateway that started this runner is gone");
-        self.stop.cancel();
+    /// Listens to the keeper at the other end of standard input: it says that it was
+    /// told to end, or ends without a word because the gateway has, or was killed.
+    pub(crate) fn on_keeper(&self) -> io::Result<impl Future<Output = ()> + use<>> {
+        let mut keeper = pipe::Receiver::from_owned_fd(io::stdin().as_fd().try_clone_to_owned()?)?;
+        let shutdown = self.clone();
+        Ok(async move {
+            let said = keeper.read_u8().await;
+            match said {
+                Ok(STOP) => info!("told to end"),
+                _ => {
+                    warn!("the process that started this runner is gone");
+                    shutdown.alone.cancel();
+                }
+            }
+            shutdown.stop.cancel();
+        })
+    }
+}
+
+/// Returns once this process has another parent than it had.
+pub(crate) async fn death_of(parent: Pid) {
+    let mut ticks = interval(PARENT_CHECK);
+    while getppid() == parent {
+        ticks.tick().await;
     }
 }

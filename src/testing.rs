@@ -306,7 +306,9 @@ impl Gateway {
             Connector::Memory(runner, stop) => {
                 let (ours, theirs) = duplex(PIPE);
                 let (runner, stop) = (Arc::clone(runner), stop.clone());
-                tokio::spawn(async move { serve_calls(&mut Connection::new(theirs), &runner, &stop).await });
+                tokio::spawn(async move {
+                    serve_calls(&mut Connection::new(theirs), &runner, &stop, || false).await
+                });
                 Box::new(ours)
             }
             Connector::Socket(path) => {

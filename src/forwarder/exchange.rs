@@ -380,8 +380,9 @@ impl<'e> Exchange<'e> {
             _ => {
                 // A gateway that has sent a whole request and got a whole answer sends the next
                 // one, and nobody would read it while the request still goes its way.
-                let is_last =
-                    self.asked.is_last || self.stop.is_cancelled() || self.uploading != Uploading::Done;
+                let is_last = self.asked.is_last
+                    || self.forwarder.closes_connections(self.stop)
+                    || self.uploading != Uploading::Done;
                 let form = self.form(framing, is_last);
                 headers::write_response(&head, &form, &mut unsent.bytes).map_err(AnswerError::from)?;
                 let ended = Ended::Answered { keep: self.keep(&head, framing), is_last };

@@ -43,6 +43,12 @@ pub(super) async fn serve(
         match read_head(&forwarder, &mut gateway, &mut watch, stopped.as_mut(), &stop).await {
             Head::Whole(length) => gateway.use_up(length),
             Head::None => return,
+            Head::Successors => {
+                if forwarder.succession.hand_over_requests(&gateway.stream).await {
+                    return;
+                }
+                continue;
+            }
             Head::Malformed(error) => {
                 gateway.use_up(gateway.unused().len());
                 refuse::answer(
@@ -95,6 +101,8 @@ enum Head {
     Whole(usize),
     /// The connection has ended, or is to end.
     None,
+    /// What comes is a successor's to read.
+    Successors,
     Malformed(HeadError),
     Late,
 }
@@ -131,6 +139,9 @@ async fn read_head(
             if !is_draining && (stop.is_cancelled() || stopped.as_mut().poll(context).is_ready()) {
                 is_draining = true;
                 idle_until = idle_until.min(Instant::now() + DRAIN_IDLE);
+            }
+            if is_draining && forwarder.succession.is_ready() {
+                return Poll::Ready(Head::Successors);
             }
             ready!(watch.poll_over(idle_until, context));
             return Poll::Ready(Head::None);

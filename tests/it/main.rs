@@ -55,6 +55,9 @@ mod refusals;
 /// The life of the process: successors, signals, who may connect.
 mod process;
 
+/// Ten takeovers under load, and not a request lost, not a WebSocket closed.
+mod takeover;
+
 /// What can be typed, and every example and configuration that is shipped.
 mod cli;
 

@@ -25,10 +25,10 @@ const UPSTREAM: &str = "user-upstream";
 const CONF: &str = r#"{"identity": {"trust": "gateway"}, "upstream": "http://127.0.0.1:1"}"#;
 
 /// A user who is not root, as a gateway's workers are.
-const NOBODY: &str = "65534";
+pub(crate) const NOBODY: &str = "65534";
 
 /// A folder that every user can look into.
-fn open_folder() -> TempDir {
+pub(crate) fn open_folder() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
     folder
@@ -44,7 +44,7 @@ fn call_in_flight(socket: &Path) -> Peer {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_runner_that_is_replaced_under_load_loses_only_calls_in_flight() {
+async fn a_runner_that_is_replaced_under_load_loses_no_call() {
     const CLIENTS: usize = 8;
     const SUCCESSORS: usize = 5;
     let folder = tempfile::tempdir().unwrap();
@@ -87,11 +87,7 @@ async fn a_runner_that_is_replaced_under_load_loses_only_calls_in_flight() {
         lost.extend(client.await.unwrap());
     }
     let calls = calls.load(Ordering::Relaxed);
-    // A call that was on its way when its connection was closed is in flight; a
-    // client has one at a time. There is always a listener, and nothing else fails.
-    let in_flight = CLIENTS * SUCCESSORS;
-    assert!(lost.len() <= in_flight, "{} of {calls} calls were lost: {lost:#?}", lost.len());
-    assert!(lost.iter().all(|lost| lost == "Err(Closed)"), "{lost:#?}");
+    assert!(lost.is_empty(), "{} of {calls} calls were lost: {lost:#?}", lost.len());
 }
 
 #[test]
@@ -259,11 +255,11 @@ fn a_runner_does_not_outlive_the_gateway_that_started_it() {
     agent.signal(Signal::SIGKILL);
     agent.line(&["the gateway that started this runner is gone"]);
     agent.all_ended();
-    assert!(!socket.exists());
+    until("the end of the socket's file", || (!socket.exists()).then_some(()));
 }
 
 /// The binary where every user can run it, if this test can become another user.
-fn for_another_user(folder: &TempDir) -> Option<PathBuf> {
+pub(crate) fn for_another_user(folder: &TempDir) -> Option<PathBuf> {
     if !nix::unistd::geteuid().is_root() {
         skip("only root can connect as another user");
         return None;

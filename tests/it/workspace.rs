@@ -69,7 +69,8 @@ async fn serve(owner: &'static str, mut stream: TcpStream, behaviour: Behaviour)
     let length = header(&head, "content-length").map_or(0, |length| length.parse().unwrap());
     let (received, hash) = hash_body(&mut stream, early, length).await;
     let body = format!("{owner} got {received} bytes, sha256 {hash}\n{head}");
-    let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    let answer =
+        format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len());
     let _ = stream.write_all(answer.as_bytes()).await;
 }
 

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::*;
 use crate::resolver::NameServers;
+use crate::takeover::Succession;
 use crate::upstream::Upstream;
 
 /// How long a test waits for what must happen before it fails.
@@ -57,7 +58,7 @@ impl Served {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
-        let forwarder = Forwarder::new(key.clone(), resolver, limits, trust);
+        let forwarder = Forwarder::new(key.clone(), resolver, limits, trust, Succession::new(None));
         let serving = tokio::spawn(Arc::clone(&forwarder).serve(listener, stop.clone(), drain));
         Self { address, key, stop, forwarder, serving }
     }

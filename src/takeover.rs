@@ -1,0 +1,457 @@
+//! How a runner takes over from the one that serves its socket, so that nothing is
+//! closed which the gateway may be about to use.
+//!
+//! The successor connects to the socket and sends a frame of a kind that no gateway
+//! has. The predecessor answers on that connection with the forwarder's listener.
+//! Once the successor says that it listens, and the predecessor is told to stop, each
+//! connection of the gateway's that waits for its next request follows, as it is.
+//! What is under way, and what was upgraded, stays with the predecessor to its end.
+//!
+//! A byte says what comes, and each descriptor has one of its own (unix(7),
+//! `SCM_RIGHTS`), so that none is taken for another.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::net::{TcpListener as StdTcpListener, TcpStream as StdTcpStream};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
+use tokio::io::{AsyncWriteExt as _, Interest};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::frame::{Header, Kind};
+
+/// How long a predecessor may take to answer, and a successor to take what is handed
+/// over, before it counts as hung.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long a predecessor waits for a successor that is about to listen.
+const ABOUT_TO_LISTEN: Duration = Duration::from_secs(2);
+
+/// What a predecessor sends: the forwarder's listener first, or that it has none, then
+/// connections.
+const LISTENER: u8 = b'L';
+const NO_LISTENER: u8 = b'-';
+const CALLS: u8 = b'C';
+const REQUESTS: u8 = b'R';
+
+/// What a successor sends once it serves.
+const LISTENS: u8 = b'S';
+
+/// Whether a process of this user may take over: what is handed over are other users'
+/// connections.
+pub(crate) fn may_take_over(uid: u32) -> bool {
+    uid == nix::unistd::geteuid().as_raw() || uid == 0
+}
+
+/// What the predecessor knows of who comes after it.
+pub(crate) struct Succession {
+    state: watch::Sender<State>,
+    /// The forwarder's, as long as it listens.
+    listener: Mutex<Option<OwnedFd>>,
+}
+
+#[derive(Clone, Debug)]
+enum State {
+    /// There is no successor.
+    Alone,
+    /// There is one that has the listener and does not serve yet.
+    Announced(Arc<UnixStream>),
+    Ready(Arc<UnixStream>),
+}
+
+impl State {
+    fn is_of(&self, stream: &Arc<UnixStream>) -> bool {
+        matches!(self, Self::Announced(known) | Self::Ready(known) if Arc::ptr_eq(known, stream))
+    }
+}
+
+impl Succession {
+    pub(crate) fn new(listener: Option<OwnedFd>) -> Arc<Self> {
+        Arc::new(Self { state: watch::Sender::new(State::Alone), listener: Mutex::new(listener) })
+    }
+
+    /// Whether there is somebody to hand connections over to.
+    pub(crate) fn is_ready(&self) -> bool {
+        matches!(*self.state.borrow(), State::Ready(_))
+    }
+
+    /// Attends to somebody who wants to take over, until they are gone or `stop`. Of
+    /// several the last one counts.
+    pub(crate) async fn attend(&self, stream: UnixStream, stop: &CancellationToken) {
+        let stream = Arc::new(stream);
+        let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
+        info!(successor = pid, "another runner takes over");
+        self.state.send_replace(State::Announced(Arc::clone(&stream)));
+        let attended = stop.run_until_cancelled(self.converse(&stream)).await;
+        if let Some(Err(error)) = &attended {
+            debug!(%error, successor = pid, "the successor is lost");
+        }
+        // In a drain it is there for as long as it takes what is sent to it.
+        if attended.is_some() {
+            self.forget(&stream);
+        }
+    }
+
+    async fn converse(&self, stream: &Arc<UnixStream>) -> io::Result<()> {
+        let listener = self.listener().as_ref().map(OwnedFd::try_clone).transpose()?;
+        match &listener {
+            Some(listener) => send(stream, LISTENER, Some(listener.as_fd())).await?,
+            None => send(stream, NO_LISTENER, None).await?,
+        }
+        loop {
+            let (byte, _) = receive(stream).await?;
+            match byte {
+                Some(LISTENS) => self.state.send_if_modified(|state| {
+                    let is_new = matches!(state, State::Announced(_)) && state.is_of(stream);
+                    if is_new {
+                        *state = State::Ready(Arc::clone(stream));
+                    }
+                    is_new
+                }),
+                Some(_) => return Err(io::ErrorKind::InvalidData.into()),
+                None => return Ok(()),
+            };
+        }
+    }
+
+    fn forget(&self, stream: &Arc<UnixStream>) {
+        self.state.send_if_modified(|state| {
+            let is_known = state.is_of(stream);
+            if is_known {
+                *state = State::Alone;
+            }
+            is_known
+        });
+    }
+
+    /// Waits for a successor: as long as this for one to come, and a moment more until
+    /// it serves.
+    pub(crate) async fn wait(&self, for_one: Duration) {
+        let mut state = self.state.subscribe();
+        let come = timeout(for_one, state.wait_for(|state| !matches!(state, State::Alone)));
+        if come.await.is_ok_and(|come| come.is_ok()) {
+            let serves = state.wait_for(|state| !matches!(state, State::Announced(_)));
+            let _ = timeout(ABOUT_TO_LISTEN, serves).await;
+        }
+    }
+
+    /// Gives up the forwarder's listener, which lives for as long as anybody has it.
+    pub(crate) fn close_listener(&self) {
+        self.listener().take();
+    }
+
+    /// Hands a connection of the gateway's to the runner's socket over. `false` if
+    /// nobody has taken it: it is still the caller's.
+    pub(crate) async fn hand_over_calls(&self, connection: &UnixStream) -> bool {
+        self.hand_over(CALLS, connection.as_fd()).await
+    }
+
+    /// The same for a connection to the forwarder.
+    pub(crate) async fn hand_over_requests(&self, connection: &TcpStream) -> bool {
+        self.hand_over(REQUESTS, connection.as_fd()).await
+    }
+
+    async fn hand_over(&self, what: u8, connection: BorrowedFd<'_>) -> bool {
+        let State::Ready(stream) = self.state.borrow().clone() else { return false };
+        match timeout(PATIENCE, send(&stream, what, Some(connection))).await {
+            Ok(Ok(())) => true,
+            Ok(Err(error)) => {
+                debug!(%error, "the successor is gone");
+                self.forget(&stream);
+                false
+            }
+            Err(_) => {
+                warn!("the successor takes nothing: connections are closed in place of handed over");
+                self.forget(&stream);
+                false
+            }
+        }
+    }
+
+    fn listener(&self) -> std::sync::MutexGuard<'_, Option<OwnedFd>> {
+        self.listener.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a successor gets from its predecessor.
+pub(crate) struct Inheritance {
+    predecessor: UnixStream,
+    /// The forwarder's, with whoever waits in its queue.
+    pub(crate) listener: Option<StdTcpListener>,
+}
+
+/// A connection of the gateway's that waits for its next call or request.
+#[derive(Debug)]
+pub(crate) enum Inherited {
+    /// To the runner's socket.
+    Calls(UnixStream),
+    /// To the forwarder.
+    Requests(TcpStream),
+}
+
+impl Inheritance {
+    /// Asks whoever serves the socket. `None` where nobody does, or nobody who hands
+    /// anything over.
+    pub(crate) async fn ask(socket: &Path) -> Option<Self> {
+        match timeout(PATIENCE, Self::try_ask(socket)).await {
+            Ok(Ok(inheritance)) => Some(inheritance),
+            Ok(Err(error)) => {
+                debug!(%error, "nobody hands the socket over");
+                None
+            }
+            Err(_) => {
+                warn!("the runner at this socket does not answer: its connections are lost");
+                None
+            }
+        }
+    }
+
+    async fn try_ask(socket: &Path) -> io::Result<Self> {
+        let mut predecessor = UnixStream::connect(socket).await?;
+        let peer = predecessor.peer_cred()?;
+        if !may_take_over(peer.uid()) {
+            return Err(io::Error::other("another user's process serves the socket"));
+        }
+        let hello = Header { kind: Kind::TakeOver, length: 0 }.encode();
+        predecessor.write_all(&hello.expect("a frame may be empty")).await?;
+        let listener = match receive(&predecessor).await? {
+            (Some(LISTENER), Some(listener)) => Some(StdTcpListener::from(listener)),
+            (Some(NO_LISTENER), None) => None,
+            _ => return Err(io::ErrorKind::InvalidData.into()),
+        };
+        info!(predecessor = peer.pid(), "takes over from the runner at this socket");
+        Ok(Self { predecessor, listener })
+    }
+
+    /// Tells the predecessor that the successor serves.
+    pub(crate) async fn listens(&mut self) {
+        // A predecessor that is gone hands nothing over.
+        let _ = timeout(PATIENCE, self.predecessor.write_all(&[LISTENS])).await;
+    }
+
+    /// The next connection; `None` once the predecessor has ended.
+    pub(crate) async fn next(&mut self) -> Option<Inherited> {
+        loop {
+            let inherited = match receive(&self.predecessor).await {
+                Ok((Some(CALLS), Some(connection))) => calls(connection),
+                Ok((Some(REQUESTS), Some(connection))) => requests(connection),
+                Ok((None, _)) => return None,
+                Ok(_) => Err(io::ErrorKind::InvalidData.into()),
+                Err(error) => {
+                    debug!(%error, "the predecessor is lost");
+                    return None;
+                }
+            };
+            match inherited {
+                Ok(inherited) => return Some(inherited),
+                Err(error) => warn!(%error, "a connection that was handed over is lost"),
+            }
+        }
+    }
+}
+
+fn calls(connection: OwnedFd) -> io::Result<Inherited> {
+    let stream = StdUnixStream::from(connection);
+    stream.set_nonblocking(true)?;
+    UnixStream::from_std(stream).map(Inherited::Calls)
+}
+
+fn requests(connection: OwnedFd) -> io::Result<Inherited> {
+    let stream = StdTcpStream::from(connection);
+    stream.set_nonblocking(true)?;
+    TcpStream::from_std(stream).map(Inherited::Requests)
+}
+
+async fn send(stream: &UnixStream, what: u8, descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    let send_once = || {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if let Some(descriptor) = &descriptor {
+            let has_room = ancillary.push(SendAncillaryMessage::ScmRights(std::slice::from_ref(descriptor)));
+            debug_assert!(has_room, "the space is for one descriptor");
+        }
+        let sent = sendmsg(stream, &[IoSlice::new(&[what])], &mut ancillary, SendFlags::NOSIGNAL)?;
+        if sent == 1 { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+    };
+    stream.async_io(Interest::WRITABLE, send_once).await
+}
+
+/// The next byte, and the descriptor that came with it; no byte at the end.
+async fn receive(stream: &UnixStream) -> io::Result<(Option<u8>, Option<OwnedFd>)> {
+    let receive_once = || {
+        let mut byte = [0];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        let received = recvmsg(stream, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, flags)?;
+        let mut descriptor = None;
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(mut descriptors) = message {
+                descriptor = descriptors.next();
+            }
+        }
+        Ok((if received.bytes == 1 { Some(byte[0]) } else { None }, descriptor))
+    };
+    stream.async_io(Interest::READABLE, receive_once).await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    /// A predecessor at a socket, and a successor that has asked it.
+    struct Two {
+        succession: Arc<Succession>,
+        stop: CancellationToken,
+        _folder: tempfile::TempDir,
+    }
+
+    impl Two {
+        async fn new(listener: Option<OwnedFd>) -> (Self, Inheritance) {
+            let folder = tempfile::tempdir().unwrap();
+            let socket = folder.path().join("runner.sock");
+            let file = UnixListener::bind(&socket).unwrap();
+            let (succession, stop) = (Succession::new(listener), CancellationToken::new());
+            let predecessor = async {
+                let (mut stream, _) = file.accept().await.unwrap();
+                let mut hello = [0; 4];
+                tokio::io::AsyncReadExt::read_exact(&mut stream, &mut hello).await.unwrap();
+                assert_eq!(hello, [b'T', 0, 0, 0]);
+                let (succession, stop) = (Arc::clone(&succession), stop.clone());
+                tokio::spawn(async move { succession.attend(stream, &stop).await });
+            };
+            let (inheritance, ()) = tokio::join!(Inheritance::ask(&socket), predecessor);
+            (Self { succession, stop, _folder: folder }, inheritance.expect("a predecessor that answers"))
+        }
+
+        async fn until(&self, holds: impl Fn(&State) -> bool) {
+            timeout(PATIENCE, self.succession.state.subscribe().wait_for(holds)).await.unwrap().unwrap();
+        }
+    }
+
+    async fn pair() -> (StdTcpStream, TcpStream) {
+        let listener = StdTcpListener::bind("127.0.0.1:0").unwrap();
+        let client = StdTcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (served, _) = listener.accept().unwrap();
+        served.set_nonblocking(true).unwrap();
+        (client, TcpStream::from_std(served).unwrap())
+    }
+
+    #[tokio::test]
+    async fn the_listener_comes_with_its_queue_and_a_connection_with_what_was_not_read() {
+        let listener = StdTcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut queued = StdTcpStream::connect(address).unwrap();
+        let (two, mut inheritance) = Two::new(Some(listener.into())).await;
+        two.succession.close_listener();
+        let listener = inheritance.listener.take().expect("the listener");
+        assert_eq!(listener.local_addr().unwrap(), address);
+        let (mut accepted, _) = listener.accept().unwrap();
+        accepted.write_all(b"served").unwrap();
+        let mut answer = [0; 6];
+        queued.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"served");
+
+        let (mut client, served) = pair().await;
+        assert!(!two.succession.hand_over_requests(&served).await, "nobody serves yet");
+        inheritance.listens().await;
+        two.until(|state| matches!(state, State::Ready(_))).await;
+        client.write_all(b"a request").unwrap();
+        assert!(two.succession.hand_over_requests(&served).await);
+        drop(served);
+        let Some(Inherited::Requests(inherited)) = inheritance.next().await else { panic!("a connection") };
+        inherited.readable().await.unwrap();
+        let mut read = [0; 20];
+        assert_eq!(inherited.try_read(&mut read).unwrap(), 9);
+
+        let (mut gateway, calls) = StdUnixStream::pair().unwrap();
+        calls.set_nonblocking(true).unwrap();
+        assert!(two.succession.hand_over_calls(&UnixStream::from_std(calls).unwrap()).await);
+        let Some(Inherited::Calls(inherited)) = inheritance.next().await else { panic!("a connection") };
+        inherited.writable().await.unwrap();
+        inherited.try_write(b"answer").unwrap();
+        gateway.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"answer");
+    }
+
+    #[tokio::test]
+    async fn many_wait_for_a_successor_that_takes_its_time() {
+        let (two, mut inheritance) = Two::new(None).await;
+        assert!(inheritance.listener.is_none());
+        inheritance.listens().await;
+        two.until(|state| matches!(state, State::Ready(_))).await;
+        const MANY: usize = 300;
+        let handing = async {
+            for _ in 0..MANY {
+                let (_client, served) = pair().await;
+                assert!(two.succession.hand_over_requests(&served).await);
+            }
+        };
+        let taking = async {
+            for _ in 0..MANY {
+                assert!(matches!(inheritance.next().await, Some(Inherited::Requests(_))));
+            }
+        };
+        tokio::join!(handing, taking);
+        two.stop.cancel();
+        drop(two);
+        assert!(inheritance.next().await.is_none(), "the predecessor has ended");
+    }
+
+    #[tokio::test]
+    async fn a_successor_that_is_gone_gets_nothing() {
+        let (two, mut inheritance) = Two::new(None).await;
+        inheritance.listens().await;
+        two.until(|state| matches!(state, State::Ready(_))).await;
+        drop(inheritance);
+        two.until(|state| matches!(state, State::Alone)).await;
+        let (_client, served) = pair().await;
+        assert!(!two.succession.hand_over_requests(&served).await);
+    }
+
+    #[tokio::test]
+    async fn a_successor_that_ends_within_the_drain_is_noticed_at_the_next_connection() {
+        let (two, mut inheritance) = Two::new(None).await;
+        inheritance.listens().await;
+        two.until(|state| matches!(state, State::Ready(_))).await;
+        two.stop.cancel();
+        drop(inheritance);
+        let (_client, served) = pair().await;
+        assert!(!two.succession.hand_over_requests(&served).await);
+        assert!(!two.succession.is_ready());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_successor_is_awaited_for_as_long_as_was_said() {
+        let alone = Succession::new(None);
+        for for_one in [Duration::ZERO, Duration::from_secs(1)] {
+            let since = tokio::time::Instant::now();
+            alone.wait(for_one).await;
+            assert_eq!(since.elapsed(), for_one);
+        }
+        let stream = Arc::new(UnixStream::pair().unwrap().0);
+        alone.state.send_replace(State::Announced(Arc::clone(&stream)));
+        let since = tokio::time::Instant::now();
+        alone.wait(Duration::ZERO).await;
+        assert_eq!(since.elapsed(), ABOUT_TO_LISTEN);
+        alone.state.send_replace(State::Ready(stream));
+        alone.wait(Duration::from_secs(1)).await;
+        assert_eq!(since.elapsed(), ABOUT_TO_LISTEN);
+    }
+}

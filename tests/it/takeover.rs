@@ -1,0 +1,451 @@
+//! Restarts without a cut: real processes take over from each other under requests
+//! and WebSockets, and not one of these fails.
+
+use std::fs::Permissions;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use futures_util::{SinkExt as _, StreamExt as _};
+use kube_coders::testing::{ClientRequest, ForwardedRequest, Gateway, Outcome, Route};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tokio::time::{interval, timeout};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::Role;
+
+use crate::peer::{PATIENCE, Peer, until};
+use crate::process::{NOBODY, for_another_user, open_folder};
+use crate::program::{BINARY, Program, Runner, listen_address};
+use crate::workspace::{self, Behaviour, head_of, header};
+
+const TAKEOVERS: usize = 10;
+const WEBSOCKETS: usize = 200;
+
+/// How many more are opened behind each takeover.
+const NEW_WEBSOCKETS: usize = 4;
+
+/// How often a request is sent.
+const PACE: Duration = Duration::from_millis(5);
+
+/// How often each WebSocket has something to say.
+const TALK: Duration = Duration::from_millis(200);
+
+/// How many requests there are between two takeovers.
+const BETWEEN: u64 = 40;
+
+/// How a runner is replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// Beside the gateway: the new one listens, then the old one is told to end.
+    Beside,
+    /// By a gateway that reloads: the new one is started, the old one told to end, and
+    /// killed.
+    Spawned,
+    /// By a service manager: the old one ends, then the new one is started.
+    OneByOne,
+}
+
+/// A gateway with keep-alive connections on both sides of the runner.
+struct Edge {
+    gateway: Gateway,
+    route: Route,
+    forwarder: SocketAddr,
+    idle: Mutex<Vec<TcpStream>>,
+}
+
+impl Edge {
+    fn new(socket: &Path, forwarder: SocketAddr, workspace: SocketAddr) -> Arc<Self> {
+        let conf = format!(r#"{{"identity": {{"trust": "gateway"}}, "upstream": "http://{workspace}"}}"#);
+        let route = Route::new("1").plugin("user-upstream", &conf);
+        Arc::new(Self { gateway: Gateway::connect(socket), route, forwarder, idle: Mutex::default() })
+    }
+
+    async fn decide(&self, request: ClientRequest) -> Result<ForwardedRequest, String> {
+        let userinfo = STANDARD.encode(r#"{"sub": "alice"}"#);
+        let request = request.added_header("X-Userinfo", userinfo);
+        match self.gateway.try_call(&self.route, &request).await {
+            Ok(Outcome::Forward(forwarded)) => Ok(forwarded),
+            other => Err(format!("the call: {other:?}")),
+        }
+    }
+
+    /// An idle connection that has not ended, or a new one. A gateway hears of an end
+    /// before it uses a connection, unless the two cross.
+    async fn connection(&self) -> Result<TcpStream, String> {
+        while let Some(idle) = self.idle.lock().unwrap().pop() {
+            match idle.try_read(&mut [0]) {
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(idle),
+                _ => {}
+            }
+        }
+        TcpStream::connect(self.forwarder).await.map_err(|error| format!("connecting: {error}"))
+    }
+
+    async fn request(&self) -> Result<(), String> {
+        let forwarded = self.decide(ClientRequest::get("/")).await?;
+        let mut stream = self.connection().await?;
+        let exchange = async {
+            stream.write_all(head_of(&forwarded).as_bytes()).await?;
+            read_head(&mut stream).await
+        };
+        let (head, early) =
+            exchange.await.map_err(|error: std::io::Error| format!("the request: {error}"))?;
+        let length: usize = header(&head, "content-length").unwrap_or_default().parse().unwrap_or(0);
+        let mut rest = vec![0; length.saturating_sub(early.len())];
+        stream.read_exact(&mut rest).await.map_err(|error| format!("the body: {error}"))?;
+        let body = String::from_utf8_lossy(&[early, rest].concat()).into_owned();
+        if !head.starts_with("HTTP/1.1 200 ") || !body.starts_with("alice got 0 bytes") {
+            return Err(format!("the answer: {head}{body}"));
+        }
+        if !header(&head, "connection").is_some_and(|value| value.eq_ignore_ascii_case("close")) {
+            self.idle.lock().unwrap().push(stream);
+        }
+        Ok(())
+    }
+
+    async fn open_websocket(&self) -> Result<WebSocketStream<TcpStream>, String> {
+        let request = ClientRequest::get("/socket")
+            .header("Sec-WebSocket-Version", "13")
+            .header("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==")
+            .header("Upgrade", "websocket");
+        let forwarded = self.decide(request).await?;
+        let mut stream = self.connection().await?;
+        let head = head_of(&forwarded).replacen("\r\n", "\r\nConnection: Upgrade\r\n", 1);
+        stream.write_all(head.as_bytes()).await.map_err(|error| error.to_string())?;
+        let (head, early) = read_head(&mut stream).await.map_err(|error| format!("the upgrade: {error}"))?;
+        if !head.starts_with("HTTP/1.1 101 ") || !early.is_empty() {
+            return Err(format!("the upgrade's answer: {head}"));
+        }
+        Ok(WebSocketStream::from_raw_socket(stream, Role::Client, None).await)
+    }
+}
+
+async fn read_head(stream: &mut TcpStream) -> std::io::Result<(String, Vec<u8>)> {
+    let mut read = Vec::new();
+    loop {
+        if let Some(end) = read.windows(4).position(|window| window == b"\r\n\r\n") {
+            let rest = read.split_off(end + 4);
+            return Ok((String::from_utf8(read).unwrap(), rest));
+        }
+        if stream.read_buf(&mut read).await? == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+}
+
+/// Says something and hears its echo, over and over, until everything has been said.
+async fn talk(mut socket: WebSocketStream<TcpStream>, stop: Arc<AtomicBool>) -> Result<u64, String> {
+    let mut pace = interval(TALK);
+    let mut said = 0;
+    while !stop.load(Ordering::Relaxed) {
+        pace.tick().await;
+        socket.send(format!("{said}").into()).await.map_err(|error| format!("after {said}: {error}"))?;
+        let heard = timeout(PATIENCE, socket.next()).await.map_err(|_| format!("no echo of {said}"))?;
+        match heard {
+            Some(Ok(heard)) if heard.to_text().is_ok_and(|text| text == format!("alice: {said}")) => {}
+            other => return Err(format!("after {said}: {other:?}")),
+        }
+        said += 1;
+    }
+    Ok(said)
+}
+
+/// Sends a request every 5 ms until it is stopped; what failed.
+async fn requests(edge: Arc<Edge>, done: Arc<AtomicU64>, stop: Arc<AtomicBool>) -> Vec<String> {
+    let failed = Arc::<Mutex<Vec<String>>>::default();
+    let mut pace = interval(PACE);
+    let mut running = tokio::task::JoinSet::new();
+    while !stop.load(Ordering::Relaxed) {
+        pace.tick().await;
+        let (edge, failed, done) = (Arc::clone(&edge), Arc::clone(&failed), Arc::clone(&done));
+        running.spawn(async move {
+            let outcome = timeout(PATIENCE, edge.request()).await;
+            if let Err(why) = outcome.unwrap_or_else(|_| Err("no answer".to_owned())) {
+                failed.lock().unwrap().push(why);
+            }
+            done.fetch_add(1, Ordering::Relaxed);
+        });
+        while running.try_join_next().is_some() {}
+    }
+    running.join_all().await;
+    Arc::try_unwrap(failed).unwrap().into_inner().unwrap()
+}
+
+/// Starts runners at one socket, one after another.
+struct Starter {
+    way: Way,
+    socket: PathBuf,
+    forwarder: String,
+}
+
+impl Starter {
+    fn command(&self) -> Command {
+        let mut command = Command::new(BINARY);
+        command.env_clear().args(["run", "--forwarder-address", &self.forwarder]);
+        match self.way {
+            Way::Beside => command.arg("--listen-address").arg(listen_address(&self.socket)),
+            Way::OneByOne => {
+                command.arg("--drain-apart").arg("--listen-address").arg(listen_address(&self.socket))
+            }
+            Way::Spawned => command.env("APISIX_LISTEN_ADDRESS", listen_address(&self.socket)),
+        };
+        command
+    }
+
+    fn start(&self) -> Program {
+        Program::start(&mut self.command())
+    }
+
+    fn replace(&self, old: &mut Program) -> Program {
+        match self.way {
+            Way::Beside => {
+                let new = self.start();
+                new.line(&["forwarder listens"]);
+                old.signal(Signal::SIGTERM);
+                new
+            }
+            Way::Spawned => {
+                let new = self.start();
+                old.signal(Signal::SIGTERM);
+                old.line(&["told to end"]);
+                old.signal(Signal::SIGKILL);
+                old.ended();
+                new.line(&["forwarder listens"]);
+                new
+            }
+            Way::OneByOne => {
+                old.signal(Signal::SIGTERM);
+                assert!(old.ended().success());
+                let new = self.start();
+                new.line(&["forwarder listens"]);
+                new
+            }
+        }
+    }
+}
+
+async fn ten_takeovers_cost_nothing(way: Way) {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("runner.sock");
+    let workspace = workspace::start("alice", (Ipv4Addr::LOCALHOST, 0).into(), Behaviour::Serve).await;
+    let mut starter = Starter { way, socket: socket.clone(), forwarder: "127.0.0.1:0".to_owned() };
+    let first = Runner::from_program(starter.start(), &socket);
+    starter.forwarder = first.forwarder.to_string();
+    let edge = Edge::new(&socket, first.forwarder, workspace);
+    let mut runner = first.program;
+
+    let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let mut talks: Vec<JoinHandle<Result<u64, String>>> = Vec::new();
+    let mut more_websockets = async |count: usize| {
+        for _ in 0..count {
+            let socket = edge.open_websocket().await.unwrap();
+            talks.push(tokio::spawn(talk(socket, Arc::clone(&stop))));
+        }
+    };
+    more_websockets(WEBSOCKETS).await;
+    let asking = tokio::spawn(requests(Arc::clone(&edge), Arc::clone(&done), Arc::clone(&stop)));
+    let some_requests = async || {
+        let so_far = done.load(Ordering::Relaxed);
+        while done.load(Ordering::Relaxed) < so_far + BETWEEN {
+            tokio::time::sleep(PACE).await;
+        }
+    };
+    let mut predecessors = Vec::new();
+    for _ in 0..TAKEOVERS {
+        some_requests().await;
+        let successor = tokio::task::block_in_place(|| starter.replace(&mut runner));
+        predecessors.push(std::mem::replace(&mut runner, successor));
+        more_websockets(NEW_WEBSOCKETS).await;
+    }
+    some_requests().await;
+    stop.store(true, Ordering::Relaxed);
+    let failed = asking.await.unwrap();
+    assert!(failed.is_empty(), "{way:?}: {} of {done:?} requests failed: {failed:#?}", failed.len());
+    let mut said = 0;
+    let mut closed = Vec::new();
+    for talk in talks {
+        match talk.await.unwrap() {
+            Ok(count) => said += count,
+            Err(why) => closed.push(why),
+        }
+    }
+    assert!(closed.is_empty(), "{way:?}: {} WebSockets were closed: {closed:#?}", closed.len());
+    assert!(said as usize > WEBSOCKETS * 2, "{said} messages");
+    assert!(done.load(Ordering::Relaxed) > TAKEOVERS as u64 * BETWEEN);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_takeovers_beside_the_gateway_cost_nothing() {
+    ten_takeovers_cost_nothing(Way::Beside).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_reloads_of_the_gateway_cost_nothing() {
+    ten_takeovers_cost_nothing(Way::Spawned).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_restarts_by_a_service_manager_cost_nothing() {
+    ten_takeovers_cost_nothing(Way::OneByOne).await;
+}
+
+/// A runner that the test's gateway has started, with a WebSocket open through it.
+struct Kept {
+    keeper: Program,
+    runner: Pid,
+    socket: PathBuf,
+    edge: Arc<Edge>,
+    websocket: WebSocketStream<TcpStream>,
+    _folder: TempDir,
+}
+
+impl Kept {
+    /// Started by this command, with its arguments behind it.
+    async fn start(command: &mut Command, args: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("runner.sock");
+        let workspace = workspace::start("alice", (Ipv4Addr::LOCALHOST, 0).into(), Behaviour::Serve).await;
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap());
+        command.env("APISIX_LISTEN_ADDRESS", listen_address(&socket));
+        command.args(["run", "--forwarder-address", "127.0.0.1:0"]).args(args);
+        let Runner { program: keeper, forwarder, .. } =
+            Runner::from_program(Program::start(command), &socket);
+        let line = keeper.line(&["runner started"]);
+        let pid = line.rsplit_once("runner=").unwrap().1.trim().parse().unwrap();
+        let edge = Edge::new(&socket, forwarder, workspace);
+        let websocket = edge.open_websocket().await.unwrap();
+        Self { keeper, runner: Pid::from_raw(pid), socket, edge, websocket, _folder: folder }
+    }
+
+    async fn says(&mut self, text: &'static str) {
+        self.websocket.send(text.into()).await.unwrap();
+        let heard = timeout(PATIENCE, self.websocket.next()).await.unwrap().unwrap().unwrap();
+        assert_eq!(heard.to_text().unwrap(), format!("alice: {text}"));
+    }
+
+    /// Waits until nothing listens any more; how long it took.
+    fn until_nobody_listens(&self) -> Duration {
+        let since = Instant::now();
+        until("the end of the listeners", || {
+            let is_served = std::net::TcpStream::connect(self.edge.forwarder).is_ok();
+            (!is_served && !self.socket.exists()).then_some(())
+        });
+        since.elapsed()
+    }
+
+    fn runs(&self) -> bool {
+        // One that has ended may wait for somebody to hear of it.
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.runner)).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with('Z'))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_killed_runner_leaves_holds_no_listener_and_ends_at_the_deadline() {
+    let mut kept = Kept::start(&mut Command::new(BINARY), &["--drain-deadline", "3s"]).await;
+    kept.says("before").await;
+    kept.keeper.signal(Signal::SIGTERM);
+    kept.keeper.line(&["told to end"]);
+    kept.keeper.signal(Signal::SIGKILL);
+    kept.keeper.ended();
+    kept.says("just behind").await;
+    kept.until_nobody_listens();
+    kept.says("without a listener").await;
+    assert!(kept.runs());
+    let close = timeout(PATIENCE, kept.websocket.next()).await.unwrap().unwrap().unwrap();
+    let Message::Close(Some(close)) = close else { panic!("{close:?}") };
+    assert_eq!(u16::from(close.code), 1001);
+    until("the end of the runner", || (!kept.runs()).then_some(()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_that_dies_without_a_word_leaves_no_listener_and_open_tunnels() {
+    // The keeper and its gateway's agent; each may be what dies.
+    for victim in ["agent", "keeper"] {
+        let script = r#""$0" "$@"; :"#;
+        let mut agent = Command::new("sh");
+        agent.args(["-c", script, BINARY]);
+        let mut kept = Kept::start(&mut agent, &[]).await;
+        kept.says("before").await;
+        match victim {
+            "agent" => kept.keeper.signal(Signal::SIGKILL),
+            _ => {
+                let parent = std::fs::read_to_string(format!("/proc/{}/stat", kept.runner)).unwrap();
+                let parent = parent.rsplit_once(") ").unwrap().1.split(' ').nth(1).unwrap().parse().unwrap();
+                kill(Pid::from_raw(parent), Signal::SIGKILL).unwrap();
+            }
+        }
+        let took = kept.until_nobody_listens();
+        assert!(took < Duration::from_secs(2), "{victim}: {took:?}");
+        kept.says("afterwards").await;
+        kept.websocket.close(None).await.unwrap();
+        until("the end of the runner", || (!kept.runs()).then_some(()));
+    }
+}
+
+/// One that is stopped, not ended, answers nobody.
+#[test]
+fn a_runner_that_hangs_is_replaced_without_its_help() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("runner.sock");
+    let hung = Runner::start_at(&socket, &[]);
+    hung.program.signal(Signal::SIGSTOP);
+    let successor = Runner::start_at(&socket, &[]);
+    successor.program.line(&["does not answer"]);
+    Peer::connect(&socket)
+        .prepare("user-upstream", r#"{"identity": {"trust": "gateway"}, "upstream": "http://a:1"}"#);
+}
+
+#[test]
+fn only_the_same_user_takes_over_and_only_from_the_same_user() {
+    let folder = open_folder();
+    let Some(binary) = for_another_user(&folder) else { return };
+    let socket = folder.path().join("runner.sock");
+    let ours = Runner::start_at(&socket, &["--allow-uid", NOBODY]);
+    let as_nobody = || {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"]).arg(&binary);
+        command.args(["run", "--forwarder-address", "127.0.0.1:0"]);
+        command
+    };
+    // They may call, and so ask. It is no way to the connections of others.
+    let mut theirs = Program::start(as_nobody().arg("--listen-address").arg(listen_address(&socket)));
+    assert_eq!(theirs.ended().code(), Some(2), "they can't write to the folder");
+    ours.program.line(&["its user may not take over", "uid=65534"]);
+    assert!(!theirs.lines().iter().any(|line| line.contains("takes over")), "{:?}", theirs.lines());
+    Peer::connect(&socket)
+        .prepare("user-upstream", r#"{"identity": {"trust": "gateway"}, "upstream": "http://a:1"}"#);
+
+    // Whoever stands at the path before us hands us nothing of theirs.
+    let open = tempfile::tempdir_in(folder.path()).unwrap();
+    std::fs::set_permissions(open.path(), Permissions::from_mode(0o777)).unwrap();
+    let socket = open.path().join("runner.sock");
+    let mut theirs = as_nobody();
+    theirs.arg("--listen-address").arg(listen_address(&socket)).args(["--socket-mode", "0666"]);
+    let theirs = Runner::from_program(Program::start(&mut theirs), &socket);
+    let ours = Runner::start_at(&socket, &["--stamp-key-file", key_file(&folder).to_str().unwrap()]);
+    assert!(
+        !ours.program.lines().iter().any(|line| line.contains("takes over")),
+        "{:?}",
+        ours.program.lines()
+    );
+    assert!(!theirs.program.lines().iter().any(|line| line.contains("takes over")));
+}
+
+fn key_file(folder: &TempDir) -> PathBuf {
+    let path = folder.path().join("stamps.key");
+    std::fs::write(&path, [7; 32]).unwrap();
+    path
+}
