@@ -1,0 +1,199 @@
+-- SPDX-License-Identifier: Apache-2.0
+-- Sends a request to the workspace that the runner chose for it.
+--
+-- The runner, called by ext-plugin-pre-req, says where a request goes in a header that it adds: JSON, see `fault`. A
+-- client's own copy is dropped in the rewrite phase, behind openid-connect (2599) and before the call (2597, by its
+-- _meta.priority). Without a good decision the answer is 503: no request reaches the route's own upstream.
+--
+-- With `remember`, a decision also serves later requests on which nothing differs that it depended on, for so many
+-- seconds: kc_hit is set, and ext-plugin-pre-req with the filter [["kc_hit", "!", "==", "1"]] leaves the call out.
+-- What is withdrawn meanwhile (a session, a token, a group, a workspace) stays good for that much longer in each of
+-- the gateway's workers, and nothing in the runner sees those requests.
+local core = require("apisix.core")
+local upstream = require("apisix.upstream")
+local lrucache, sha256 = require("resty.lrucache"), require("resty.sha256")
+local ngx, concat, find = ngx, table.concat, string.find
+
+local HEADER, HEADER_VAR, MAX_BYTES = "x-kube-coders-upstream", "http_x_kube_coders_upstream", 16 * 1024
+local PROBLEM = '{"type":"about:blank","title":"Service Unavailable","status":503,"code":"decision-missing"'
+local decisions, lists = lrucache.new(2000), lrucache.new(200) -- of this worker
+local schema = { type = "object", additionalProperties = false, properties = { remember = {
+    description = "seconds for which a decision serves equal requests, and what was withdrawn stays good",
+    type = "number", minimum = 0, maximum = 10, default = 0,
+} } }
+
+local function is_text(value, pattern) return type(value) == "string" and find(value, pattern) ~= nil end
+local function is_value(value) return is_text(value, "^[^%z\r\n]+$") end
+local function is_header(value) return is_text(value, "^[a-z0-9-]+$") end
+local function is_changeable(name) return is_header(name) and name ~= "content-length" and name ~= HEADER end
+local function is_cookie(value) return is_text(value, "^[%w!#$%%&'*+%-.^_`|~]+$") end
+local function is_between(value, from, to) return type(value) == "number" and value >= from and value <= to end
+local function is_time(value) return is_between(value, 0.001, 86400) end
+local function is_address(value)
+    -- The C function behind these would stop at a NUL.
+    return is_text(value, "^[%x:.]+$") and (core.utils.parse_ipv4(value) or core.utils.parse_ipv6(value))
+end
+local function is_host(value)
+    local is_name = is_text(value, "^[a-z0-9_][a-z0-9_.-]*$") and find(value, "[a-z_][^.]*$") and #value <= 253
+    return is_address(value) or is_name and not find(value .. ".", "[.-]%.") and not find(value, ".-", 1, true)
+end
+-- A list whose items are all good, or with `is_key` an object whose names are, too.
+local function is_each(items, most, is_item, is_key)
+    local count = 0
+    for key, item in pairs(type(items) == "table" and items or {}) do
+        if not is_item(item) or is_key and not is_key(key) then return false end
+        count = count + 1
+    end
+    return type(items) == "table" and count <= most and (is_key or count == #items)
+end
+
+-- The field that makes a decision malformed, or nil.
+local function fault(it)
+    if type(it) ~= "table" or it.v ~= 1 then return "no object with v 1" end
+    if it.scheme ~= "http" and it.scheme ~= "https" then return "scheme" end
+    if not is_host(it.host) then return "host" end
+    if not is_between(it.port, 1, 65535) or it.port % 1 ~= 0 then return "port" end
+    if not is_each(it.addresses, 8, is_address) or #it.addresses == 0 then return "addresses" end
+    local time = type(it.timeout) == "table" and it.timeout or {}
+    if not (is_time(time.connect) and is_time(time.send) and is_time(time.read)) then return "timeout" end
+    if it.remember == nil then return nil end -- and the rest is not there either
+    if not is_between(it.remember, 0, 10) or it.remember == 0 then return "remember" end
+    if not is_each(it.by, 32, is_header) then return "by" end
+    if not is_each(it.set, MAX_BYTES, is_value, is_changeable) then return "set" end
+    if not is_each(it.remove, MAX_BYTES, is_changeable) then return "remove" end
+    if not is_each(it.cookies, 64, is_cookie) then return "cookies" end
+end
+
+local function each(values) return type(values) == "table" and values or { values } end
+-- A text that says where it ends: no two rows of them read the same.
+local function sized(value) return #tostring(value) .. ":" .. tostring(value) end
+
+-- What the runner is about to see of a request, or an empty table if nothing is remembered for it. Not from variables:
+-- $http_x_userinfo is X_Userinfo where X-Userinfo is missing.
+local function see(ctx)
+    local headers, count = ngx.req.get_headers(0), 0
+    for name, value in pairs(headers) do
+        if find(name, "_", 1, true) then return {} end
+        count = count + #each(value)
+    end
+    -- Of 100 headers or more the gateway hides some from the runner, which may then decide otherwise.
+    if count > 99 then return {} end
+    local conf = sized(ctx.route_id) .. sized(ctx.conf_type) .. sized(ctx.conf_id) .. sized(ctx.conf_version)
+    return { headers = headers, scope = conf .. sized(ngx.var.scheme) .. sized(ngx.var.upstream_host), now = ngx.now() }
+end
+
+-- Equal for two requests only if everything is that a decision by these headers depended on.
+local function key_of(seen, by)
+    local parts = { "v1;", seen.scope, #by, ";" }
+    for _, name in ipairs(by) do
+        local values = each(rawget(seen.headers, name))
+        parts[#parts + 1] = sized(name) .. #values .. ";"
+        for _, value in ipairs(values) do parts[#parts + 1] = sized(value) end
+    end
+    local digest = sha256:new()
+    return assert(digest:update(concat(parts)) and digest:final())
+end
+
+local function is_removed(pair, names)
+    local name = pair:match("^[ \t\n\f\r]*([^=]*)"):match("^.*[^ \t\n\f\r]") or ""
+    for _, removed in ipairs(names) do
+        local rest = name:sub(1, #removed) == removed and name:sub(#removed + 1)
+        if rest and (rest == "" or find(rest, "^_?%d+$")) then return true end
+    end
+end
+
+-- As the runner does it, in src/user_upstream/cookies.rs.
+local function remove_cookies(ctx, names)
+    local text, is_edited = "", false
+    for _, header in ipairs(each(ngx.req.get_headers(0).cookie)) do
+        local kept = {}
+        for pair in (header .. ";"):gmatch("([^;]*);") do
+            if is_removed(pair, names) then is_edited = true else kept[#kept + 1] = pair end
+        end
+        local left = concat(kept, ";"):match("^[ \t\n\f\r]*(.*)")
+        if kept[1] then text = text == "" and left:match("^;*(.*)") or text .. "; " .. left end
+    end
+    if find(text, "[%z\r\n]") or not find(text, "[^ \t;]") then text = nil end
+    if is_edited then core.request.set_header(ctx, "cookie", text) end
+end
+
+local function apply(ctx, it)
+    local function bracketed(host) return find(host, ":", 1, true) and "[" .. host .. "]" or host end
+    local name, is_https, nodes = bracketed(it.host), it.scheme == "https", {}
+    for i, address in ipairs(it.addresses) do
+        nodes[i] = { host = bracketed(address), port = it.port, weight = 1, priority = 0 }
+    end
+    -- The balancer keeps what it makes of several nodes under these two.
+    local key, addresses = it.scheme .. "://" .. name .. ":" .. it.port, concat(it.addresses, ",")
+    upstream.set(ctx, key, ctx.conf_version .. "#" .. addresses, {
+        type = "roundrobin", scheme = it.scheme, nodes = nodes,
+        timeout = { connect = it.timeout.connect, send = it.timeout.send, read = it.timeout.read },
+        -- The gateway takes the name for TLS from Host.
+        pass_host = is_https and "rewrite" or "pass", upstream_host = is_https and name or nil,
+    })
+    -- The gateway sets it only for an upstream that it chose itself.
+    ctx.upstream_scheme, ctx.var.upstream_scheme = it.scheme, it.scheme
+    if not it.remember then return end
+    for _, header in ipairs(it.remove) do core.request.set_header(ctx, header, nil) end
+    for header, value in pairs(it.set) do core.request.set_header(ctx, header, value) end
+    -- What goes upstream as Host is not the header.
+    if it.set.host then ctx.var.upstream_host = it.set.host end
+    if #it.cookies > 0 then remove_cookies(ctx, it.cookies) end
+end
+
+local function rewrite(conf, ctx)
+    -- In a variable's name an underscore is a hyphen, too, as it is to other software.
+    for name in pairs(ngx.var[HEADER_VAR] and ngx.req.get_headers(0, true) or {}) do
+        if name:lower():gsub("_", "-") == HEADER then core.request.set_header(ctx, name, nil) end
+    end
+    if ngx.var[HEADER_VAR] then return "a client's decision can't be dropped" end
+    local seen = (conf.remember or 0) > 0 and see(ctx) or {}
+    local by = seen.scope and lists:get(seen.scope)
+    local entry = by and decisions:get(key_of(seen, by))
+    local age = entry and seen.now - entry.since or -1
+    -- Below 0 where the clock was set back, which must not make a decision last.
+    if age >= 0 and age < math.min(conf.remember, entry.decision.remember) then
+        seen.remembered, ctx.var.kc_hit = entry.decision, "1"
+    end
+    ctx.kube_coders_upstream = seen
+end
+
+local function access(_, ctx)
+    local seen, is_new = ctx.kube_coders_upstream, ngx.var[HEADER_VAR] ~= nil
+    ctx.kube_coders_upstream = nil
+    if not seen then return "the rewrite phase did not run" end
+    local it = seen.remembered
+    if is_new then
+        local text = rawget(ngx.req.get_headers(0), HEADER)
+        core.request.set_header(ctx, HEADER, nil)
+        if type(text) ~= "string" or ngx.var[HEADER_VAR] then return "more than one decision" end
+        if #text > MAX_BYTES then return "too long a decision" end
+        it = core.json.decode(text)
+        if fault(it) then return "a malformed decision: " .. fault(it) end
+    end
+    if not it then return "no decision" end
+    apply(ctx, it)
+    -- A consumer, found in between, may bring plugins of its own.
+    if is_new and it.remember and #it.by > 0 and seen.scope and not ctx.consumer then
+        lists:set(seen.scope, it.by)
+        -- Nobody else holds the decision's tables, so no request changes them.
+        decisions:set(key_of(seen, it.by), { decision = it, since = seen.now })
+    end
+end
+
+local function guarded(phase)
+    return function(conf, ctx)
+        local ok, wrong = pcall(phase, conf, ctx)
+        if ok and not wrong then return end
+        core.log.error("kube-coders-upstream: ", ok and wrong or "failed: " .. tostring(wrong))
+        core.response.set_header("Content-Type", "application/problem+json", "Retry-After", "2")
+        local id = is_text(ctx.var.request_id, "^[%w-]+$") and ',"request_id":"' .. ctx.var.request_id .. '"' or ""
+        return 503, PROBLEM .. id .. "}"
+    end
+end
+
+return {
+    version = 0.1, priority = 2598, name = "kube-coders-upstream", schema = schema,
+    rewrite = guarded(rewrite), access = guarded(access),
+    check_schema = function(conf) return core.schema.check(schema, conf) end,
+}

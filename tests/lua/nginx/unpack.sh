@@ -1,0 +1,17 @@
+#!/bin/sh
+# Unpacks Debian's nginx Lua module, and what it needs, into a folder that does not exist yet, and installs nothing:
+# its LuaJIT and the `luajit` that runs the other tests can't be installed both. Then KUBE_CODERS_NGINX_LUA=FOLDER.
+set -eu
+folder=${1:?usage: unpack.sh FOLDER}
+mkdir "$folder" "$folder/packages" "$folder/unpacked" "$folder/modules" "$folder/lib" "$folder/c"
+cd "$folder/packages"
+apt-get download -q libnginx-mod-http-lua libnginx-mod-http-ndk libluajit2-5.1-2 lua-resty-core lua-resty-lrucache \
+  libpcre3 lua-cjson
+for package in *.deb; do dpkg -x "$package" ../unpacked; done
+cd ../unpacked
+cp usr/lib/nginx/modules/*.so ../modules
+find . -name 'libluajit*.so*' -o -name 'libpcre.so*' | while read -r library; do cp -P "$library" ../lib; done
+cp usr/lib/*/lua/5.1/cjson.so ../c
+cp -r usr/share/lua/5.1 ../lua
+cd ..
+rm -r packages unpacked
