@@ -8,7 +8,6 @@ use crate::plugin::{Action, Stop};
 use crate::refusal::{More, Reader, Refusal, Rendered};
 use crate::request::Request;
 use crate::response::Response;
-use crate::stamp::{STAMP_HEADER, Stamper};
 use crate::wire::{Encoder, Entry, ResponseParts, RewriteParts, StopParts};
 
 /// An answer that no frame can carry.
@@ -16,16 +15,19 @@ use crate::wire::{Encoder, Entry, ResponseParts, RewriteParts, StopParts};
 #[error("the answer is longer than a frame can be, {MAX_PAYLOAD} bytes")]
 pub(crate) struct TooLong;
 
+/// The header that carries a plugin's choice of the upstream.
+pub(crate) type ChosenHeader = (&'static str, String);
+
 /// The answer to a request call that its plugins decided.
 pub(crate) fn action(
     encoder: &mut Encoder,
     request: &Request<'_>,
     action: &Action,
-    stamper: &Stamper,
+    chosen: Option<ChosenHeader>,
 ) -> Result<(), TooLong> {
     match action {
         Action::Continue if request.changes.is_empty() => encoder.unchanged(request.id),
-        Action::Continue => rewrite(encoder, request.id, &request.changes, stamper),
+        Action::Continue => rewrite(encoder, request.id, &request.changes, chosen),
         // A body that can't fit is not even copied.
         Action::Stop(stop) if stop.body.len() > MAX_PAYLOAD => return Err(TooLong),
         Action::Stop(stop) => encode_stop(encoder, request.id, stop),
@@ -44,7 +46,18 @@ pub(crate) fn response(encoder: &mut Encoder, response: &Response<'_>) -> Result
 /// The answer to a request call that nobody decided: a stop, since at an error
 /// a gateway may skip the plugin.
 pub(crate) fn request_failed(encoder: &mut Encoder, id: u32, reader: &Reader, request_id: &str) {
-    let rendered = Refusal::RunnerFailed.render(reader, request_id, More::Nothing);
+    request_refused(encoder, id, Refusal::RunnerFailed, reader, request_id);
+}
+
+/// The answer to a request call that can't go where its plugins sent it.
+pub(crate) fn request_refused(
+    encoder: &mut Encoder,
+    id: u32,
+    refusal: Refusal,
+    reader: &Reader,
+    request_id: &str,
+) {
+    let rendered = refusal.render(reader, request_id, More::Nothing);
     encoder
         .stop(id, StopParts { status: rendered.status, headers: &entries(&rendered), body: &rendered.body });
 }
@@ -67,13 +80,12 @@ fn encode_stop(encoder: &mut Encoder, id: u32, stop: &Stop) {
     encoder.stop(id, StopParts { status: stop.status, headers: &headers, body: &stop.body });
 }
 
-fn rewrite(encoder: &mut Encoder, id: u32, changes: &Changes, stamper: &Stamper) {
-    let stamp = changes.upstream.as_ref().map(|upstream| stamper.stamp(upstream));
+fn rewrite(encoder: &mut Encoder, id: u32, changes: &Changes, chosen: Option<ChosenHeader>) {
     let mut headers: Vec<_> =
         changes.headers.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_deref())).collect();
-    if let Some(stamp) = &stamp {
-        // The last of a name wins, so no plugin can put another stamp there.
-        headers.push((STAMP_HEADER.as_bytes(), Some(stamp.as_bytes())));
+    if let Some((name, value)) = &chosen {
+        // The last of a name wins, so no plugin can put another choice there.
+        headers.push((name.as_bytes(), Some(value.as_bytes())));
     }
     let args: Vec<_> = changes.args.iter().map(|(name, value)| (&name[..], value.as_deref())).collect();
     let added = changes.response_headers.iter();

@@ -1,6 +1,7 @@
 //! `kube-coders call`: one request to a running runner, and its decision in words.
 
 use std::io::Write;
+use std::net::IpAddr;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -9,6 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use thiserror::Error;
 
 use crate::cli::CallArgs;
+use crate::direct::{DECISION_HEADER, decided};
 use crate::request::Method;
 use crate::stamp::STAMP_HEADER;
 use crate::testing::{CallError, ClientRequest, Gateway, Route};
@@ -103,9 +105,13 @@ fn print(answer: &RequestAnswer, request: &ClientRequest, output: &mut impl Writ
 
 fn print_rewrite(rewrite: &Rewrite, request: &ClientRequest, output: &mut impl Write) -> std::io::Result<()> {
     let forwarded = request.rewritten(rewrite);
-    match forwarded.upstream {
+    match &forwarded.upstream {
         Some(upstream) => {
             write!(output, "go on to {upstream}")?;
+            if let Some((_, addresses)) = forwarded.header(DECISION_HEADER).and_then(decided) {
+                let addresses: Vec<_> = addresses.iter().map(IpAddr::to_string).collect();
+                write!(output, " directly, at {}", addresses.join(", "))?;
+            }
             match upstream.subject() {
                 Some(subject) => writeln!(output, " for {subject:?}")?,
                 None => writeln!(output)?,
@@ -116,7 +122,8 @@ fn print_rewrite(rewrite: &Rewrite, request: &ClientRequest, output: &mut impl W
     if rewrite.path.is_some() || !rewrite.args.is_empty() {
         writeln!(output, "  target: {}", forwarded.target.escape_ascii())?;
     }
-    for (name, value) in rewrite.headers.iter().filter(|(name, _)| name != STAMP_HEADER.as_bytes()) {
+    let chosen = [STAMP_HEADER, DECISION_HEADER].map(str::as_bytes);
+    for (name, value) in rewrite.headers.iter().filter(|(name, _)| !chosen.contains(&&name[..])) {
         match value {
             Some(value) => writeln!(output, "  set {}: {}", name.escape_ascii(), value.escape_ascii())?,
             None => writeln!(output, "  remove {}", name.escape_ascii())?,

@@ -2,6 +2,7 @@
 
 use thiserror::Error;
 
+use crate::direct::Repeatable;
 use crate::headers::HeaderName;
 use crate::upstream::Upstream;
 
@@ -14,6 +15,8 @@ pub(crate) struct Changes {
     pub(crate) response_headers: Vec<(HeaderName, Vec<u8>)>,
     pub(crate) body: Option<Vec<u8>>,
     pub(crate) upstream: Option<Upstream>,
+    /// Whether a gateway in direct mode may repeat all this.
+    pub(crate) repeatable: Repeatable,
     bytes: usize,
     max_bytes: usize,
 }
@@ -28,6 +31,7 @@ impl Changes {
             response_headers: Vec::new(),
             body: None,
             upstream: None,
+            repeatable: Repeatable::default(),
             bytes: 0,
             max_bytes,
         }

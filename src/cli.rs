@@ -99,6 +99,11 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:9181", help_heading = "Forwarder")]
     pub(crate) forwarder_address: String,
 
+    /// How requests get to their workspaces: forward, through the forwarder, or direct, by the gateway's own proxy with
+    /// the plugin kube-coders-upstream.lua in it; a conf may say so of its route
+    #[arg(long, value_name = "MODE", default_value = "forward", help_heading = "Forwarder")]
+    pub(crate) upstream_mode: String,
+
     /// Requests under way and tunnels at a time; twice as many connections may be open
     #[arg(long, value_name = "COUNT", default_value = "4096", help_heading = "Forwarder")]
     pub(crate) max_forwarder_connections: String,

@@ -1,5 +1,6 @@
 //! Header names, and lookup without regard to case.
 
+use std::cmp::Ordering;
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error as _};
@@ -12,6 +13,18 @@ use crate::changes::ChangeError;
 /// name is refused when the conf is prepared.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct HeaderName(http::HeaderName);
+
+impl Ord for HeaderName {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.as_str().cmp(other.as_str())
+    }
+}
+
+impl PartialOrd for HeaderName {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
 
 impl HeaderName {
     /// A name known when the program is written.

@@ -34,7 +34,8 @@
 //! chain behind its conf token and runs the plugins, and what they recorded goes
 //! back the same way. Where a plugin chose an upstream, the answer carries a
 //! `stamp`; the gateway sends the request to the `forwarder`, which checks the
-//! stamp and takes the request there.
+//! stamp and takes the request there. In `direct` mode it carries a decision, and the
+//! gateway goes there itself.
 //!
 //! A runner that is started where one serves already has its connections handed over
 //! by `takeover`, and one that a gateway starts has a `keeper` above it, which the
@@ -43,14 +44,14 @@
 //! # Invariants
 //!
 //! - `frame` knows no FlatBuffers; `wire` knows no sockets.
-//! - `plugin`, `request`, `response`, `headers`, `changes`, `extra_info`,
+//! - `plugin`, `request`, `response`, `headers`, `changes`, `direct`, `extra_info`,
 //!   `upstream` and `testing` know no shipped plugin.
 //! - `user_upstream` reaches the gateway only through the public SDK; what else
-//!   it uses, `resolver`, `refusal`, `request_id`, `pem_file` and the name of the
-//!   stamp's header, speaks to no gateway.
+//!   it uses, `resolver`, `refusal`, `request_id`, `pem_file` and the names of
+//!   the headers of stamp and decision, speaks to no gateway.
 //! - `runner` and `forwarder` share only `upstream`, the stamp's key, `refusal`
-//!   and `request_id`, `server` and `forwarder` the `takeover`, and `forwarder` and
-//!   `user_upstream` the `resolver`. Neither calls the other.
+//!   and `request_id`, `server` and `forwarder` the `takeover`, and `forwarder`,
+//!   `direct` and `user_upstream` the `resolver`. Neither calls the other.
 //! - `takeover` knows descriptors, and nothing of what is said through them.
 //! - `testing` is a gateway. Of what is shipped, only the commands that call a
 //!   running runner use it.
@@ -66,6 +67,7 @@ mod connection;
 mod wire;
 mod headers;
 mod changes;
+mod direct;
 mod extra_info;
 mod request;
 mod response;
@@ -101,12 +103,13 @@ pub mod fuzzing;
 
 pub use changes::ChangeError;
 pub use command::{Command, CommandError};
+pub use direct::Basis;
 pub use extra_info::AskError;
 pub use headers::HeaderName;
 pub use plugin::{Action, Plugin, PluginError, Stop};
 pub use request::{Method, Request};
 pub use response::Response;
-pub use upstream::{HostName, Scheme, Upstream, UpstreamError};
+pub use upstream::{HostName, Scheme, Upstream, UpstreamError, UpstreamMode};
 
 /// Compiles the README's plugin as a test.
 #[cfg(doctest)]

@@ -2,10 +2,13 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
 use crate::changes::{ChangeError, Changes, check_added_response_header, check_request_header, check_value};
+use crate::direct::Basis;
 use crate::extra_info::{AskError, ExtraInfo};
 use crate::headers::{HeaderName, Headers};
 use crate::upstream::Upstream;
@@ -93,6 +96,8 @@ pub struct Request<'f> {
     headers: Headers<'f>,
     pub(crate) extra_info: ExtraInfo<'f>,
     pub(crate) changes: Changes,
+    /// For how long the plugin that decides just now lets a gateway repeat it.
+    repeat: Option<(Duration, Arc<Basis>)>,
 }
 
 impl<'f> Request<'f> {
@@ -115,6 +120,7 @@ impl<'f> Request<'f> {
             headers: Headers::new(call.headers),
             extra_info,
             changes: Changes::new(max_change_bytes),
+            repeat: None,
         })
     }
 
@@ -325,9 +331,27 @@ impl<'f> Request<'f> {
     /// Sends the request to this upstream.
     ///
     /// The route's own upstream must be this runner's forwarder, which takes the
-    /// request there; no other way in can be opened with it.
+    /// request there; no other way in can be opened with it. In direct mode it is a
+    /// closed port, in whose place a plugin of ours in the gateway puts the choice.
     pub fn upstream(&mut self, upstream: Upstream) {
         self.changes.upstream = Some(upstream);
+    }
+
+    /// Lets a gateway in direct mode repeat what this plugin decides here, without a
+    /// call, for up to this long and at most 10 s, for requests that are the same in all
+    /// that the decision rests on. It does so only where every plugin of the chain lets
+    /// it, and where nothing but headers and the upstream is changed.
+    ///
+    /// Whoever may no longer do something can do it for so much longer.
+    pub fn repeat_for(&mut self, time: Duration, basis: Arc<Basis>) {
+        self.repeat = Some((time, basis));
+    }
+
+    /// A plugin has decided; the next one begins.
+    pub(crate) fn end_plugin(&mut self) {
+        let allowed = self.repeat.take();
+        let so_far = std::mem::take(&mut self.changes.repeatable);
+        self.changes.repeatable = so_far.and(allowed);
     }
 }
 
@@ -344,7 +368,7 @@ impl fmt::Debug for Request<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::sync::Mutex;
 
     use super::*;
     use crate::plugin::{Action, Plugin, PluginError};

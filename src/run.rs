@@ -18,7 +18,8 @@ use tracing::{error, info, warn};
 
 use crate::admission::{Admission, GatewayProcess};
 use crate::conf::ConfCache;
-use crate::forwarder::Forwarder;
+use crate::direct::Direct;
+use crate::forwarder::{Forwarder, Trust};
 use crate::key_file::{KeyError, key_beside, read_or_make_key};
 use crate::plugin::Registry;
 use crate::resolver::Resolver;
@@ -106,7 +107,16 @@ pub(crate) async fn run(
     info!(address = %forwarder_listener.local_addr().unwrap_or(settings.forwarder), "forwarder listens");
     let stamper = Stamper { key: stamp_key.clone(), lifetime: settings.stamp_lifetime };
     let confs = ConfCache::new(settings.conf_expire_time, settings.max_confs);
-    let runner = Arc::new(Runner::new(registry, confs, settings.call, stamper));
+    let limits = &settings.forwarder_limits;
+    let direct = Direct {
+        resolver: Arc::clone(&resolver),
+        connect: limits.connect,
+        send: limits.send,
+        read: limits.read,
+        trusts_anybody: matches!(settings.workspace_trust, Trust::Anybody),
+    };
+    let runner = Runner::new(registry, confs, settings.call, stamper);
+    let runner = Arc::new(runner.with_direct(direct, settings.upstream_mode));
     let draining = CancellationToken::new();
     let server =
         Server::new(runner, admission, settings.max_connections, Arc::clone(&succession), draining.clone());

@@ -12,17 +12,21 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tracing::{debug, error, info, warn};
 
-use crate::answers::{self, TooLong};
+use crate::answers::{self, ChosenHeader, TooLong};
+use crate::changes::Changes;
 use crate::conf::{Chain, ChainId, ConfCache};
 use crate::connection::{Connection, Frame};
+use crate::direct::{DECISION_HEADER, Direct, DirectError};
 use crate::extra_info::{Ask, AskError, AskLimits, Asked, ExtraInfo};
 use crate::frame::Kind;
 use crate::plugin::{Action, PluginError, Registry};
-use crate::refusal::Reader;
+use crate::refusal::{Reader, Refusal};
 use crate::request::Request;
 use crate::request_id::{REQUEST_ID_WAIT, shown_request_id};
+use crate::resolver::ResolveError;
 use crate::response::Response;
-use crate::stamp::Stamper;
+use crate::stamp::{STAMP_HEADER, Stamper};
+use crate::upstream::{Upstream, UpstreamMode};
 use crate::wire::{Encoder, ErrorCode, PrepareConf, Question, RequestCall, ResponseCall, decode_extra_info};
 
 /// How many plugins one chain may have.
@@ -49,6 +53,8 @@ pub(crate) struct Runner {
     confs: ConfCache,
     limits: CallLimits,
     stamper: Stamper,
+    /// Where a request can go directly, and how one goes of which a plugin says nothing.
+    direct: Option<(Direct, UpstreamMode)>,
 }
 
 /// What becomes of a connection once its call is answered.
@@ -74,11 +80,29 @@ enum CallFailure {
     Deadline(Duration),
     #[error("{0}")]
     TooLong(#[from] TooLong),
+    #[error("{0}")]
+    Direct(DirectError),
+}
+
+/// What the client is told where a request can't go to its upstream directly.
+fn refusal_of(error: DirectError) -> Refusal {
+    match error {
+        DirectError::Resolve(ResolveError::NotFound) => Refusal::WorkspaceNotFound,
+        DirectError::Resolve(ResolveError::Unavailable) => Refusal::ResolverUnavailable,
+        DirectError::Unchecked | DirectError::TooLong => Refusal::RunnerFailed,
+    }
 }
 
 impl Runner {
     pub(crate) fn new(registry: Registry, confs: ConfCache, limits: CallLimits, stamper: Stamper) -> Self {
-        Self { registry, confs, limits, stamper }
+        Self { registry, confs, limits, stamper, direct: None }
+    }
+
+    /// The same, whose requests can go directly, and do so unless a plugin says
+    /// otherwise if that is the mode.
+    pub(crate) fn with_direct(mut self, direct: Direct, mode: UpstreamMode) -> Self {
+        self.direct = Some((direct, mode));
+        self
     }
 
     /// Answers one call on its connection.
@@ -210,16 +234,49 @@ impl Runner {
             answers::request_failed(encoder, id, &unknown_reader(), &shown_request_id(None));
             return (Kind::RequestCall, After::Keep);
         };
-        let verdict = self.run(request_verdict(&chain, &mut request)).await;
-        let answered =
-            verdict.and_then(|action| Ok(answers::action(encoder, &request, &action, &self.stamper)?));
-        if let Err(failure) = answered {
-            error!(call = request.id, error = %failure, "request call failed");
+        let verdict = self.run(self.decide(&chain, &mut request)).await;
+        let answered = match verdict {
+            Ok((action, Ok(chosen))) => answers::action(encoder, &request, &action, chosen)
+                .map_err(|failure| (CallFailure::from(failure), Refusal::RunnerFailed)),
+            Ok((_, Err(why))) => Err((CallFailure::Direct(why), refusal_of(why))),
+            Err(failure) => Err((failure, Refusal::RunnerFailed)),
+        };
+        if let Err((failure, refusal)) = answered {
+            match &failure {
+                CallFailure::Direct(DirectError::Resolve(_)) => {
+                    info!(call = request.id, reason = %failure, "request refused");
+                }
+                _ => error!(call = request.id, error = %failure, "request call failed"),
+            }
             let request_id = request_id(&mut request.extra_info).await;
             let reader = Reader::new(request.method().as_str(), |name| request.header(name));
-            answers::request_failed(encoder, request.id, &reader, &request_id);
+            answers::request_refused(encoder, request.id, refusal, &reader, &request_id);
         }
         (Kind::RequestCall, after(&request.extra_info))
+    }
+
+    /// What the plugins say, and the header that carries their choice of the upstream.
+    async fn decide(
+        &self,
+        chain: &Chain,
+        request: &mut Request<'_>,
+    ) -> Result<(Action, Result<Option<ChosenHeader>, DirectError>), PluginError> {
+        let action = request_verdict(chain, request).await?;
+        let chosen = match (&action, &request.changes.upstream) {
+            (Action::Continue, Some(upstream)) => self.chosen(upstream, &request.changes).await.map(Some),
+            _ => Ok(None),
+        };
+        Ok((action, chosen))
+    }
+
+    async fn chosen(&self, upstream: &Upstream, changes: &Changes) -> Result<ChosenHeader, DirectError> {
+        match &self.direct {
+            Some((direct, mode)) if upstream.mode().unwrap_or(*mode) == UpstreamMode::Direct => {
+                let decision = Box::pin(direct.decision(upstream, changes)).await?;
+                Ok((DECISION_HEADER, decision))
+            }
+            _ => Ok((STAMP_HEADER, self.stamper.stamp(upstream))),
+        }
     }
 
     async fn response<S>(
@@ -282,7 +339,7 @@ async fn request_verdict(chain: &Chain, request: &mut Request<'_>) -> Result<Act
     for plugin in chain {
         let verdict = plugin.on_request(request).await;
         match verdict.map_err(|error| PluginError::from(format!("{}: {error}", plugin.name())))? {
-            Action::Continue => {}
+            Action::Continue => request.end_plugin(),
             stop @ Action::Stop(_) => return Ok(stop),
         }
     }

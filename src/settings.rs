@@ -17,6 +17,7 @@ use crate::resolver::{Lifetimes, NameServers};
 use crate::runner::CallLimits;
 use crate::socket_file::SocketFile;
 use crate::stamp::StampKey;
+use crate::upstream::UpstreamMode;
 
 /// Where the runner listens if nobody says anything.
 const DEFAULT_SOCKET: &str = "unix:/run/kube-coders/runner.sock";
@@ -65,6 +66,7 @@ pub(crate) struct Settings {
     pub(crate) call: CallLimits,
     pub(crate) drain: Duration,
     pub(crate) forwarder: SocketAddr,
+    pub(crate) upstream_mode: UpstreamMode,
     pub(crate) forwarder_limits: ForwarderLimits,
     pub(crate) workspace_trust: Trust,
     /// `None` for the one beside the socket.
@@ -148,6 +150,8 @@ impl Settings {
         let drain = checker.duration("--drain-deadline", &args.drain_deadline, MAX_TIME);
         let forwarder =
             checker.check("--forwarder-address", &args.forwarder_address, loopback(&args.forwarder_address));
+        let upstream_mode = args.upstream_mode.parse().map_err(|_| "neither forward nor direct".to_owned());
+        let upstream_mode = checker.check("--upstream-mode", &args.upstream_mode, upstream_mode);
         let forwarder_limits = forwarder_limits(checker, args);
         let workspace_trust = checker.check("--workspace-ca", &args.workspace_ca, trust(&args.workspace_ca));
         let stamp_key = match &args.stamp_key_file {
@@ -181,6 +185,7 @@ impl Settings {
             call: CallLimits { deadline: deadline?, questions: questions?, bytes: bytes? },
             drain: drain?,
             forwarder: forwarder?,
+            upstream_mode: upstream_mode?,
             forwarder_limits: forwarder_limits?,
             workspace_trust: workspace_trust?,
             stamp_key: stamp_key?,

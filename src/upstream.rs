@@ -145,6 +145,29 @@ impl fmt::Debug for HostName {
     }
 }
 
+/// How a request gets to its upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum UpstreamMode {
+    /// Through this runner's forwarder, which the route has as its upstream.
+    Forward,
+    /// By the gateway's own proxy, where a plugin of ours in the gateway reads the
+    /// choice from a header.
+    Direct,
+}
+
+impl FromStr for UpstreamMode {
+    type Err = UpstreamError;
+
+    fn from_str(text: &str) -> Result<Self, UpstreamError> {
+        match text {
+            "forward" => Ok(Self::Forward),
+            "direct" => Ok(Self::Direct),
+            _ => Err(UpstreamError::Mode),
+        }
+    }
+}
+
 /// How long is waited for a workspace, where that is not left to the forwarder's own
 /// settings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -172,6 +195,7 @@ pub struct Upstream {
     port: u16,
     subject: Option<Arc<str>>,
     timeouts: Timeouts,
+    mode: Option<UpstreamMode>,
 }
 
 impl Upstream {
@@ -184,7 +208,7 @@ impl Upstream {
         if port == 0 {
             return Err(UpstreamError::Port);
         }
-        Ok(Self { scheme, host, port, subject: None, timeouts: Timeouts::default() })
+        Ok(Self { scheme, host, port, subject: None, timeouts: Timeouts::default(), mode: None })
     }
 
     /// The same destination on behalf of a subject: whoever the request's
@@ -234,6 +258,20 @@ impl Upstream {
     pub fn read_timeout(mut self, timeout: Duration) -> Result<Self, UpstreamError> {
         self.timeouts.read = Some(checked_timeout(timeout)?);
         Ok(self)
+    }
+
+    /// The same, reached in this way, whatever the setting `--upstream-mode` says: the
+    /// route is made for it.
+    #[must_use]
+    pub fn in_mode(mut self, mode: UpstreamMode) -> Self {
+        self.mode = Some(mode);
+        self
+    }
+
+    /// How the upstream is reached, if the plugin said so.
+    #[must_use]
+    pub fn mode(&self) -> Option<UpstreamMode> {
+        self.mode
     }
 
     pub(crate) fn with_timeouts(mut self, timeouts: Timeouts) -> Self {
@@ -325,6 +363,9 @@ pub enum UpstreamError {
     /// The subject is empty or too long.
     #[error("a subject has 1 to {MAX_SUBJECT} characters")]
     Subject,
+    /// Neither `forward` nor `direct`.
+    #[error("a request goes to its upstream by \"forward\" or \"direct\"")]
+    Mode,
     /// A time to wait is none, or too long.
     #[error("a timeout is between 1 ms and 1 day")]
     Timeout,

@@ -50,6 +50,10 @@ pub(crate) use template::{HostTemplate, TemplateError};
 /// How long a token that was checked is not checked again.
 const TOKEN_REMEMBERED: Duration = Duration::from_secs(60);
 
+/// How long a gateway in direct mode may repeat a decision, if it does: as long as a
+/// refused token is remembered, so that neither outlasts the other.
+const REPEATED: Duration = Duration::from_secs(10);
+
 /// How long a token that was refused is refused unseen.
 const REFUSAL_REMEMBERED: Duration = Duration::from_secs(10);
 
@@ -188,8 +192,10 @@ async fn check_token(
 ) -> Result<(Arc<Decision>, Duration), Refused> {
     let now = unix_now();
     let identity = Identity::of_token(presented, &config.wanted, verified, config.issuer(), now).await?;
-    let decision = Decision::of(config, &identity.claims)?;
-    Ok((Arc::new(decision), identity.good_for.unwrap_or_default()))
+    let good_for = identity.good_for.unwrap_or_default();
+    let mut decision = Decision::of(config, &identity.claims)?;
+    decision.good_until = Some(Instant::now() + good_for);
+    Ok((Arc::new(decision), good_for))
 }
 
 /// Seconds since 1970, as tokens count them.
@@ -244,6 +250,11 @@ impl Plugin for UserUpstream {
             None => remove(&FORWARDED_USERNAME, request)?,
         }
         request.upstream(decision.upstream.clone());
+        let good_for = decision.good_until.map(|until| until.saturating_duration_since(Instant::now()));
+        let repeated = good_for.unwrap_or(REPEATED).min(REPEATED);
+        if !repeated.is_zero() {
+            request.repeat_for(repeated, Arc::clone(&config.basis));
+        }
         Ok(Action::Continue)
     }
 }

@@ -7,9 +7,10 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use bytes::Bytes;
 
+use crate::direct::{DECISION_HEADER, decided};
 use crate::request::Method;
 use crate::stamp::{STAMP_HEADER, claimed_upstream};
-use crate::upstream::Upstream;
+use crate::upstream::{Upstream, UpstreamMode};
 use crate::wire::gateway_side::{RequestParts, Rewrite};
 
 /// How many headers a frame has at most (GATEWAY.md, HTTPReqCall).
@@ -180,10 +181,15 @@ impl ClientRequest {
         }
         headers.retain(|(name, _)| name != "x-real-ip");
         headers.push(("x-real-ip".to_owned(), source.into_bytes()));
-        let stamp = headers.iter().find(|(name, _)| name == STAMP_HEADER).map(|(_, value)| &value[..]);
+        let value_of = |wanted: &str| {
+            let mut headers = headers.iter();
+            headers.find(|(name, _)| name == wanted).map(|(_, value)| &value[..])
+        };
+        let stamped = value_of(STAMP_HEADER).and_then(claimed_upstream);
+        let decided = || Some(decided(value_of(DECISION_HEADER)?)?.0.in_mode(UpstreamMode::Direct));
         ForwardedRequest {
             method: self.method,
-            upstream: stamp.and_then(claimed_upstream),
+            upstream: stamped.or_else(decided),
             target: self.rewritten_target(rewrite),
             headers,
             body: if rewrite.body.is_empty() { self.body.clone() } else { Some(rewrite.body.clone().into()) },
@@ -227,8 +233,8 @@ pub struct ForwardedRequest {
     pub body: Option<Bytes>,
     /// What the gateway adds to the upstream's response.
     pub response_headers: Vec<(String, Vec<u8>)>,
-    /// Where a plugin sent the request, read from its stamp. Whether the stamp
-    /// is good is for the forwarder to say.
+    /// Where a plugin sent the request, read from its stamp, or in direct mode from the
+    /// decision. Whether a stamp is good is for the forwarder to say.
     pub upstream: Option<Upstream>,
 }
 

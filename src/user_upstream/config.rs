@@ -7,15 +7,18 @@ mod timeout;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 
 use super::claims::Wanted;
 use super::cookies::RemoveCookies;
 use super::keys::{CaFileError, Issuer, read_ca_file};
 use super::policy::{ClaimPaths, Policy, Rules};
+use super::presented;
 use super::template::Template;
+use crate::direct::Basis;
 use crate::refusal::LoginLink;
-use crate::upstream::Timeouts;
+use crate::upstream::{Timeouts, UpstreamMode};
 pub(crate) use identity::{IdentityConfig, Verified};
 use object::Object;
 use timeout::TimeoutFields;
@@ -39,6 +42,7 @@ use timeout::TimeoutFields;
 /// | `claims.groups`, `claims.roles` | path of a claim: names with dots between, or a list of names | `groups`, `realm_access.roles` | no path |
 /// | `remove_cookies` | list of up to 64 names of cookies | `session` | no name of a cookie |
 /// | `timeout.connect`, `.send`, `.read` | duration with its unit, 1 ms to 1 day | the forwarder's settings | anything else |
+/// | `upstream_mode` | `"forward"` or `"direct"` | the setting `--upstream-mode` | anything else |
 /// | `login` | path with one `/` before it, or https URL | `/logout` | anything else |
 ///
 /// An unknown field and a wrong type are refused too. The error names the field
@@ -52,6 +56,9 @@ pub(crate) struct UserUpstreamConfig {
     pub(crate) remove_cookies: RemoveCookies,
     pub(crate) login: LoginLink,
     pub(crate) timeouts: Timeouts,
+    pub(crate) upstream_mode: Option<UpstreamMode>,
+    /// What every decision under this conf rests on.
+    pub(crate) basis: Arc<Basis>,
     /// The claims that anything of this needs.
     pub(crate) wanted: Wanted,
     /// Tells this conf's memories from those of all others in the process.
@@ -90,6 +97,19 @@ struct Fields {
     /// settings say.
     #[serde(default)]
     timeout: Object<TimeoutFields>,
+    /// How requests get to their workspaces, which the route is made for; by default as
+    /// the runner's settings say.
+    #[serde(default)]
+    upstream_mode: Option<Mode>,
+}
+
+/// A mode by its name.
+struct Mode(UpstreamMode);
+
+impl<'de> Deserialize<'de> for Mode {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Box::<str>::deserialize(deserializer)?.parse().map(Self).map_err(D::Error::custom)
+    }
 }
 
 impl TryFrom<Object<Fields>> for UserUpstreamConfig {
@@ -97,7 +117,8 @@ impl TryFrom<Object<Fields>> for UserUpstreamConfig {
 
     fn try_from(Object(fields): Object<Fields>) -> Result<Self, String> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
-        let Fields { identity, upstream, allow, deny, claims, remove_cookies, login, timeout } = fields;
+        let Fields { identity, upstream, allow, deny, claims, remove_cookies, login, timeout, upstream_mode } =
+            fields;
         let policy = Policy::new(allow.0, deny.0, claims.0)?;
         let wanted = identity.wanted(upstream.claim_names().chain(policy.claim_names()));
         if let Some(at) = identity.userinfo_claims().iter().position(|name| !wanted.adds(name)) {
@@ -105,6 +126,8 @@ impl TryFrom<Object<Fields>> for UserUpstreamConfig {
                 "identity.userinfo_claims[{at}] is `sub`, or no top-level claim that the template or a rule reads"
             ));
         }
+        let basis = Basis::new(presented::basis(identity.token_sources()).cloned());
+        let basis = Arc::new(basis.removing_cookies(remove_cookies.names()));
         Ok(Self {
             identity,
             upstream,
@@ -112,6 +135,8 @@ impl TryFrom<Object<Fields>> for UserUpstreamConfig {
             remove_cookies,
             login,
             timeouts: timeout.0.into(),
+            upstream_mode: upstream_mode.map(|Mode(mode)| mode),
+            basis,
             wanted,
             number: NUMBER.fetch_add(1, Ordering::Relaxed),
             issuer: OnceLock::new(),
@@ -193,7 +218,7 @@ mod tests {
     fn unknown_fields_are_refused() {
         refused(
             r#"{"upstreams": 1}"#,
-            "upstreams: unknown field, expected one of `identity`, `upstream`, `allow`, `deny`, `claims`, `remove_cookies`, `login`, `timeout`",
+            "upstreams: unknown field, expected one of `identity`, `upstream`, `allow`, `deny`, `claims`, `remove_cookies`, `login`, `timeout`, `upstream_mode`",
         );
         refused(
             r#"{"identity": {"trust": "gateway", "issuers": "https://x"}}"#,

@@ -48,6 +48,10 @@ pub(crate) enum Edited {
 }
 
 impl RemoveCookies {
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|name| &**name)
+    }
+
     /// Takes the named cookies, and their numbered chunks, out of the values of a
     /// request's `Cookie` headers.
     pub(crate) fn edit<'a>(&self, headers: impl Iterator<Item = &'a [u8]> + Clone) -> Edited {

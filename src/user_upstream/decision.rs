@@ -1,6 +1,7 @@
 //! Where an identity goes: nothing but claims and conf decides it.
 
 use thiserror::Error;
+use tokio::time::Instant;
 
 use super::claims::Claims;
 use super::config::UserUpstreamConfig;
@@ -17,6 +18,8 @@ pub(crate) struct Decision {
     pub(crate) upstream: Upstream,
     /// The user name, if there is one of up to 255 characters that a header can hold.
     pub(crate) username: Option<Box<str>>,
+    /// When the token's time is over, if it was a token's word.
+    pub(crate) good_until: Option<Instant>,
 }
 
 impl Decision {
@@ -26,9 +29,14 @@ impl Decision {
         }
         config.policy.decide(claims)?;
         let upstream = config.upstream.render(claims)?.with_timeouts(config.timeouts);
+        let upstream = match config.upstream_mode {
+            Some(mode) => upstream.in_mode(mode),
+            None => upstream,
+        };
         Ok(Self {
             upstream: upstream.for_subject(claims.subject()).expect("a subject that is 1 to 255 characters"),
             username: claims.username().filter(|name| is_short_header_text(name)).map(Box::from),
+            good_until: None,
         })
     }
 }

@@ -5,6 +5,7 @@ use memchr::memmem;
 use serde::de::{Deserialize, Deserializer, Error as _};
 use thiserror::Error;
 
+use crate::direct::DECISION_HEADER;
 use crate::headers::HeaderName;
 use crate::stamp::STAMP_HEADER;
 
@@ -22,8 +23,19 @@ pub(crate) static IDENTITY_HEADERS: [HeaderName; 5] = [
 pub(crate) static FORWARDED_USER: HeaderName = HeaderName::from_static("x-forwarded-user");
 pub(crate) static FORWARDED_USERNAME: HeaderName = HeaderName::from_static("x-forwarded-preferred-username");
 
-/// What the runner adds to a request behind all plugins, and the forwarder believes.
+/// What the runner adds to a request behind all plugins, and the forwarder or the
+/// gateway believes.
 static STAMP: HeaderName = HeaderName::from_static(STAMP_HEADER);
+static DECISION: HeaderName = HeaderName::from_static(DECISION_HEADER);
+
+/// What else than who is asking decides whether they are let through, and with what: an
+/// authorization may have the token in it wherever the token was found.
+static BESIDE: [HeaderName; 4] = [
+    HeaderName::from_static(AUTHORIZATION),
+    HeaderName::from_static("host"),
+    HeaderName::from_static("origin"),
+    HeaderName::from_static("upgrade"),
+];
 
 /// The header in which openid-connect passes the userinfo on.
 const USERINFO: HeaderName = HeaderName::from_static("x-userinfo");
@@ -151,6 +163,18 @@ fn is_named(name: &[u8], known: &HeaderName) -> bool {
     name.len() == known.as_str().len() && name.eq_ignore_ascii_case(known.as_str().as_bytes())
 }
 
+/// The headers of which there must be no twin.
+fn ours(sources: &TokenSources) -> impl Iterator<Item = &HeaderName> {
+    let all_confs = [&FORWARDED_USER, &FORWARDED_USERNAME, &STAMP, &DECISION];
+    IDENTITY_HEADERS.iter().chain(all_confs).chain(&sources.0)
+}
+
+/// All headers on which a decision rests, beneath the twins of their names; in direct
+/// mode the decision's own is dropped before.
+pub(crate) fn basis(sources: &TokenSources) -> impl Iterator<Item = &HeaderName> {
+    ours(sources).filter(|name| **name != DECISION).chain(&BESIDE)
+}
+
 /// Refuses a name that would be taken for a header of ours by whatever reads `_`
 /// as `-`, as CGI and its heirs do (RFC 3875, section 4.1.18).
 fn refuse_twin(name: &[u8], sources: &TokenSources) -> Result<(), HeadersError> {
@@ -158,9 +182,7 @@ fn refuse_twin(name: &[u8], sources: &TokenSources) -> Result<(), HeadersError> 
     let is_twin = |known: &&HeaderName| {
         name.len() == known.as_str().len() && name.iter().map(plain).eq(known.as_str().bytes())
     };
-    let ours = IDENTITY_HEADERS.iter().chain([&FORWARDED_USER, &FORWARDED_USERNAME, &STAMP]);
-    let ours = ours.chain(&sources.0);
-    match ours.into_iter().find(is_twin) {
+    match ours(sources).find(is_twin) {
         Some(known) => Err(HeadersError::Twin(known.clone())),
         None => Ok(()),
     }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::peer::Peer;
 use crate::program::{BINARY, Program, Runner, kube_coders, listen_address, run};
@@ -236,17 +236,21 @@ fn yaml(path: &str) -> Value {
 /// runner is asked about before the upstream.
 #[track_caller]
 fn pre_req_confs(path: &str) -> Vec<(String, String)> {
-    let file = yaml(path);
+    confs_of(&yaml(path))
+}
+
+#[track_caller]
+fn confs_of(file: &Value) -> Vec<(String, String)> {
     let mut confs = Vec::new();
     for route in file["routes"].as_array().unwrap() {
         let pre_req = &route["plugins"]["ext-plugin-pre-req"];
-        assert_eq!(pre_req["allow_degradation"], false, "{path}");
+        assert_eq!(pre_req["allow_degradation"], false);
         for conf in pre_req["conf"].as_array().unwrap() {
             let text = |field: &str| conf[field].as_str().unwrap().to_owned();
             confs.push((text("name"), text("value")));
         }
     }
-    assert!(!confs.is_empty(), "{path}");
+    assert!(!confs.is_empty());
     confs
 }
 
@@ -266,24 +270,10 @@ fn the_shipped_route_is_accepted_and_closed() {
     let routes = file["routes"].as_array().unwrap();
     assert!(!routes.is_empty());
     for route in routes {
-        assert_eq!(route["enable_websocket"], true);
         assert_eq!(route["plugins"]["ext-plugin-pre-req"]["_meta"]["priority"], 2598);
         assert!(route["upstream"]["nodes"].get("127.0.0.1:9181").is_some(), "the forwarder is the upstream");
         assert_eq!(route["upstream"]["pass_host"], "pass");
-        let login = &route["plugins"]["openid-connect"];
-        for secret in [&login["client_secret"], &login["session"]["secret"]] {
-            assert!(secret.as_str().unwrap().starts_with("$env://"), "{secret}");
-        }
-        assert_ne!(login["set_userinfo_header"], false);
-        let confs = route["plugins"]["ext-plugin-pre-req"]["conf"].as_array().unwrap();
-        let conf: Value = serde_json::from_str(confs[0]["value"].as_str().unwrap()).unwrap();
-        assert_eq!(conf["identity"]["trust"], "verified");
-        assert_eq!(login["set_raw_id_token_header"], true);
-        assert_eq!(conf["identity"]["audience"][0], login["client_id"]);
-        let issuer = conf["identity"]["issuer"].as_str().unwrap();
-        assert_eq!(login["discovery"], format!("{issuer}/.well-known/openid-configuration"));
-        assert_eq!(conf["login"], login["logout_path"]);
-        assert_ne!(login["ssl_verify"], false);
+        assert_closed(route);
     }
     let config: Value = serde_saphyr::from_str(&read("apisix-conf/standalone/config.yaml")).unwrap();
     let path = config["ext-plugin"]["path_for_test"].as_str().unwrap();
@@ -293,5 +283,53 @@ fn the_shipped_route_is_accepted_and_closed() {
     for secret in read(FILE).split("$env://").skip(1) {
         let name = secret.split_whitespace().next().unwrap();
         assert!(known.iter().any(|known| known == name), "{name} is not handed to the workers");
+    }
+}
+
+/// Checks the login of a route, and that its conf believes what the login gives it.
+#[track_caller]
+fn assert_closed(route: &Value) {
+    assert_eq!(route["enable_websocket"], true);
+    let login = &route["plugins"]["openid-connect"];
+    for secret in [&login["client_secret"], &login["session"]["secret"]] {
+        assert!(secret.as_str().unwrap().starts_with("$env://"), "{secret}");
+    }
+    assert_ne!(login["set_userinfo_header"], false);
+    let confs = route["plugins"]["ext-plugin-pre-req"]["conf"].as_array().unwrap();
+    let conf: Value = serde_json::from_str(confs[0]["value"].as_str().unwrap()).unwrap();
+    assert_eq!(conf["identity"]["trust"], "verified");
+    assert_eq!(login["set_raw_id_token_header"], true);
+    assert_eq!(conf["identity"]["audience"][0], login["client_id"]);
+    let issuer = conf["identity"]["issuer"].as_str().unwrap();
+    assert_eq!(login["discovery"], format!("{issuer}/.well-known/openid-configuration"));
+    assert_eq!(conf["login"], login["logout_path"]);
+    assert_ne!(login["ssl_verify"], false);
+}
+
+#[test]
+fn the_route_for_direct_mode_is_accepted_and_closed() {
+    let page = read("apisix-conf/plugins/README.md");
+    let blocks: Vec<Value> =
+        blocks(&page, "yaml").iter().map(|block| serde_saphyr::from_str(block).unwrap()).collect();
+    let [config, file] = &blocks[..] else { panic!("{blocks:?}") };
+    let runner = Runner::start(&[]);
+    assert_accepted(&runner.socket, &confs_of(file));
+    let routes = file["routes"].as_array().unwrap();
+    assert!(!routes.is_empty());
+    for route in routes {
+        assert_closed(route);
+        assert_eq!(route["plugins"]["kube-coders-upstream"]["remember"], 0, "off unless somebody wants it");
+        let meta = &route["plugins"]["ext-plugin-pre-req"]["_meta"];
+        assert_eq!(
+            (&meta["priority"], &meta["filter"]),
+            (&2597.into(), &json!([["kc_hit", "!", "==", "1"]]))
+        );
+        let conf: Value = serde_json::from_str(&confs_of(file)[0].1).unwrap();
+        assert_eq!(conf["upstream_mode"], "direct");
+        assert_eq!(route["upstream"]["nodes"], json!({"127.0.0.1:1": 1}), "a closed port");
+        let listed: Vec<_> = config["plugins"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+        for plugin in route["plugins"].as_object().unwrap().keys() {
+            assert!(listed.contains(&&**plugin), "{plugin} is on no list");
+        }
     }
 }

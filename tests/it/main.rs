@@ -49,6 +49,12 @@ mod limits;
 /// The whole path: two users, one URL, two workspaces.
 mod workspaces;
 
+/// Direct mode: the runner's decision, and the gateway's plugin that reads it.
+mod direct;
+
+/// The gateway's plugin on a real nginx.
+mod plugin_in_nginx;
+
 /// Everything that fails is an answer of ours, and nothing goes anywhere.
 mod refusals;
 

@@ -1,0 +1,395 @@
+//! Direct mode: the gateway's own proxy takes a request to its upstream, which a
+//! plugin of ours in the gateway reads from a header of the runner's rewrite
+//! (`apisix-conf/plugins/kube-coders-upstream.lua`).
+//!
+//! The header is as good as the gateway: the plugin there drops what a client sent by
+//! its name, and whatever it can't read is answered with 503.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize, Serializer};
+use thiserror::Error;
+
+use crate::changes::Changes;
+use crate::headers::HeaderName;
+use crate::resolver::{ResolveError, Resolver};
+use crate::upstream::{Scheme, Timeouts, Upstream};
+
+/// The header that carries a decision from the runner to the gateway's plugin.
+pub(crate) const DECISION_HEADER: &str = "x-kube-coders-upstream";
+
+/// The version of what stands in it.
+const VERSION: u8 = 1;
+
+/// How many addresses of a name go to the gateway, which tries them in turn.
+const MAX_ADDRESSES: usize = 8;
+
+/// How long a decision may be repeated at most: what the gateway's plugin allows.
+const MAX_REMEMBERED: Duration = Duration::from_secs(10);
+
+/// How many headers and cookies a decision that is repeated may name, each.
+const MAX_NAMES: usize = 32;
+
+/// How long the header may be, in bytes: half of what nginx takes for all headers of a
+/// request by default, and what the gateway's plugin reads at most.
+const MAX_HEADER: usize = 16 * 1024;
+
+/// What a plugin's decision rests on, where it may be repeated for other requests.
+///
+/// It is told to a gateway in direct mode, which then may spare itself the call for a
+/// few seconds. So it must be complete: a request is taken for the same if it is of the
+/// same route, over the same scheme, and all these headers are the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Basis {
+    headers: BTreeSet<HeaderName>,
+    removed_cookies: BTreeSet<Box<str>>,
+}
+
+impl Basis {
+    /// A decision that rests on these request headers, the route and the scheme, and on
+    /// nothing else.
+    pub fn new(headers: impl IntoIterator<Item = HeaderName>) -> Self {
+        Self { headers: headers.into_iter().collect(), removed_cookies: BTreeSet::new() }
+    }
+
+    /// The same, of which the change of `Cookie` is no fixed text: whatever cookies a
+    /// request has, it loses those of these names, and their numbered chunks (`name2`,
+    /// `name_2`).
+    #[must_use]
+    pub fn removing_cookies<'c>(mut self, names: impl IntoIterator<Item = &'c str>) -> Self {
+        self.removed_cookies.extend(names.into_iter().map(Box::from));
+        self
+    }
+}
+
+/// What all plugins of a chain allow to be repeated: as much as the strictest of them.
+#[derive(Debug, Default)]
+pub(crate) enum Repeatable {
+    /// No plugin was asked yet.
+    #[default]
+    Undecided,
+    Never,
+    For {
+        time: Duration,
+        basis: Vec<Arc<Basis>>,
+    },
+}
+
+impl Repeatable {
+    /// The same with what one plugin more allows.
+    pub(crate) fn and(self, allowed: Option<(Duration, Arc<Basis>)>) -> Self {
+        match (self, allowed) {
+            (Self::Never, _) | (_, None) => Self::Never,
+            (Self::Undecided, Some((time, basis))) => Self::For { time, basis: vec![basis] },
+            (Self::For { time, mut basis }, Some((other, one_more))) => {
+                basis.push(one_more);
+                Self::For { time: time.min(other), basis }
+            }
+        }
+    }
+}
+
+/// Why a request can't go to its upstream directly.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub(crate) enum DirectError {
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+    #[error(
+        "the gateway checks no workspace's certificate: --workspace-ca none says that nobody shall, and forward mode checks it"
+    )]
+    Unchecked,
+    #[error("the decision is longer than {MAX_HEADER} bytes")]
+    TooLong,
+}
+
+/// Makes decisions for the gateway's plugin.
+pub(crate) struct Direct {
+    pub(crate) resolver: Arc<Resolver>,
+    /// What is waited where a plugin chose nothing.
+    pub(crate) connect: Duration,
+    pub(crate) send: Duration,
+    pub(crate) read: Duration,
+    /// Whether workspaces may show any certificate, which is all that the gateway can do.
+    pub(crate) trusts_anybody: bool,
+}
+
+impl Direct {
+    /// The decision that sends a request with these changes to this upstream.
+    pub(crate) async fn decision(
+        &self,
+        upstream: &Upstream,
+        changes: &Changes,
+    ) -> Result<String, DirectError> {
+        if upstream.scheme() == Scheme::Https && !self.trusts_anybody {
+            return Err(DirectError::Unchecked);
+        }
+        let addresses = self.resolver.resolve(upstream.host()).await?;
+        let Timeouts { connect, send, read } = upstream.timeouts();
+        let decision = Decision {
+            v: VERSION,
+            scheme: upstream.scheme().as_str(),
+            host: upstream.host().as_str(),
+            port: upstream.port(),
+            addresses: &addresses[..addresses.len().min(MAX_ADDRESSES)],
+            timeout: DecidedTimeouts {
+                connect: connect.unwrap_or(self.connect).as_secs_f64(),
+                send: send.unwrap_or(self.send).as_secs_f64(),
+                read: read.unwrap_or(self.read).as_secs_f64(),
+            },
+            repeat: Repeat::of(changes),
+        };
+        let text = serde_json::to_string(&decision).expect("texts and numbers are JSON");
+        // Other bytes than ASCII in a header are read in many ways.
+        let text = if text.is_ascii() { text } else { escaped(&text) };
+        if text.len() > MAX_HEADER { Err(DirectError::TooLong) } else { Ok(text) }
+    }
+}
+
+/// JSON with every character beyond ASCII as an escape, in UTF-16 (RFC 8259, section 7).
+fn escaped(json: &str) -> String {
+    let mut escaped = String::with_capacity(json.len() * 2);
+    for character in json.chars() {
+        if character.is_ascii() {
+            escaped.push(character);
+        } else {
+            for unit in character.encode_utf16(&mut [0; 2]) {
+                write!(escaped, "\\u{unit:04x}").expect("a string takes whatever is written");
+            }
+        }
+    }
+    escaped
+}
+
+/// A decision as it stands in the header.
+#[derive(Serialize)]
+struct Decision<'d> {
+    v: u8,
+    scheme: &'d str,
+    host: &'d str,
+    port: u16,
+    addresses: &'d [IpAddr],
+    timeout: DecidedTimeouts,
+    #[serde(flatten)]
+    repeat: Option<Repeat<'d>>,
+}
+
+/// In seconds.
+#[derive(Serialize)]
+struct DecidedTimeouts {
+    connect: f64,
+    send: f64,
+    read: f64,
+}
+
+/// What the gateway does where it repeats a decision.
+#[derive(Serialize)]
+struct Repeat<'d> {
+    #[serde(serialize_with = "seconds")]
+    remember: Duration,
+    by: BTreeSet<&'d str>,
+    set: BTreeMap<&'d str, &'d str>,
+    remove: BTreeSet<&'d str>,
+    cookies: BTreeSet<&'d str>,
+}
+
+fn seconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(time.as_secs_f64())
+}
+
+impl<'d> Repeat<'d> {
+    /// `None` where the decision may not be repeated, or what it changes can't be.
+    fn of(changes: &'d Changes) -> Option<Self> {
+        let Repeatable::For { time, basis } = &changes.repeatable else { return None };
+        let has_others = changes.path.is_some()
+            || changes.body.is_some()
+            || !changes.args.is_empty()
+            || !changes.response_headers.is_empty();
+        if time.is_zero() || has_others {
+            return None;
+        }
+        let by: BTreeSet<_> = basis.iter().flat_map(|basis| &basis.headers).map(HeaderName::as_str).collect();
+        let cookies: BTreeSet<_> =
+            basis.iter().flat_map(|basis| &basis.removed_cookies).map(|name| &**name).collect();
+        let (mut set, mut remove) = (BTreeMap::new(), BTreeSet::new());
+        let is_fixed = |name: &str| name != "cookie" || cookies.is_empty();
+        for (name, value) in changes.headers.iter().filter(|(name, _)| is_fixed(name.as_str())) {
+            match value {
+                Some(value) => drop(set.insert(name.as_str(), str::from_utf8(value).ok()?)),
+                None => drop(remove.insert(name.as_str())),
+            }
+        }
+        // A name that the gateway would have to spell in another way is none for its memory.
+        let is_plain = |name: &&str| {
+            let is_name = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+            is_name && *name != DECISION_HEADER
+        };
+        let names = by.iter().chain(set.keys()).chain(&remove);
+        let are_few = [by.len(), set.len(), remove.len(), cookies.len()].iter().all(|len| *len <= MAX_NAMES);
+        let can_be_said = are_few && { names }.all(is_plain);
+        can_be_said.then(|| Self { remember: (*time).min(MAX_REMEMBERED), by, set, remove, cookies })
+    }
+}
+
+/// Where a decision leads, for people who look.
+pub(crate) fn decided(header: &[u8]) -> Option<(Upstream, Vec<IpAddr>)> {
+    #[derive(Deserialize)]
+    struct Where {
+        scheme: String,
+        host: String,
+        port: u16,
+        addresses: Vec<IpAddr>,
+    }
+    let Where { scheme, host, port, addresses } = serde_json::from_slice(header).ok()?;
+    let upstream = Upstream::new(scheme.parse().ok()?, host.parse().ok()?, port).ok()?;
+    Some((upstream, addresses))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resolver::NameServers;
+    use crate::upstream::HostName;
+
+    fn direct() -> Direct {
+        let servers = NameServers::Listed(vec!["127.0.0.1:1".parse().unwrap()]);
+        Direct {
+            resolver: Arc::new(Resolver::new(&servers).unwrap()),
+            connect: Duration::from_secs(6),
+            send: Duration::from_secs(300),
+            read: Duration::from_millis(1500),
+            trusts_anybody: false,
+        }
+    }
+
+    fn name(name: &'static str) -> HeaderName {
+        HeaderName::from_static(name)
+    }
+
+    fn basis(headers: &[&'static str]) -> Arc<Basis> {
+        Arc::new(Basis::new(headers.iter().copied().map(name)))
+    }
+
+    /// The decision for `http://[::1]:8443` with these changes.
+    async fn decision(changes: &Changes) -> serde_json::Value {
+        let upstream: Upstream = "http://[::1]:8443".parse().unwrap();
+        let text = direct().decision(&upstream, changes).await.unwrap();
+        assert!(text.is_ascii(), "{text}");
+        serde_json::from_str(&text).unwrap()
+    }
+
+    fn repeatable(time: Duration, basis: Arc<Basis>) -> Changes {
+        let mut changes = Changes::new(10_000);
+        changes.repeatable = Repeatable::default().and(Some((time, basis)));
+        changes
+    }
+
+    #[tokio::test]
+    async fn a_decision_says_where_and_how_long_to_wait() {
+        let upstream: Upstream = "http://127.0.0.1:8443".parse().unwrap();
+        let upstream = upstream.connect_timeout(Duration::from_millis(250)).unwrap();
+        let text =
+            direct().decision(&upstream.for_subject("alice").unwrap(), &Changes::new(10)).await.unwrap();
+        let expected = r#"{"v":1,"scheme":"http","host":"127.0.0.1","port":8443,"addresses":["127.0.0.1"],"timeout":{"connect":0.25,"send":300.0,"read":1.5}}"#;
+        assert_eq!(text, expected, "the subject is nobody's business there");
+        let (decided, addresses) = decided(text.as_bytes()).unwrap();
+        assert_eq!(
+            (decided.to_string(), addresses),
+            ("http://127.0.0.1:8443".to_owned(), vec!["127.0.0.1".parse().unwrap()])
+        );
+    }
+
+    #[tokio::test]
+    async fn what_may_be_repeated_has_all_its_changes() {
+        let mut changes = repeatable(
+            Duration::from_secs(60),
+            Arc::new(Basis::new([name("x-userinfo"), name("host")]).removing_cookies(["session", "other"])),
+        );
+        changes.header(name("x-forwarded-user"), Some("조\u{1f600}".as_bytes())).unwrap();
+        changes.header(name("x-access-token"), None).unwrap();
+        changes.header(name("cookie"), Some(b"a=1")).unwrap();
+        let decision = decision(&changes).await;
+        assert_eq!(decision["remember"], 10.0, "at most");
+        assert_eq!(decision["by"], serde_json::json!(["host", "x-userinfo"]));
+        assert_eq!(decision["set"], serde_json::json!({"x-forwarded-user": "조\u{1f600}"}));
+        assert_eq!(decision["remove"], serde_json::json!(["x-access-token"]));
+        assert_eq!(decision["cookies"], serde_json::json!(["other", "session"]));
+    }
+
+    #[tokio::test]
+    async fn the_strictest_plugin_counts() {
+        let (second, minute) = (Duration::from_secs(1), Duration::from_secs(60));
+        let with = |allowed: &[Option<(Duration, Arc<Basis>)>]| {
+            let mut changes = Changes::new(10_000);
+            for allowed in allowed {
+                changes.repeatable = std::mem::take(&mut changes.repeatable).and(allowed.clone());
+            }
+            changes
+        };
+        let (one, other) = (Some((minute, basis(&["x-one"]))), Some((second, basis(&["x-other"]))));
+        let both = decision(&with(&[one.clone(), other])).await;
+        assert_eq!((&both["remember"], &both["by"]), (&1.0.into(), &serde_json::json!(["x-one", "x-other"])));
+        for chain in [&[one.clone(), None][..], &[None, one], &[None, None], &[]] {
+            assert!(decision(&with(chain)).await.get("remember").is_none(), "{chain:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_gateway_could_not_repeat_it_may_not() {
+        type Deed = fn(&mut Changes);
+        let deeds: [(&str, Deed); 9] = [
+            ("path", |changes| changes.path = Some(b"/".to_vec())),
+            ("body", |changes| changes.body = Some(b"x".to_vec())),
+            ("argument", |changes| changes.arg(b"x", None).unwrap()),
+            ("response", |changes| changes.response_headers.push((name("x-a"), b"1".to_vec()))),
+            ("bytes", |changes| changes.header(name("x-a"), Some(b"\xff")).unwrap()),
+            ("name", |changes| changes.header(name("x_a"), None).unwrap()),
+            ("decision", |changes| changes.header(name(DECISION_HEADER), Some(b"{}")).unwrap()),
+            ("time", |changes| {
+                changes.repeatable = Repeatable::default().and(Some((Duration::ZERO, basis(&[]))));
+            }),
+            ("many", |changes| {
+                for number in 0..=MAX_NAMES {
+                    changes.header(format!("x-{number}").try_into().unwrap(), None).unwrap();
+                }
+            }),
+        ];
+        let can = |changes: &Changes| Repeat::of(changes).is_some();
+        for (what, deed) in deeds {
+            let mut changes = repeatable(Duration::from_secs(1), basis(&["x-userinfo"]));
+            assert!(can(&changes));
+            deed(&mut changes);
+            assert!(!can(&changes), "{what}");
+        }
+    }
+
+    #[tokio::test]
+    async fn cookies_of_nobody_s_list_are_a_header_like_others() {
+        let mut changes = repeatable(Duration::from_secs(1), basis(&["cookie"]));
+        changes.header(name("cookie"), Some(b"a=1")).unwrap();
+        assert_eq!(decision(&changes).await["set"], serde_json::json!({"cookie": "a=1"}));
+    }
+
+    #[tokio::test]
+    async fn where_nobody_can_be_sent_nothing_is_decided() {
+        let decide =
+            async |upstream: &str| direct().decision(&upstream.parse().unwrap(), &Changes::new(10)).await;
+        assert_eq!(decide("https://127.0.0.1:1").await, Err(DirectError::Unchecked));
+        assert_eq!(
+            decide("http://nobody.test:1").await,
+            Err(DirectError::Resolve(ResolveError::Unavailable))
+        );
+        let mut anybody = direct();
+        anybody.trusts_anybody = true;
+        let text =
+            anybody.decision(&"https://127.0.0.1:1".parse().unwrap(), &Changes::new(10)).await.unwrap();
+        assert!(text.contains(r#""scheme":"https","host":"127.0.0.1""#), "{text}");
+        let mut large = repeatable(Duration::from_secs(1), basis(&[]));
+        large.header(name("x-a"), Some("조".repeat(3000).as_bytes())).unwrap();
+        let upstream = Upstream::new(Scheme::Http, "127.0.0.1".parse::<HostName>().unwrap(), 1).unwrap();
+        assert_eq!(direct().decision(&upstream, &large).await, Err(DirectError::TooLong));
+    }
+}
