@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use thiserror::Error;
 
 use crate::cli::CallArgs;
-use crate::direct::{DECISION_HEADER, decided};
+use crate::direct::{DECISION_HEADER, decided, repeatable};
 use crate::request::Method;
 use crate::stamp::STAMP_HEADER;
 use crate::testing::{CallError, ClientRequest, Gateway, Route};
@@ -118,6 +118,9 @@ fn print_rewrite(rewrite: &Rewrite, request: &ClientRequest, output: &mut impl W
             }
         }
         None => writeln!(output, "go on")?,
+    }
+    if let Some((time, by)) = forwarded.header(DECISION_HEADER).and_then(repeatable) {
+        writeln!(output, "  may be repeated for {time} s by {}", by.join(", "))?;
     }
     if rewrite.path.is_some() || !rewrite.args.is_empty() {
         writeln!(output, "  target: {}", forwarded.target.escape_ascii())?;

@@ -34,6 +34,20 @@ pub(crate) struct SocketArgs {
     pub(crate) listen_address: Option<String>,
 }
 
+/// How requests get to their workspaces.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct WaysArgs {
+    /// How requests get to their workspaces: forward, through the forwarder, or direct, by the gateway's own proxy with
+    /// the plugin kube-coders-upstream.lua in it; a conf may say so of its route
+    #[arg(long, value_name = "MODE", default_value = "forward", help_heading = "Forwarder")]
+    pub(crate) upstream_mode: String,
+
+    /// Whose certificates workspaces at https:// may show: those that the system trusts, those of a PEM file, or with
+    /// none anybody's, without which no workspace at https:// is reached in direct mode
+    #[arg(long, value_name = "system|FILE|none", default_value = "system", help_heading = "Forwarder")]
+    pub(crate) workspace_ca: String,
+}
+
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct RunArgs {
     #[command(flatten)]
@@ -99,10 +113,8 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:9181", help_heading = "Forwarder")]
     pub(crate) forwarder_address: String,
 
-    /// How requests get to their workspaces: forward, through the forwarder, or direct, by the gateway's own proxy with
-    /// the plugin kube-coders-upstream.lua in it; a conf may say so of its route
-    #[arg(long, value_name = "MODE", default_value = "forward", help_heading = "Forwarder")]
-    pub(crate) upstream_mode: String,
+    #[command(flatten)]
+    pub(crate) ways: WaysArgs,
 
     /// Requests under way and tunnels at a time; twice as many connections may be open
     #[arg(long, value_name = "COUNT", default_value = "4096", help_heading = "Forwarder")]
@@ -143,10 +155,6 @@ pub(crate) struct RunArgs {
     /// Requests on one connection to a workspace
     #[arg(long, value_name = "COUNT", default_value = "1000", help_heading = "Forwarder")]
     pub(crate) max_connection_requests: String,
-
-    /// Whose certificates workspaces at https:// may show: system, none to ask for none, or a PEM file
-    #[arg(long, value_name = "FILE", default_value = "system", help_heading = "Forwarder")]
-    pub(crate) workspace_ca: String,
 
     /// How long a stamp is good. The gateway may read a whole upload before it sends the request on
     #[arg(long, value_name = "DURATION", default_value = "60s", help_heading = "Forwarder")]
@@ -240,6 +248,9 @@ pub(crate) struct ExplainArgs {
     /// Ask the issuer for its keys, and look the workspace's name up
     #[arg(long)]
     pub(crate) online: bool,
+
+    #[command(flatten)]
+    pub(crate) ways: WaysArgs,
 
     /// With --online, ask this name server, in place of the system's; repeatable
     #[arg(long, value_name = "ADDR:PORT")]

@@ -240,8 +240,9 @@ fn keep_runner(settings: &Settings) -> Result<ExitCode, Failure> {
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(failed("starting the runtime"))?;
     let log = if settings.spawned { Log::PassedOn } else { Log::Same };
-    let end =
-        runtime.block_on(keep(&arguments, log, parent)).map_err(failed("starting the runner's process"))?;
+    let end = runtime
+        .block_on(keep(&arguments, log, settings.spawned.then_some(parent)))
+        .map_err(failed("starting the runner's process"))?;
     // What it has not passed on yet, nobody waits for.
     runtime.shutdown_background();
     Ok(match end {

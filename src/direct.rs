@@ -17,7 +17,7 @@ use thiserror::Error;
 use crate::changes::Changes;
 use crate::headers::HeaderName;
 use crate::resolver::{ResolveError, Resolver};
-use crate::upstream::{Scheme, Timeouts, Upstream};
+use crate::upstream::{Scheme, Timeouts, Upstream, UpstreamMode};
 
 /// The header that carries a decision from the runner to the gateway's plugin.
 pub(crate) const DECISION_HEADER: &str = "x-kube-coders-upstream";
@@ -38,11 +38,12 @@ const MAX_NAMES: usize = 32;
 /// request by default, and what the gateway's plugin reads at most.
 const MAX_HEADER: usize = 16 * 1024;
 
-/// What a plugin's decision rests on, where it may be repeated for other requests.
+/// The request headers on which a plugin's decision rests, where
+/// [`Request::repeat_for`](crate::Request::repeat_for) lets a gateway in direct mode
+/// repeat it.
 ///
-/// It is told to a gateway in direct mode, which then may spare itself the call for a
-/// few seconds. So it must be complete: a request is taken for the same if it is of the
-/// same route, over the same scheme, and all these headers are the same.
+/// It must be complete: `host`, `origin` and `cookie` too, if the plugin looks at them.
+/// It is shared, so that it can be made once and not for each request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Basis {
     headers: BTreeSet<HeaderName>,
@@ -56,9 +57,10 @@ impl Basis {
         Self { headers: headers.into_iter().collect(), removed_cookies: BTreeSet::new() }
     }
 
-    /// The same, of which the change of `Cookie` is no fixed text: whatever cookies a
+    /// The same for a plugin that takes cookies out of `Cookie`: whatever other cookies a
     /// request has, it loses those of these names, and their numbered chunks (`name2`,
-    /// `name_2`).
+    /// `name_2`). The gateway does that itself, and the text that the plugin set is not
+    /// repeated.
     #[must_use]
     pub fn removing_cookies<'c>(mut self, names: impl IntoIterator<Item = &'c str>) -> Self {
         self.removed_cookies.extend(names.into_iter().map(Box::from));
@@ -93,28 +95,56 @@ impl Repeatable {
     }
 }
 
+/// How requests get to their upstreams, by the runner's settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ways {
+    /// Where a plugin says nothing of it.
+    pub(crate) mode: UpstreamMode,
+    /// Whether workspaces may show any certificate, which is all that a gateway can do.
+    pub(crate) trusts_anybody: bool,
+}
+
+impl Default for Ways {
+    fn default() -> Self {
+        Self { mode: UpstreamMode::Forward, trusts_anybody: false }
+    }
+}
+
+impl Ways {
+    /// How an upstream of this scheme is reached, for which a plugin chose this or
+    /// nothing.
+    pub(crate) fn way(self, scheme: Scheme, chosen: Option<UpstreamMode>) -> Result<UpstreamMode, Unchecked> {
+        match chosen.unwrap_or(self.mode) {
+            UpstreamMode::Direct if scheme == Scheme::Https && !self.trusts_anybody => Err(Unchecked),
+            mode => Ok(mode),
+        }
+    }
+}
+
+/// Nobody would look at a workspace's certificate, and nobody said that nobody shall.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error(
+    "https:// in direct mode, where the gateway checks no workspace's certificate: go there in forward mode, or start the runner with --workspace-ca none if nobody shall check it"
+)]
+pub(crate) struct Unchecked;
+
 /// Why a request can't go to its upstream directly.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub(crate) enum DirectError {
     #[error(transparent)]
     Resolve(#[from] ResolveError),
-    #[error(
-        "the gateway checks no workspace's certificate: --workspace-ca none says that nobody shall, and forward mode checks it"
-    )]
-    Unchecked,
-    #[error("the decision is longer than {MAX_HEADER} bytes")]
-    TooLong,
+    #[error(transparent)]
+    Unchecked(#[from] Unchecked),
 }
 
 /// Makes decisions for the gateway's plugin.
 pub(crate) struct Direct {
+    pub(crate) ways: Ways,
     pub(crate) resolver: Arc<Resolver>,
     /// What is waited where a plugin chose nothing.
     pub(crate) connect: Duration,
     pub(crate) send: Duration,
     pub(crate) read: Duration,
-    /// Whether workspaces may show any certificate, which is all that the gateway can do.
-    pub(crate) trusts_anybody: bool,
 }
 
 impl Direct {
@@ -124,12 +154,9 @@ impl Direct {
         upstream: &Upstream,
         changes: &Changes,
     ) -> Result<String, DirectError> {
-        if upstream.scheme() == Scheme::Https && !self.trusts_anybody {
-            return Err(DirectError::Unchecked);
-        }
         let addresses = self.resolver.resolve(upstream.host()).await?;
         let Timeouts { connect, send, read } = upstream.timeouts();
-        let decision = Decision {
+        let mut decision = Decision {
             v: VERSION,
             scheme: upstream.scheme().as_str(),
             host: upstream.host().as_str(),
@@ -142,10 +169,13 @@ impl Direct {
             },
             repeat: Repeat::of(changes),
         };
-        let text = serde_json::to_string(&decision).expect("texts and numbers are JSON");
-        // Other bytes than ASCII in a header are read in many ways.
-        let text = if text.is_ascii() { text } else { escaped(&text) };
-        if text.len() > MAX_HEADER { Err(DirectError::TooLong) } else { Ok(text) }
+        let text = decision.to_header();
+        if text.len() <= MAX_HEADER {
+            return Ok(text);
+        }
+        // What is to be repeated can be long. To be asked again costs only a call.
+        decision.repeat = None;
+        Ok(decision.to_header())
     }
 }
 
@@ -175,6 +205,14 @@ struct Decision<'d> {
     timeout: DecidedTimeouts,
     #[serde(flatten)]
     repeat: Option<Repeat<'d>>,
+}
+
+impl Decision<'_> {
+    fn to_header(&self) -> String {
+        let text = serde_json::to_string(self).expect("texts and numbers are JSON");
+        // Other bytes than ASCII in a header are read in many ways.
+        if text.is_ascii() { text } else { escaped(&text) }
+    }
 }
 
 /// In seconds.
@@ -208,7 +246,7 @@ impl<'d> Repeat<'d> {
             || changes.body.is_some()
             || !changes.args.is_empty()
             || !changes.response_headers.is_empty();
-        if time.is_zero() || has_others {
+        if time.is_zero() || has_others || basis.iter().all(|basis| basis.headers.is_empty()) {
             return None;
         }
         let by: BTreeSet<_> = basis.iter().flat_map(|basis| &basis.headers).map(HeaderName::as_str).collect();
@@ -248,11 +286,22 @@ pub(crate) fn decided(header: &[u8]) -> Option<(Upstream, Vec<IpAddr>)> {
     Some((upstream, addresses))
 }
 
+/// For how many seconds a decision may be repeated, and by which headers, for people
+/// who look.
+pub(crate) fn repeatable(header: &[u8]) -> Option<(f64, Vec<String>)> {
+    #[derive(Deserialize)]
+    struct How {
+        remember: f64,
+        by: Vec<String>,
+    }
+    let How { remember, by } = serde_json::from_slice(header).ok()?;
+    Some((remember, by))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::resolver::NameServers;
-    use crate::upstream::HostName;
 
     fn direct() -> Direct {
         let servers = NameServers::Listed(vec!["127.0.0.1:1".parse().unwrap()]);
@@ -261,7 +310,7 @@ mod tests {
             connect: Duration::from_secs(6),
             send: Duration::from_secs(300),
             read: Duration::from_millis(1500),
-            trusts_anybody: false,
+            ways: Ways::default(),
         }
     }
 
@@ -340,7 +389,7 @@ mod tests {
     #[tokio::test]
     async fn what_a_gateway_could_not_repeat_it_may_not() {
         type Deed = fn(&mut Changes);
-        let deeds: [(&str, Deed); 9] = [
+        let deeds: [(&str, Deed); 10] = [
             ("path", |changes| changes.path = Some(b"/".to_vec())),
             ("body", |changes| changes.body = Some(b"x".to_vec())),
             ("argument", |changes| changes.arg(b"x", None).unwrap()),
@@ -348,8 +397,11 @@ mod tests {
             ("bytes", |changes| changes.header(name("x-a"), Some(b"\xff")).unwrap()),
             ("name", |changes| changes.header(name("x_a"), None).unwrap()),
             ("decision", |changes| changes.header(name(DECISION_HEADER), Some(b"{}")).unwrap()),
+            ("basis", |changes| {
+                changes.repeatable = Repeatable::default().and(Some((Duration::from_secs(1), basis(&[]))));
+            }),
             ("time", |changes| {
-                changes.repeatable = Repeatable::default().and(Some((Duration::ZERO, basis(&[]))));
+                changes.repeatable = Repeatable::default().and(Some((Duration::ZERO, basis(&["x-a"]))));
             }),
             ("many", |changes| {
                 for number in 0..=MAX_NAMES {
@@ -375,21 +427,34 @@ mod tests {
 
     #[tokio::test]
     async fn where_nobody_can_be_sent_nothing_is_decided() {
-        let decide =
-            async |upstream: &str| direct().decision(&upstream.parse().unwrap(), &Changes::new(10)).await;
-        assert_eq!(decide("https://127.0.0.1:1").await, Err(DirectError::Unchecked));
-        assert_eq!(
-            decide("http://nobody.test:1").await,
-            Err(DirectError::Resolve(ResolveError::Unavailable))
-        );
-        let mut anybody = direct();
-        anybody.trusts_anybody = true;
-        let text =
-            anybody.decision(&"https://127.0.0.1:1".parse().unwrap(), &Changes::new(10)).await.unwrap();
-        assert!(text.contains(r#""scheme":"https","host":"127.0.0.1""#), "{text}");
-        let mut large = repeatable(Duration::from_secs(1), basis(&[]));
-        large.header(name("x-a"), Some("조".repeat(3000).as_bytes())).unwrap();
-        let upstream = Upstream::new(Scheme::Http, "127.0.0.1".parse::<HostName>().unwrap(), 1).unwrap();
-        assert_eq!(direct().decision(&upstream, &large).await, Err(DirectError::TooLong));
+        let unknown: Upstream = "http://nobody.test:1".parse().unwrap();
+        let unavailable = Err(DirectError::Resolve(ResolveError::Unavailable));
+        assert_eq!(direct().decision(&unknown, &Changes::new(10)).await, unavailable);
+    }
+
+    #[tokio::test]
+    async fn what_is_too_long_to_be_repeated_is_decided_each_time() {
+        for (times, may_repeat) in [(2000, true), (3000, false)] {
+            let mut large = repeatable(Duration::from_secs(1), basis(&["x-a"]));
+            large.header(name("x-a"), Some("조".repeat(times).as_bytes())).unwrap();
+            assert_eq!(decision(&large).await.get("remember").is_some(), may_repeat, "{times}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_that_nobody_checks_is_asked_for_by_word_alone() {
+        use UpstreamMode::{Direct, Forward};
+        for trusts_anybody in [false, true] {
+            for mode in [Forward, Direct] {
+                let ways = Ways { mode, trusts_anybody };
+                for chosen in [None, Some(Forward), Some(Direct)] {
+                    let way = chosen.unwrap_or(mode);
+                    assert_eq!(ways.way(Scheme::Http, chosen), Ok(way));
+                    let is_closed = way == Direct && !trusts_anybody;
+                    let expected = if is_closed { Err(Unchecked) } else { Ok(way) };
+                    assert_eq!(ways.way(Scheme::Https, chosen), expected);
+                }
+            }
+        }
     }
 }

@@ -12,7 +12,7 @@ use crate::cli::ExplainArgs;
 use crate::headers::HeaderName;
 use crate::plugin::{ConfError, parse_conf};
 use crate::resolver::{Lifetimes, NameServers, NameServersError, Resolver};
-use crate::settings::{Mistakes, name_servers};
+use crate::settings::{Mistakes, checked_ways, name_servers};
 use crate::user_upstream::explain::{Outcome, Question, Step, Steps};
 use crate::user_upstream::{KeySet, UserUpstreamConfig, unix_now};
 
@@ -45,6 +45,8 @@ pub(crate) async fn explain(args: &ExplainArgs, output: &mut impl Write) -> Resu
     let conf = text_or_file("--conf", &args.conf)?;
     let config: UserUpstreamConfig = parse_conf(conf.as_bytes()).map_err(|error| hinted(&conf, &error))?;
     config.check_files().map_err(|error| argument("--conf", error.to_string()))?;
+    let way = config.way(checked_ways(&args.ways)?);
+    let way = way.map_err(|error| argument("--conf", format!("upstream: {error}")))?;
     let headers = headers(args)?;
     let keys = match &args.keys {
         Some(keys) => {
@@ -56,8 +58,14 @@ pub(crate) async fn explain(args: &ExplainArgs, output: &mut impl Write) -> Resu
         }
         None => None,
     };
-    let question =
-        Question { config: &config, headers: &headers, keys, resolver: resolver(args)?, now: unix_now() };
+    let question = Question {
+        config: &config,
+        headers: &headers,
+        keys,
+        resolver: resolver(args)?,
+        now: unix_now(),
+        way,
+    };
     let mut steps = Steps::default();
     let answer = question.answer(&mut steps).await;
     for step in &steps.0 {

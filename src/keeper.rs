@@ -41,10 +41,13 @@ pub(crate) enum Log {
 
 /// Starts a runner with these arguments and keeps it until one of the two ends, or
 /// the parent that this process had.
-pub(crate) async fn keep(arguments: &[OsString], log: Log, parent: Pid) -> io::Result<End> {
+///
+/// Without a gateway there is none: whoever started this process may have had nothing
+/// else to do.
+pub(crate) async fn keep(arguments: &[OsString], log: Log, parent: Option<Pid>) -> io::Result<End> {
     let mut signals = Signals::new()?;
     let mut runner = start(arguments, log)?;
-    info!(runner = runner.id(), "runner started");
+    info!(runner = runner.id(), "started the process that serves; this one keeps it");
     let mut word = runner.stdin.take();
     let log = log_of(&mut runner);
     let ended = async {
@@ -54,7 +57,7 @@ pub(crate) async fn keep(arguments: &[OsString], log: Log, parent: Pid) -> io::R
     tokio::select! {
         ended = ended => {
             let ended = ended?;
-            error!(%ended, "the runner has ended");
+            error!(status = %ended, "the process that serves has ended");
             Ok(End::Ended(ended))
         }
         signal = signals.next() => {
@@ -65,7 +68,7 @@ pub(crate) async fn keep(arguments: &[OsString], log: Log, parent: Pid) -> io::R
             info!(signal, "told to end: what is open goes on in a process of its own");
             Ok(End::Left)
         }
-        () = death_of(parent) => {
+        parent = death_of(parent) => {
             warn!(parent = parent.as_raw(), "the gateway that started this runner is gone");
             Ok(End::Left)
         }

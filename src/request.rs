@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -77,6 +78,9 @@ impl Method {
     }
 }
 
+/// Variables that a gateway compares when it repeats a decision.
+const COMPARED: [&str; 2] = ["scheme", "route_id"];
+
 /// A client's request, before it goes to an upstream.
 ///
 /// Getters return bytes of the frame itself, as the gateway sent it: clients
@@ -98,6 +102,8 @@ pub struct Request<'f> {
     pub(crate) changes: Changes,
     /// For how long the plugin that decides just now lets a gateway repeat it.
     repeat: Option<(Duration, Arc<Basis>)>,
+    /// Whether a plugin has looked at what a gateway that repeats does not compare.
+    has_looked_further: AtomicBool,
 }
 
 impl<'f> Request<'f> {
@@ -121,12 +127,14 @@ impl<'f> Request<'f> {
             extra_info,
             changes: Changes::new(max_change_bytes),
             repeat: None,
+            has_looked_further: AtomicBool::new(false),
         })
     }
 
     /// The method.
     #[must_use]
     pub fn method(&self) -> Method {
+        self.look_further();
         self.method
     }
 
@@ -135,19 +143,21 @@ impl<'f> Request<'f> {
     /// variable `real_request_uri`.
     #[must_use]
     pub fn path(&self) -> &'f [u8] {
+        self.look_further();
         self.path
     }
 
     /// The path, if it is UTF-8.
     #[must_use]
     pub fn path_str(&self) -> Option<&'f str> {
-        std::str::from_utf8(self.path).ok()
+        std::str::from_utf8(self.path()).ok()
     }
 
     /// The client's address, as the gateway sees it; `None` where it has none,
     /// as on a unix socket.
     #[must_use]
     pub fn source(&self) -> Option<IpAddr> {
+        self.look_further();
         self.source
     }
 
@@ -181,6 +191,7 @@ impl<'f> Request<'f> {
     /// `?name`.
     #[must_use]
     pub fn arg(&self, name: impl AsRef<[u8]>) -> Option<&'f [u8]> {
+        self.look_further();
         let name = name.as_ref();
         let (_, value) = self.args.iter().find(|(known, _)| *known == name)?;
         Some(value.unwrap_or_default())
@@ -189,6 +200,7 @@ impl<'f> Request<'f> {
     /// All arguments of the query, decoded; a bare `?name` has no value. Only
     /// the order of one name's values means something.
     pub fn args(&self) -> impl Iterator<Item = (&'f [u8], Option<&'f [u8]>)> + '_ {
+        self.look_further();
         self.args.iter().copied()
     }
 
@@ -204,6 +216,9 @@ impl<'f> Request<'f> {
     /// of this kind that is dropped before its answer came ends the questions
     /// of this call.
     pub async fn var(&mut self, name: &str) -> Result<Option<Bytes>, AskError> {
+        if !COMPARED.contains(&name) {
+            self.look_further();
+        }
         self.extra_info.variable(name).await
     }
 
@@ -214,6 +229,7 @@ impl<'f> Request<'f> {
     ///
     /// As [`var`](Self::var).
     pub async fn body(&mut self) -> Result<Option<Bytes>, AskError> {
+        self.look_further();
         self.extra_info.request_body().await
     }
 
@@ -338,20 +354,61 @@ impl<'f> Request<'f> {
     }
 
     /// Lets a gateway in direct mode repeat what this plugin decides here, without a
-    /// call, for up to this long and at most 10 s, for requests that are the same in all
-    /// that the decision rests on. It does so only where every plugin of the chain lets
-    /// it, and where nothing but headers and the upstream is changed.
+    /// call, for up to this long and at most 10 s, for requests that have the same values
+    /// of all headers in the [`Basis`].
+    ///
+    /// Nothing else of a request is compared but its route and scheme. So a plugin must
+    /// have looked at no other headers; one that has looked at the method, the path, the
+    /// query, the body, the client's address or a variable is not repeated whatever it says
+    /// here. Neither is a decision that
+    ///
+    /// - a plugin of the chain does not allow,
+    /// - changes something else than headers and the upstream,
+    /// - names more than 32 headers or cookies, a header with other characters than letters,
+    ///   digits and `-`, or a value that is not UTF-8,
+    /// - rests on no header at all.
     ///
     /// Whoever may no longer do something can do it for so much longer.
-    pub fn repeat_for(&mut self, time: Duration, basis: Arc<Basis>) {
-        self.repeat = Some((time, basis));
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use std::time::Duration;
+    ///
+    /// use kube_coders::{Action, Basis, HeaderName, Plugin, PluginError, Request, Stop};
+    ///
+    /// struct ByTeam(Arc<Basis>);
+    ///
+    /// impl Default for ByTeam {
+    ///     fn default() -> Self {
+    ///         Self(Arc::new(Basis::new([HeaderName::from_static("x-team")])))
+    ///     }
+    /// }
+    ///
+    /// impl Plugin for ByTeam {
+    ///     const NAME: &'static str = "by-team";
+    ///     type Config = ();
+    ///
+    ///     async fn on_request(&self, (): &(), request: &mut Request<'_>) -> Result<Action, PluginError> {
+    ///         let Some(team) = request.header_str("x-team") else { return Ok(Stop::new(403)?.into()) };
+    ///         request.upstream(format!("http://team-{team}.example:8080").parse()?);
+    ///         request.repeat_for(Duration::from_secs(5), &self.0);
+    ///         Ok(Action::Continue)
+    ///     }
+    /// }
+    /// ```
+    pub fn repeat_for(&mut self, time: Duration, basis: &Arc<Basis>) {
+        self.repeat = Some((time, Arc::clone(basis)));
     }
 
     /// A plugin has decided; the next one begins.
     pub(crate) fn end_plugin(&mut self) {
-        let allowed = self.repeat.take();
+        let allowed = self.repeat.take().filter(|_| !*self.has_looked_further.get_mut());
         let so_far = std::mem::take(&mut self.changes.repeatable);
         self.changes.repeatable = so_far.and(allowed);
+    }
+
+    fn look_further(&self) {
+        self.has_looked_further.store(true, Ordering::Relaxed);
     }
 }
 

@@ -19,7 +19,7 @@ use tracing::{error, info, warn};
 use crate::admission::{Admission, GatewayProcess};
 use crate::conf::ConfCache;
 use crate::direct::Direct;
-use crate::forwarder::{Forwarder, Trust};
+use crate::forwarder::Forwarder;
 use crate::key_file::{KeyError, key_beside, read_or_make_key};
 use crate::plugin::Registry;
 use crate::resolver::Resolver;
@@ -36,7 +36,7 @@ use crate::user_upstream::UserUpstream;
 const BACKLOG: u32 = 1024;
 
 /// How often it is looked whether the socket's file is still there.
-const SOCKET_CHECK: Duration = Duration::from_secs(1);
+const SOCKET_CHECK: Duration = Duration::from_millis(100);
 
 /// How long a runner that its keeper has left waits for a successor: on a reload a
 /// gateway starts the new one at about the time when it ends the old one (GATEWAY.md,
@@ -78,7 +78,8 @@ pub(crate) async fn run(
     let resolver = Resolver::with_lifetimes(&settings.name_servers, settings.name_lifetimes)
         .map_err(|error| RunError::Names(error.to_string()))?;
     let resolver = Arc::new(resolver);
-    let user_upstream = UserUpstream::new(Arc::clone(&resolver)).map_err(RunError::Random)?;
+    let user_upstream =
+        UserUpstream::new(Arc::clone(&resolver), settings.ways()).map_err(RunError::Random)?;
     if !registry.add(user_upstream) {
         return Err(RunError::SameName(<UserUpstream as crate::Plugin>::NAME));
     }
@@ -104,7 +105,11 @@ pub(crate) async fn run(
         plugins = ?registry.names(),
         "runner listens"
     );
-    info!(address = %forwarder_listener.local_addr().unwrap_or(settings.forwarder), "forwarder listens");
+    if settings.ways().trusts_anybody {
+        warn!("--workspace-ca none: nobody checks the certificates of workspaces at https://");
+    }
+    let mode = settings.upstream_mode.as_str();
+    info!(upstream_mode = mode, address = %forwarder_listener.local_addr().unwrap_or(settings.forwarder), "forwarder listens");
     let stamper = Stamper { key: stamp_key.clone(), lifetime: settings.stamp_lifetime };
     let confs = ConfCache::new(settings.conf_expire_time, settings.max_confs);
     let limits = &settings.forwarder_limits;
@@ -113,10 +118,10 @@ pub(crate) async fn run(
         connect: limits.connect,
         send: limits.send,
         read: limits.read,
-        trusts_anybody: matches!(settings.workspace_trust, Trust::Anybody),
+        ways: settings.ways(),
     };
     let runner = Runner::new(registry, confs, settings.call, stamper);
-    let runner = Arc::new(runner.with_direct(direct, settings.upstream_mode));
+    let runner = Arc::new(runner.with_direct(direct));
     let draining = CancellationToken::new();
     let server =
         Server::new(runner, admission, settings.max_connections, Arc::clone(&succession), draining.clone());
@@ -130,13 +135,15 @@ pub(crate) async fn run(
 
     let serving = async {
         tokio::join!(
-            serve_socket(&server, &settings, listener, file, &draining),
+            serve_socket(&server, &settings, listener, file, &succession, &draining),
             Arc::clone(&forwarder).serve(forwarder_listener, draining.clone(), settings.drain),
         )
     };
     let told_to_stop = async {
         shutdown.stop.cancelled().await;
-        let is_awaited = settings.kept_for.is_some() && !shutdown.alone.is_cancelled();
+        // Where no gateway has died, a service manager starts the next one.
+        let is_orphan = settings.spawned && shutdown.alone.is_cancelled();
+        let is_awaited = settings.kept_for.is_some() && !is_orphan;
         tokio::select! {
             () = succession.wait(if is_awaited { SUCCESSOR } else { Duration::ZERO }) => {}
             () = end_of(gateway) => {}
@@ -196,6 +203,7 @@ async fn serve_socket(
     settings: &Settings,
     listener: UnixListener,
     file: BoundFile,
+    succession: &Succession,
     stop: &CancellationToken,
 ) {
     let mut watched = file.watched();
@@ -204,7 +212,7 @@ async fn serve_socket(
     loop {
         tokio::select! {
             Some(()) = serving.next() => if serving.is_empty() { break },
-            () = gone(&watched, stop) => match settings.socket.bind() {
+            () = gone(&watched, succession, stop) => match settings.socket.bind() {
                 Ok((listener, file)) => {
                     warn!(socket = %settings.socket.path.display(), "the socket's file was gone: made anew");
                     watched = file.watched();
@@ -218,7 +226,7 @@ async fn serve_socket(
 }
 
 /// Returns when a socket's file is there no more; never once everything is to end.
-async fn gone(watched: &Watched, stop: &CancellationToken) {
+async fn gone(watched: &Watched, succession: &Succession, stop: &CancellationToken) {
     let mut looks = interval(SOCKET_CHECK);
     let mut is_told = false;
     // The first look is at once, and too early.
@@ -227,6 +235,8 @@ async fn gone(watched: &Watched, stop: &CancellationToken) {
         match watched.whose() {
             Whose::Ours => is_told = false,
             Whose::Anothers if is_told => {}
+            // A successor has said so, and it is what was wanted.
+            Whose::Anothers if succession.is_ready() => is_told = true,
             Whose::Anothers => {
                 warn!("another runner has taken the socket over: the gateway's new calls go there");
                 is_told = true;
@@ -262,12 +272,18 @@ async fn forwarder_listener(
     }
     let is_taken = || address.port() != 0 && TcpStream::connect(address).is_ok();
     let has_predecessor = || UnixStream::connect(socket).is_ok();
-    let deadline = Instant::now() + PORT;
+    let start = Instant::now();
+    let mut is_told = false;
     // The runner of a gateway that was stopped is at another socket, and about to end.
     while is_taken() && !has_predecessor() {
-        if Instant::now() >= deadline {
-            let why = "another process listens there, and no runner at this socket";
+        if start.elapsed() >= PORT {
+            let why =
+                "another process listens there, and no runner at this socket: end it, or choose another";
             return Err(io::Error::new(io::ErrorKind::AddrInUse, why));
+        }
+        if !is_told {
+            info!(%address, most = ?PORT, "another process has the forwarder's port: waits for its end");
+            is_told = true;
         }
         sleep(PORT_CHECK).await;
     }

@@ -53,8 +53,8 @@ pub(crate) struct Runner {
     confs: ConfCache,
     limits: CallLimits,
     stamper: Stamper,
-    /// Where a request can go directly, and how one goes of which a plugin says nothing.
-    direct: Option<(Direct, UpstreamMode)>,
+    /// Present where a request can go directly.
+    direct: Option<Direct>,
 }
 
 /// What becomes of a connection once its call is answered.
@@ -89,7 +89,7 @@ fn refusal_of(error: DirectError) -> Refusal {
     match error {
         DirectError::Resolve(ResolveError::NotFound) => Refusal::WorkspaceNotFound,
         DirectError::Resolve(ResolveError::Unavailable) => Refusal::ResolverUnavailable,
-        DirectError::Unchecked | DirectError::TooLong => Refusal::RunnerFailed,
+        DirectError::Unchecked(_) => Refusal::RunnerFailed,
     }
 }
 
@@ -98,10 +98,9 @@ impl Runner {
         Self { registry, confs, limits, stamper, direct: None }
     }
 
-    /// The same, whose requests can go directly, and do so unless a plugin says
-    /// otherwise if that is the mode.
-    pub(crate) fn with_direct(mut self, direct: Direct, mode: UpstreamMode) -> Self {
-        self.direct = Some((direct, mode));
+    /// The same, whose requests can go directly.
+    pub(crate) fn with_direct(mut self, direct: Direct) -> Self {
+        self.direct = Some(direct);
         self
     }
 
@@ -270,13 +269,13 @@ impl Runner {
     }
 
     async fn chosen(&self, upstream: &Upstream, changes: &Changes) -> Result<ChosenHeader, DirectError> {
-        match &self.direct {
-            Some((direct, mode)) if upstream.mode().unwrap_or(*mode) == UpstreamMode::Direct => {
-                let decision = Box::pin(direct.decision(upstream, changes)).await?;
-                Ok((DECISION_HEADER, decision))
-            }
-            _ => Ok((STAMP_HEADER, self.stamper.stamp(upstream))),
+        if let Some(direct) = &self.direct
+            && direct.ways.way(upstream.scheme(), upstream.mode())? == UpstreamMode::Direct
+        {
+            let decision = Box::pin(direct.decision(upstream, changes)).await?;
+            return Ok((DECISION_HEADER, decision));
         }
+        Ok((STAMP_HEADER, self.stamper.stamp(upstream)))
     }
 
     async fn response<S>(

@@ -10,7 +10,8 @@ use std::time::Duration;
 use nix::unistd::{Group, User};
 use tracing::level_filters::LevelFilter;
 
-use crate::cli::{RunArgs, SocketArgs};
+use crate::cli::{RunArgs, SocketArgs, WaysArgs};
+use crate::direct::Ways;
 use crate::forwarder::{ForwarderLimits, Trust};
 use crate::key_file::read_key;
 use crate::resolver::{Lifetimes, NameServers};
@@ -115,6 +116,10 @@ impl Checker {
 }
 
 impl Settings {
+    pub(crate) fn ways(&self) -> Ways {
+        ways(self.upstream_mode, &self.workspace_trust)
+    }
+
     pub(crate) fn check(args: &RunArgs, environment: &Environment) -> Result<Self, Mistakes> {
         let mut checker = Checker::default();
         let settings = Self::check_all(args, environment, &mut checker);
@@ -150,10 +155,9 @@ impl Settings {
         let drain = checker.duration("--drain-deadline", &args.drain_deadline, MAX_TIME);
         let forwarder =
             checker.check("--forwarder-address", &args.forwarder_address, loopback(&args.forwarder_address));
-        let upstream_mode = args.upstream_mode.parse().map_err(|_| "neither forward nor direct".to_owned());
-        let upstream_mode = checker.check("--upstream-mode", &args.upstream_mode, upstream_mode);
+        let upstream_mode = upstream_mode(checker, &args.ways);
         let forwarder_limits = forwarder_limits(checker, args);
-        let workspace_trust = checker.check("--workspace-ca", &args.workspace_ca, trust(&args.workspace_ca));
+        let workspace_trust = workspace_trust(checker, &args.ways);
         let stamp_key = match &args.stamp_key_file {
             Some(file) => {
                 let key = read_key(Path::new(file)).map_err(|error| error.to_string());
@@ -201,6 +205,27 @@ impl Settings {
 pub(crate) fn name_servers(typed: &[String]) -> Result<NameServers, Mistakes> {
     let mut checker = Checker::default();
     checked_name_servers(&mut checker, typed).ok_or(Mistakes(checker.0))
+}
+
+/// How a command takes it that requests get to their workspaces.
+pub(crate) fn checked_ways(typed: &WaysArgs) -> Result<Ways, Mistakes> {
+    let mut checker = Checker::default();
+    let (mode, trust) = (upstream_mode(&mut checker, typed), workspace_trust(&mut checker, typed));
+    let ways = mode.zip(trust).map(|(mode, trust)| ways(mode, &trust));
+    ways.ok_or(Mistakes(checker.0))
+}
+
+fn ways(mode: UpstreamMode, trust: &Trust) -> Ways {
+    Ways { mode, trusts_anybody: matches!(trust, Trust::Anybody) }
+}
+
+fn upstream_mode(checker: &mut Checker, args: &WaysArgs) -> Option<UpstreamMode> {
+    let mode = args.upstream_mode.parse().map_err(|_| "neither forward nor direct".to_owned());
+    checker.check("--upstream-mode", &args.upstream_mode, mode)
+}
+
+fn workspace_trust(checker: &mut Checker, args: &WaysArgs) -> Option<Trust> {
+    checker.check("--workspace-ca", &args.workspace_ca, trust(&args.workspace_ca))
 }
 
 fn checked_name_servers(checker: &mut Checker, typed: &[String]) -> Option<NameServers> {
@@ -358,7 +383,10 @@ fn trust(text: &str) -> Result<Trust, String> {
     match text {
         "system" => Ok(Trust::System),
         "none" => Ok(Trust::Anybody),
-        path => Trust::read(Path::new(path)).map_err(|error| error.to_string()),
+        path => {
+            let read = Trust::read(Path::new(path));
+            read.map_err(|error| format!("neither `system` nor `none`, and as a PEM file: {error}"))
+        }
     }
 }
 

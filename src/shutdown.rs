@@ -56,9 +56,13 @@ impl Shutdown {
         let mut signals = Signals::new()?;
         let shutdown = self.clone();
         Ok(async move {
-            for token in [shutdown.stop, shutdown.now] {
+            loop {
                 info!(signal = signals.next().await, "told to end");
-                token.cancel();
+                // A keeper's word may have been the first.
+                if shutdown.stop.is_cancelled() {
+                    return shutdown.now.cancel();
+                }
+                shutdown.stop.cancel();
             }
         })
     }
@@ -71,9 +75,9 @@ impl Shutdown {
         Ok(async move {
             let said = keeper.read_u8().await;
             match said {
-                Ok(STOP) => info!("told to end"),
+                Ok(STOP) => info!("told to end by its keeper"),
                 _ => {
-                    warn!("the process that started this runner is gone");
+                    warn!("the process that keeps this runner is gone");
                     shutdown.alone.cancel();
                 }
             }
@@ -82,10 +86,28 @@ impl Shutdown {
     }
 }
 
-/// Returns once this process has another parent than it had.
-pub(crate) async fn death_of(parent: Pid) {
+/// Returns once this process has another parent than it had; never without one.
+pub(crate) async fn death_of(parent: Option<Pid>) -> Pid {
+    let Some(parent) = parent else { return std::future::pending().await };
     let mut ticks = interval(PARENT_CHECK);
     while getppid() == parent {
         ticks.tick().await;
+    }
+    parent
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn only_a_parent_that_there_was_can_be_gone() {
+        let day = Duration::from_secs(86_400);
+        assert!(timeout(day, death_of(None)).await.is_err());
+        assert!(timeout(day, death_of(Some(getppid()))).await.is_err());
+        let nobody = Pid::from_raw(i32::MAX);
+        assert_eq!(timeout(PARENT_CHECK, death_of(Some(nobody))).await, Ok(nobody));
     }
 }

@@ -10,6 +10,7 @@
 //! A byte says what comes, and each descriptor has one of its own (unix(7),
 //! `SCM_RIGHTS`), so that none is taken for another.
 
+use std::io::ErrorKind::{ConnectionRefused, NotFound};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::{TcpListener as StdTcpListener, TcpStream as StdTcpStream};
@@ -207,8 +208,10 @@ impl Inheritance {
     pub(crate) async fn ask(socket: &Path) -> Option<Self> {
         match timeout(PATIENCE, Self::try_ask(socket)).await {
             Ok(Ok(inheritance)) => Some(inheritance),
+            // Nobody is there, or whoever was has gone: the first runner at a path.
+            Ok(Err(error)) if matches!(error.kind(), NotFound | ConnectionRefused) => None,
             Ok(Err(error)) => {
-                debug!(%error, "nobody hands the socket over");
+                warn!(%error, "whoever serves the socket hands nothing over: its connections end with it");
                 None
             }
             Err(_) => {
@@ -222,13 +225,19 @@ impl Inheritance {
         let mut predecessor = UnixStream::connect(socket).await?;
         let peer = predecessor.peer_cred()?;
         if !may_take_over(peer.uid()) {
-            return Err(io::Error::other("another user's process serves the socket"));
+            let uid = peer.uid();
+            return Err(io::Error::other(format!("it belongs to user {uid}, not to the one who runs this")));
         }
         let hello = Header { kind: Kind::TakeOver, length: 0 }.encode();
         predecessor.write_all(&hello.expect("a frame may be empty")).await?;
         let listener = match receive(&predecessor).await? {
             (Some(LISTENER), Some(listener)) => Some(StdTcpListener::from(listener)),
             (Some(NO_LISTENER), None) => None,
+            (None, None) => {
+                let uid = peer.uid();
+                let why = format!("it belongs to user {uid} and refuses, or is of an older version");
+                return Err(io::Error::other(why));
+            }
             _ => return Err(io::ErrorKind::InvalidData.into()),
         };
         info!(predecessor = peer.pid(), "takes over from the runner at this socket");

@@ -156,6 +156,17 @@ pub enum UpstreamMode {
     Direct,
 }
 
+impl UpstreamMode {
+    /// The mode as it is written in settings and confs.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Forward => "forward",
+            Self::Direct => "direct",
+        }
+    }
+}
+
 impl FromStr for UpstreamMode {
     type Err = UpstreamError;
 

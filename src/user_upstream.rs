@@ -29,6 +29,7 @@ use std::time::{Duration, SystemTime};
 use tokio::time::{Instant, timeout};
 use tracing::{debug, info};
 
+use crate::direct::Ways;
 use crate::headers::HeaderName;
 use crate::plugin::{Action, Plugin, PluginError, Stop};
 use crate::refusal::{More, Reader};
@@ -67,6 +68,7 @@ const REFUSED: usize = 1024;
 /// Sends each user's requests to their own workspace.
 pub(crate) struct UserUpstream {
     resolver: Arc<Resolver>,
+    ways: Ways,
     issuers: Issuers,
     memory: Memory,
 }
@@ -93,8 +95,8 @@ impl UserUpstream {
     /// # Errors
     ///
     /// The system has no random numbers.
-    pub(crate) fn new(resolver: Arc<Resolver>) -> Result<Self, getrandom::Error> {
-        Ok(Self { resolver, issuers: Issuers::default(), memory: Memory::new()? })
+    pub(crate) fn new(resolver: Arc<Resolver>, ways: Ways) -> Result<Self, getrandom::Error> {
+        Ok(Self { resolver, ways, issuers: Issuers::default(), memory: Memory::new()? })
     }
 
     async fn admit<'f>(
@@ -211,6 +213,7 @@ impl Plugin for UserUpstream {
 
     fn prepare(&self, config: &UserUpstreamConfig) -> Result<(), PluginError> {
         config.check_files()?;
+        config.way(self.ways).map_err(|error| format!("upstream: {error}"))?;
         if let IdentityConfig::Verified(verified) = &config.identity {
             config.keep_issuer(self.issuers.get(&verified.keys, &self.resolver));
         }
@@ -253,7 +256,7 @@ impl Plugin for UserUpstream {
         let good_for = decision.good_until.map(|until| until.saturating_duration_since(Instant::now()));
         let repeated = good_for.unwrap_or(REPEATED).min(REPEATED);
         if !repeated.is_zero() {
-            request.repeat_for(repeated, Arc::clone(&config.basis));
+            request.repeat_for(repeated, &config.basis);
         }
         Ok(Action::Continue)
     }
@@ -327,7 +330,8 @@ mod tests {
     async fn outcome(claims: &str, request: ClientRequest) -> Outcome {
         let servers = NameServers::Listed(vec!["127.0.0.1:1".parse().unwrap()]);
         let mut registry = Registry::default();
-        assert!(registry.add(UserUpstream::new(Arc::new(Resolver::new(&servers).unwrap())).unwrap()));
+        let resolver = Arc::new(Resolver::new(&servers).unwrap());
+        assert!(registry.add(UserUpstream::new(resolver, Ways::default()).unwrap()));
         let limits = CallLimits { deadline: Duration::from_secs(5), questions: 10, bytes: 10_000 };
         let conf = r#"{"identity": {"trust": "gateway"}, "upstream": "http://127.0.0.1:8443"}"#;
         let request = match request.header_value("x-userinfo") {

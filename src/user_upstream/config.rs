@@ -16,7 +16,7 @@ use super::keys::{CaFileError, Issuer, read_ca_file};
 use super::policy::{ClaimPaths, Policy, Rules};
 use super::presented;
 use super::template::Template;
-use crate::direct::Basis;
+use crate::direct::{Basis, Unchecked, Ways};
 use crate::refusal::LoginLink;
 use crate::upstream::{Timeouts, UpstreamMode};
 pub(crate) use identity::{IdentityConfig, Verified};
@@ -145,6 +145,11 @@ impl TryFrom<Object<Fields>> for UserUpstreamConfig {
 }
 
 impl UserUpstreamConfig {
+    /// How requests get to the workspaces.
+    pub(crate) fn way(&self, ways: Ways) -> Result<UpstreamMode, Unchecked> {
+        ways.way(self.upstream.scheme(), self.upstream_mode)
+    }
+
     /// Checks that the files which the conf names can be used.
     pub(crate) fn check_files(&self) -> Result<(), CaFileError> {
         match &self.identity {

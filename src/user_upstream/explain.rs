@@ -16,7 +16,7 @@ use super::token::{Token, TokenError};
 use super::{origin, userinfo};
 use crate::headers::HeaderName;
 use crate::resolver::{ResolveError, Resolver};
-use crate::upstream::Upstream;
+use crate::upstream::{Upstream, UpstreamMode};
 
 /// How much of a token is shown, in characters: its header begins alike in all.
 const SHOWN_TOKEN: usize = 10;
@@ -37,6 +37,8 @@ pub(crate) struct Question<'q> {
     pub(crate) resolver: Option<Arc<Resolver>>,
     /// Seconds since 1970.
     pub(crate) now: f64,
+    /// How the request gets there.
+    pub(crate) way: UpstreamMode,
 }
 
 /// What a step came to.
@@ -94,6 +96,9 @@ impl Question<'_> {
         steps.good("subject", shown(claims.subject()));
         let decision = self.decide(&claims, steps)?;
         self.look_up(&decision.upstream, steps).await?;
+        if self.way == UpstreamMode::Direct {
+            steps.good("way", "direct: the gateway goes there itself, with kube-coders-upstream.lua");
+        }
         self.tell_changes(&presented, &decision, steps);
         Ok(decision.upstream)
     }

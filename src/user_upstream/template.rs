@@ -36,6 +36,10 @@ impl Template {
     }
 
     /// The upstream for these claims, on nobody's behalf.
+    pub(crate) fn scheme(&self) -> Scheme {
+        self.scheme
+    }
+
     pub(crate) fn render(&self, claims: &Claims) -> Result<Upstream, RenderError> {
         let host = self.host.render(claims)?;
         Ok(Upstream::new(self.scheme, host, self.port).expect("a template's port is never 0"))

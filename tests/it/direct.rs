@@ -4,13 +4,16 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use jsonwebtoken::Algorithm;
-use kube_coders::testing::{ClientRequest, ForwardedRequest, Gateway, Mode, NameServer, Outcome, Route};
-use kube_coders::{Action, Plugin, PluginError, Request, Upstream, UpstreamMode};
+use kube_coders::testing::{
+    CallError, ClientRequest, ForwardedRequest, Gateway, Mode, NameServer, Outcome, Route,
+};
+use kube_coders::{Action, Basis, HeaderName, Plugin, PluginError, Request, Upstream, UpstreamMode};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
@@ -130,22 +133,32 @@ async fn a_conf_says_what_its_route_is_made_for() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_goes_where_nothing_is_known() {
-    let house = House::new(&["--upstream-mode", "direct"]).await;
+    let house =
+        House::with(kube_coders::Command::new().plugin(Elsewhere), &["--upstream-mode", "direct"]).await;
     let zoe = house.outcome(&conf(), as_user("zoe")).await;
     assert_eq!(zoe.status(), Some(404));
     house.names.set_mode(Mode::Silent);
     let yan = house.outcome(&conf(), as_user("yan")).await;
     assert_eq!(yan.status(), Some(503));
 
+    // The gateway would not look at the certificate.
     let secure = json!({"identity": {"trust": "gateway"}, "upstream": "https://127.0.0.1:8443"});
-    let unchecked = house.outcome(&secure, as_user("alice")).await;
-    assert_eq!(unchecked.status(), Some(503), "the gateway would not look at the certificate");
+    let route = Route::new("s").plugin("user-upstream", &secure.to_string());
+    let refused = house.gateway.try_call(&route, &as_user("alice")).await;
+    assert!(matches!(refused, Err(CallError::Refused(_))));
+    let mut forward = secure.clone();
+    forward["upstream_mode"] = "forward".into();
+    house.forwarded(&forward, as_user("alice")).await;
+    let any = Route::new("elsewhere").plugin("elsewhere", "null");
+    let request = ClientRequest::get("/").header("x-to", "127.0.0.1").header("x-scheme", "https");
+    assert_eq!(house.gateway.call(&any, &request).await.status(), Some(503));
     let trusting = House::new(&["--upstream-mode", "direct", "--workspace-ca", "none"]).await;
     let forwarded = trusting.forwarded(&secure, as_user("alice")).await;
     assert_eq!(decision(&forwarded)["scheme"], "https");
 }
 
-/// Sends to the host that a header names, and lets that be repeated or not.
+/// Sends to the host that a header names, and lets that be repeated where it has looked
+/// at nothing else.
 struct Elsewhere;
 
 impl Plugin for Elsewhere {
@@ -153,9 +166,23 @@ impl Plugin for Elsewhere {
     type Config = ();
 
     async fn on_request(&self, (): &(), request: &mut Request<'_>) -> Result<Action, PluginError> {
-        let upstream: Upstream =
-            format!("http://{}:1", request.header_str("x-to").unwrap_or("a.test")).parse()?;
+        let scheme = request.header_str("x-scheme").unwrap_or("http");
+        let host = request.header_str("x-to").unwrap_or("a.test");
+        let upstream: Upstream = format!("{scheme}://{host}:1").parse()?;
         request.upstream(upstream.in_mode(UpstreamMode::Direct));
+        match request.header_str("x-look") {
+            Some("path") => drop(request.path().len()),
+            Some("query") => drop(request.arg("x").is_some()),
+            Some("queries") => drop(request.args().count()),
+            Some("method") => drop(request.method()),
+            Some("source") => drop(request.source()),
+            Some("variable") => drop(request.var("remote_addr").await?),
+            Some("body") => drop(request.body().await?),
+            Some("scheme") => drop(request.var("scheme").await?),
+            _ => {}
+        }
+        let names = ["x-scheme", "x-to", "x-look"].map(HeaderName::from_static);
+        request.repeat_for(Duration::from_secs(3), &Arc::new(Basis::new(names)));
         Ok(Action::Continue)
     }
 }
@@ -171,7 +198,15 @@ async fn any_plugin_s_choice_is_resolved_for_it() {
     };
     let Outcome::Forward(forwarded) = ask("code-bob.test").await else { panic!("forwarded") };
     let decision = decision(&forwarded);
-    assert_eq!((&decision["addresses"], decision.get("remember")), (&json!(["10.0.0.2"]), None));
+    assert_eq!((&decision["addresses"], &decision["remember"]), (&json!(["10.0.0.2"]), &json!(3.0)));
+    assert_eq!(decision["by"], json!(["x-look", "x-scheme", "x-to"]));
+    for look in ["path", "query", "queries", "method", "source", "variable", "body", "scheme"] {
+        let request = ClientRequest::get("/?x=1").header("x-to", "code-bob.test").header("x-look", look);
+        let outcome = timeout(PATIENCE, house.gateway.call(&route, &request)).await.expect("an answer");
+        let Outcome::Forward(forwarded) = outcome else { panic!("{outcome:?}") };
+        let may_repeat = self::decision(&forwarded).get("remember").is_some();
+        assert_eq!(may_repeat, look == "scheme", "{look}: the gateway compares headers, route and scheme");
+    }
     let Outcome::Answer(answer) = ask("nobody.test").await else { panic!("refused") };
     let problem: Value = serde_json::from_slice(&answer.body).unwrap();
     assert_eq!((answer.status, &problem["code"]), (404, &json!("workspace-not-found")));
@@ -360,6 +395,7 @@ async fn call_shows_where_a_request_goes() {
         lines,
         [
             "go on to http://code-bob.test:8443 directly, at 10.0.0.2",
+            "  may be repeated for 10 s by authorization, host, origin, upgrade, x-access-token, x-forwarded-preferred-username, x-forwarded-user, x-id-token, x-kube-coders-stamp, x-raw-id-token, x-refresh-token, x-userinfo",
             "  remove x-userinfo",
             "  set x-forwarded-user: bob"
         ]
@@ -428,4 +464,29 @@ async fn the_gateway_s_plugin_goes_where_the_runner_says() {
     assert_eq!(ways[0].2, ["10.0.0.1:8443", "[fd00::1]:8443"]);
     assert_eq!(ways[1].2, ["10.0.0.2:8443"]);
     assert_ne!((&ways[0].0, &ways[0].1), (&ways[1].0, &ways[1].1));
+}
+
+#[test]
+fn explain_knows_the_way() {
+    let conf = |scheme: &str| {
+        json!({"identity": {"trust": "gateway"}, "upstream": format!("{scheme}://127.0.0.1:1"), "upstream_mode": "direct"})
+            .to_string()
+    };
+    let explain = |conf: &str, args: &[&str]| {
+        kube_coders(&[&["explain", "--conf", conf, "--userinfo", r#"{"sub": "alice"}"#], args].concat())
+    };
+    let plain = explain(&conf("http"), &[]);
+    assert_eq!(plain.code, Some(0), "{}", plain.stderr);
+    assert!(
+        plain.stdout.contains("\nok  way        direct: the gateway goes there itself"),
+        "{}",
+        plain.stdout
+    );
+    let secure = explain(&conf("https"), &[]);
+    assert_eq!(secure.code, Some(2), "{}", secure.stdout);
+    assert!(secure.stderr.contains("--conf: upstream: https:// in direct mode"), "{}", secure.stderr);
+    assert_eq!(explain(&conf("https"), &["--workspace-ca", "none"]).code, Some(0));
+    let by_flag = conf("https").replace(r#""upstream_mode":"direct""#, r#""remove_cookies":[]"#);
+    assert_eq!(explain(&by_flag, &[]).code, Some(0));
+    assert_eq!(explain(&by_flag, &["--upstream-mode", "direct"]).code, Some(2));
 }

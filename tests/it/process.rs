@@ -167,7 +167,7 @@ async fn while_two_runners_live_at_one_socket_each_takes_the_others_stamps() {
     assert_eq!(
         last,
         format!(
-            "kube-coders: --forwarder-address {shared}: another process listens there, and no runner at this socket"
+            "kube-coders: --forwarder-address {shared}: another process listens there, and no runner at this socket: end it, or choose another"
         )
     );
 }
@@ -179,7 +179,7 @@ fn a_socket_that_another_took_along_is_made_anew() {
     let socket = folder.path().join("runner.sock");
     let first = Runner::start_at(&socket, &[]);
     let mut second = Runner::start_at(&socket, &[]);
-    first.program.line(&["another runner has taken the socket over"]);
+    first.program.line(&["another runner takes over"]);
     second.program.signal(Signal::SIGTERM);
     second.program.ended();
     first.program.line(&["the socket's file was gone: made anew"]);

@@ -30,6 +30,8 @@ use crate::process::{NOBODY, for_another_user, open_folder};
 use crate::program::{BINARY, Program, Runner, listen_address};
 use crate::workspace::{self, Behaviour, head_of, header};
 
+const CONF: &str = r#"{"identity": {"trust": "gateway"}, "upstream": "http://a:1"}"#;
+
 const TAKEOVERS: usize = 10;
 const WEBSOCKETS: usize = 200;
 
@@ -322,7 +324,7 @@ impl Kept {
         command.args(["run", "--forwarder-address", "127.0.0.1:0"]).args(args);
         let Runner { program: keeper, forwarder, .. } =
             Runner::from_program(Program::start(command), &socket);
-        let line = keeper.line(&["runner started"]);
+        let line = keeper.line(&["started the process that serves"]);
         let pid = line.rsplit_once("runner=").unwrap().1.trim().parse().unwrap();
         let edge = Edge::new(&socket, forwarder, workspace);
         let websocket = edge.open_websocket().await.unwrap();
@@ -382,9 +384,7 @@ async fn a_gateway_that_dies_without_a_word_leaves_no_listener_and_open_tunnels(
         match victim {
             "agent" => kept.keeper.signal(Signal::SIGKILL),
             _ => {
-                let parent = std::fs::read_to_string(format!("/proc/{}/stat", kept.runner)).unwrap();
-                let parent = parent.rsplit_once(") ").unwrap().1.split(' ').nth(1).unwrap().parse().unwrap();
-                kill(Pid::from_raw(parent), Signal::SIGKILL).unwrap();
+                kill(parent_of(kept.runner), Signal::SIGKILL).unwrap();
             }
         }
         let took = kept.until_nobody_listens();
@@ -393,6 +393,45 @@ async fn a_gateway_that_dies_without_a_word_leaves_no_listener_and_open_tunnels(
         kept.websocket.close(None).await.unwrap();
         until("the end of the runner", || (!kept.runs()).then_some(()));
     }
+}
+
+/// Whoever starts a service may end at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_gateway_nobody_has_to_wait_for_the_keeper() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("runner.sock");
+    let script =
+        r#""$0" run --drain-apart --forwarder-address 127.0.0.1:0 --listen-address "$1" & read -r _"#;
+    let mut starter = Command::new("sh");
+    starter.args(["-c", script, BINARY, &listen_address(&socket)]);
+    let mut starter = Program::start(&mut starter);
+    let line = starter.line(&["forwarder listens"]);
+    let forwarder: SocketAddr = line.rsplit_once("address=").unwrap().1.trim().parse().unwrap();
+    let line = starter.line(&["started the process that serves"]);
+    let runner = Pid::from_raw(line.rsplit_once("runner=").unwrap().1.trim().parse().unwrap());
+    let keeper = parent_of(runner);
+    let shell = starter.pid();
+    starter.say("go");
+    starter.ended();
+    until("another parent", || (parent_of(keeper) != shell).then_some(()));
+    Peer::connect(&socket).prepare("user-upstream", CONF);
+    let workspace = workspace::start("alice", (Ipv4Addr::LOCALHOST, 0).into(), Behaviour::Serve).await;
+    let edge = Edge::new(&socket, forwarder, workspace);
+    let mut websocket = edge.open_websocket().await.unwrap();
+    // The keeper's word is the first signal, so the next one is the second.
+    kill(keeper, Signal::SIGTERM).unwrap();
+    starter.line(&["told to end by its keeper"]);
+    websocket.send("still".into()).await.unwrap();
+    assert_eq!(websocket.next().await.unwrap().unwrap().to_text().unwrap(), "alice: still");
+    kill(runner, Signal::SIGTERM).unwrap();
+    starter.line(&["ended before everything was finished"]);
+    starter.all_ended();
+    assert!(!socket.exists());
+}
+
+fn parent_of(pid: Pid) -> Pid {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    Pid::from_raw(stat.rsplit_once(") ").unwrap().1.split(' ').nth(1).unwrap().parse().unwrap())
 }
 
 /// One that is stopped, not ended, answers nobody.
@@ -404,8 +443,7 @@ fn a_runner_that_hangs_is_replaced_without_its_help() {
     hung.program.signal(Signal::SIGSTOP);
     let successor = Runner::start_at(&socket, &[]);
     successor.program.line(&["does not answer"]);
-    Peer::connect(&socket)
-        .prepare("user-upstream", r#"{"identity": {"trust": "gateway"}, "upstream": "http://a:1"}"#);
+    Peer::connect(&socket).prepare("user-upstream", CONF);
 }
 
 #[test]
@@ -424,9 +462,9 @@ fn only_the_same_user_takes_over_and_only_from_the_same_user() {
     let mut theirs = Program::start(as_nobody().arg("--listen-address").arg(listen_address(&socket)));
     assert_eq!(theirs.ended().code(), Some(2), "they can't write to the folder");
     ours.program.line(&["its user may not take over", "uid=65534"]);
+    theirs.line(&["hands nothing over", "it belongs to user 0 and refuses"]);
     assert!(!theirs.lines().iter().any(|line| line.contains("takes over")), "{:?}", theirs.lines());
-    Peer::connect(&socket)
-        .prepare("user-upstream", r#"{"identity": {"trust": "gateway"}, "upstream": "http://a:1"}"#);
+    Peer::connect(&socket).prepare("user-upstream", CONF);
 
     // Whoever stands at the path before us hands us nothing of theirs.
     let open = tempfile::tempdir_in(folder.path()).unwrap();
@@ -436,6 +474,7 @@ fn only_the_same_user_takes_over_and_only_from_the_same_user() {
     theirs.arg("--listen-address").arg(listen_address(&socket)).args(["--socket-mode", "0666"]);
     let theirs = Runner::from_program(Program::start(&mut theirs), &socket);
     let ours = Runner::start_at(&socket, &["--stamp-key-file", key_file(&folder).to_str().unwrap()]);
+    ours.program.line(&["hands nothing over", "it belongs to user 65534, not to the one who runs this"]);
     assert!(
         !ours.program.lines().iter().any(|line| line.contains("takes over")),
         "{:?}",

@@ -3,6 +3,8 @@
 # its LuaJIT and the `luajit` that runs the other tests can't be installed both. Then KUBE_CODERS_NGINX_LUA=FOLDER.
 set -eu
 folder=${1:?usage: unpack.sh FOLDER}
+[ ! -e "$folder" ] || { echo "unpack.sh: $folder is there already: remove it, or name another" >&2; exit 2; }
+trap '[ "$?" = 0 ] || rm -rf "$folder"' EXIT
 mkdir "$folder" "$folder/packages" "$folder/unpacked" "$folder/modules" "$folder/lib" "$folder/c"
 cd "$folder/packages"
 apt-get download -q libnginx-mod-http-lua libnginx-mod-http-ndk libluajit2-5.1-2 lua-resty-core lua-resty-lrucache \
