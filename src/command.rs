@@ -14,6 +14,7 @@ use tokio::runtime;
 use tokio::time::timeout;
 use tracing::level_filters::LevelFilter;
 use tracing::warn;
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -36,6 +37,9 @@ const NO: u8 = 1;
 /// How long `health` waits: as long as a call may take by default. Who asks is a
 /// kubelet or systemd, and would rather know.
 const HEALTH_TIME: Duration = Duration::from_secs(5);
+
+/// How many lines of the log wait for whoever reads them, some hundred bytes each.
+const LOG_LINES: usize = 8192;
 
 /// The exit code of a command that could not do what it was told.
 const FAILED: u8 = 2;
@@ -145,7 +149,7 @@ impl Command {
 
     fn run(self, args: &RunArgs, environment: &Environment) -> Result<ExitCode, Failure> {
         let settings = Settings::check(args, environment)?;
-        log_to_stderr(settings.log_level);
+        let _written = log_to_stderr(settings.log_level);
         if settings.is_keeper {
             return keep_runner(&settings);
         }
@@ -202,6 +206,10 @@ impl Command {
         let cli = Cli::try_parse_from(typed).map_err(Failure::Arguments)?;
         let Subcommands::Run(args) = cli.command else { return Err(Failure::NotRun) };
         let settings = Settings::check(&args, &Environment::default())?;
+        if settings.is_keeper || settings.kept_for.is_some() {
+            let why = "--drain-apart: this runner is a part of another program, which can't be started anew";
+            return Err(Mistakes::one(why.to_owned()).into());
+        }
         let registry = self.registry()?;
         let shutdown = Shutdown::default();
         let told_to_stop = async {
@@ -225,7 +233,6 @@ impl Command {
 
 /// Starts the runner in a process of its own, and says how that ended.
 fn keep_runner(settings: &Settings) -> Result<ExitCode, Failure> {
-    // First of all, so that a parent which dies while we start is missed.
     let parent = getppid();
     let gateway = settings.spawned.then(|| GatewayProcess::above(parent.as_raw())).flatten();
     if settings.spawned && gateway.is_none() {
@@ -283,16 +290,22 @@ fn block_on(command: impl Future<Output = Result<ExitCode, Failure>>) -> Result<
 
 /// Our own lines at the level that was asked for; others' only from warnings on,
 /// unless everything was asked for.
-fn log_to_stderr(level: LevelFilter) {
+///
+/// A gateway that does not read what it is told shall not stop what it asked for: where
+/// nobody reads, lines are dropped. What is left is written when the guard is dropped.
+fn log_to_stderr(level: LevelFilter) -> WorkerGuard {
     let others = if level == LevelFilter::TRACE { level } else { level.min(LevelFilter::WARN) };
     let targets = Targets::new().with_default(others).with_target(env!("CARGO_CRATE_NAME"), level);
+    let queue = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(LOG_LINES);
+    let (queue, guard) = queue.finish(std::io::stderr());
     let lines = tracing_subscriber::fmt::layer()
         // In a drain nobody may be left who reads them, and a complaint about that would
         // end its thread.
         .log_internal_errors(false)
-        .with_writer(std::io::stderr)
+        .with_writer(queue)
         .with_ansi(std::io::stderr().is_terminal());
     tracing_subscriber::registry().with(lines).with(targets).init();
+    guard
 }
 
 fn print_names(template: &str, subjects: &[String]) -> Result<ExitCode, Failure> {

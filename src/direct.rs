@@ -16,6 +16,7 @@ use thiserror::Error;
 
 use crate::changes::Changes;
 use crate::headers::HeaderName;
+use crate::refusal::Refusal;
 use crate::resolver::{ResolveError, Resolver};
 use crate::upstream::{Scheme, Timeouts, Upstream, UpstreamMode};
 
@@ -137,6 +138,17 @@ pub(crate) enum DirectError {
     Unchecked(#[from] Unchecked),
 }
 
+impl DirectError {
+    /// What the client is told.
+    pub(crate) fn refusal(self) -> Refusal {
+        match self {
+            Self::Resolve(ResolveError::NotFound) => Refusal::WorkspaceNotFound,
+            Self::Resolve(ResolveError::Unavailable) => Refusal::ResolverUnavailable,
+            Self::Unchecked(_) => Refusal::RunnerFailed,
+        }
+    }
+}
+
 /// Makes decisions for the gateway's plugin.
 pub(crate) struct Direct {
     pub(crate) ways: Ways,
@@ -252,6 +264,11 @@ impl<'d> Repeat<'d> {
         let by: BTreeSet<_> = basis.iter().flat_map(|basis| &basis.headers).map(HeaderName::as_str).collect();
         let cookies: BTreeSet<_> =
             basis.iter().flat_map(|basis| &basis.removed_cookies).map(|name| &**name).collect();
+        let changes_cookies = || changes.headers.iter().any(|(name, _)| name.as_str() == "cookie");
+        // Of two plugins nobody knows which one has set them.
+        if !cookies.is_empty() && basis.len() > 1 && changes_cookies() {
+            return None;
+        }
         let (mut set, mut remove) = (BTreeMap::new(), BTreeSet::new());
         let is_fixed = |name: &str| name != "cookie" || cookies.is_empty();
         for (name, value) in changes.headers.iter().filter(|(name, _)| is_fixed(name.as_str())) {
@@ -267,9 +284,16 @@ impl<'d> Repeat<'d> {
         };
         let names = by.iter().chain(set.keys()).chain(&remove);
         let are_few = [by.len(), set.len(), remove.len(), cookies.len()].iter().all(|len| *len <= MAX_NAMES);
-        let can_be_said = are_few && { names }.all(is_plain);
+        let are_cookies = cookies.iter().all(|name| is_cookie_name(name));
+        let can_be_said = are_few && are_cookies && { names }.all(is_plain);
         can_be_said.then(|| Self { remember: (*time).min(MAX_REMEMBERED), by, set, remove, cookies })
     }
+}
+
+/// Whether a text is a token, as the names of cookies are (RFC 6265, section 4.1.1).
+pub(crate) fn is_cookie_name(text: &str) -> bool {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    !text.is_empty() && text.bytes().all(is_allowed)
 }
 
 /// Where a decision leads, for people who look.
@@ -389,7 +413,7 @@ mod tests {
     #[tokio::test]
     async fn what_a_gateway_could_not_repeat_it_may_not() {
         type Deed = fn(&mut Changes);
-        let deeds: [(&str, Deed); 10] = [
+        let deeds: [(&str, Deed); 12] = [
             ("path", |changes| changes.path = Some(b"/".to_vec())),
             ("body", |changes| changes.body = Some(b"x".to_vec())),
             ("argument", |changes| changes.arg(b"x", None).unwrap()),
@@ -397,6 +421,17 @@ mod tests {
             ("bytes", |changes| changes.header(name("x-a"), Some(b"\xff")).unwrap()),
             ("name", |changes| changes.header(name("x_a"), None).unwrap()),
             ("decision", |changes| changes.header(name(DECISION_HEADER), Some(b"{}")).unwrap()),
+            ("cookie's name", |changes| {
+                let cookies = Basis::new([name("x-userinfo")]).removing_cookies(["a b"]);
+                changes.repeatable =
+                    Repeatable::default().and(Some((Duration::from_secs(1), Arc::new(cookies))));
+            }),
+            ("somebody's cookies", |changes| {
+                let cookies = Basis::new([name("x-userinfo")]).removing_cookies(["session"]);
+                let so_far = std::mem::take(&mut changes.repeatable);
+                changes.repeatable = so_far.and(Some((Duration::from_secs(1), Arc::new(cookies))));
+                changes.header(name("cookie"), Some(b"fixed=1")).unwrap();
+            }),
             ("basis", |changes| {
                 changes.repeatable = Repeatable::default().and(Some((Duration::from_secs(1), basis(&[]))));
             }),

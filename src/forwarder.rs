@@ -238,8 +238,9 @@ impl Forwarder {
     /// Serves who is in the listener's queue, whom its end would cut off.
     fn serve_queued(self: &Arc<Self>, listener: TcpListener, stop: &CancellationToken) {
         let Ok(queue) = listener.into_std() else { return };
-        while let Ok((stream, _)) = queue.accept() {
-            let Ok(socket) = Arc::clone(&self.sockets).try_acquire_owned() else { return };
+        // Whoever has no place here stays in the queue, which may be a successor's too.
+        while let Ok(socket) = Arc::clone(&self.sockets).try_acquire_owned() {
+            let Ok((stream, _)) = queue.accept() else { return };
             if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
                 self.tasks.spawn(gateway::serve(Arc::clone(self), stream, socket, stop.clone()));
             }

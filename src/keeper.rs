@@ -8,17 +8,23 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::pin::pin;
 use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
 
 use nix::unistd::Pid;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
+use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use crate::shutdown::{STOP, Signals, death_of};
 
 /// This program, even if another one stands at its path by now (proc(5)).
 const OURSELVES: &str = "/proc/self/exe";
+
+/// How long the last lines of a runner that has ended may take.
+const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// What ended a keeper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,8 +57,15 @@ pub(crate) async fn keep(arguments: &[OsString], log: Log, parent: Option<Pid>) 
     let mut word = runner.stdin.take();
     let log = log_of(&mut runner);
     let ended = async {
-        // What it said last comes before its end.
-        tokio::join!(runner.wait(), log).0
+        let mut log = pin!(log);
+        let ended = tokio::select! {
+            ended = runner.wait() => ended,
+            // Its output can end before it does.
+            () = &mut log => return runner.wait().await,
+        };
+        // What it said last comes before its end, if anybody reads it.
+        let _ = timeout(LAST_LINES, log).await;
+        ended
     };
     tokio::select! {
         ended = ended => {
@@ -81,7 +94,7 @@ fn start(arguments: &[OsString], log: Log) -> io::Result<Child> {
         Log::Same => Stdio::inherit(),
     };
     Command::new(OURSELVES)
-        .arg0("kube-coders")
+        .arg0(std::env::args_os().next().unwrap_or_else(|| OURSELVES.into()))
         .args(arguments)
         .stdin(Stdio::piped())
         .stdout(output())

@@ -1,5 +1,6 @@
 //! The whole process put together: sockets bound, parts started, drain awaited.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdTcpListener, TcpStream};
 use std::os::fd::AsFd as _;
@@ -29,7 +30,7 @@ use crate::settings::Settings;
 use crate::shutdown::Shutdown;
 use crate::socket_file::{BindError, BoundFile, Watched, Whose};
 use crate::stamp::{StampKey, Stamper};
-use crate::takeover::{Inheritance, Inherited, Succession};
+use crate::takeover::{Inheritance, Inherited, Predecessor, Succession};
 use crate::user_upstream::UserUpstream;
 
 /// How many connections may wait to be accepted.
@@ -45,6 +46,10 @@ const SUCCESSOR: Duration = Duration::from_secs(2);
 
 /// How often a runner that waits looks whether its gateway still lives.
 const GATEWAY_CHECK: Duration = Duration::from_millis(50);
+
+/// How many checks there are to a look whether somebody listens at a socket that
+/// another runner has taken over.
+const LOOK_EVERY: u32 = 10;
 
 /// How long the forwarder's port may still be another's, who may be about to end.
 const PORT: Duration = Duration::from_secs(4);
@@ -86,14 +91,19 @@ pub(crate) async fn run(
     let gateway = settings.kept_for.filter(|master| *master > 0).map(GatewayProcess::new);
     let admission = Admission::new(std::mem::take(&mut settings.allowed_uids), gateway);
 
-    let mut inheritance = Inheritance::ask(&settings.socket.path).await;
-    let listener = inheritance.as_mut().and_then(|inheritance| inheritance.listener.take());
+    let inheritance = Inheritance::ask(&settings.socket.path).await;
+    let (predecessor, listener) =
+        inheritance.map_or((None, None), |inheritance| (Some(inheritance.predecessor), inheritance.listener));
     let forwarder_listener = forwarder_listener(settings.forwarder, listener, &settings.socket.path)
         .await
         .map_err(|error| RunError::Forwarder { address: settings.forwarder, error })?;
     let shared = forwarder_listener.as_fd().try_clone_to_owned();
     let shared = shared.map_err(|error| RunError::Forwarder { address: settings.forwarder, error })?;
     let succession = Succession::new(Some(shared));
+    // Who is told to end already takes nothing away from others.
+    if shutdown.stop.is_cancelled() {
+        return Ok(());
+    }
     let bound = settings.socket.bind();
     let (listener, file) =
         bound.map_err(|error| RunError::Socket { path: settings.socket.path.clone(), error })?;
@@ -156,7 +166,7 @@ pub(crate) async fn run(
         _ = serving => info!("drained"),
         () = shutdown.now.cancelled() => warn!("ended before everything was finished"),
         () = told_to_stop => {}
-        () = inherit(inheritance, &server, &forwarder, &draining) => {}
+        () = inherit(predecessor, &server, &forwarder, &succession, &draining) => {}
     }
     Ok(())
 }
@@ -169,31 +179,66 @@ async fn end_of(gateway: Option<GatewayProcess>) {
     }
 }
 
-/// Serves the connections that a predecessor hands over; goes on for ever.
+/// Serves the connections that predecessors hand over, until `stop`; then hands them on
+/// to a successor, if there is one. Goes on for ever.
 async fn inherit(
-    inheritance: Option<Inheritance>,
+    first: Option<Predecessor>,
     server: &Server,
     forwarder: &Arc<Forwarder>,
+    succession: &Succession,
     stop: &CancellationToken,
 ) {
-    if let Some(mut inheritance) = inheritance {
-        inheritance.listens().await;
-        let (mut calls, mut requests) = (0_u64, 0_u64);
-        while let Some(inherited) = inheritance.next().await {
-            match inherited {
-                Inherited::Calls(stream) => {
-                    calls += 1;
-                    server.admit(stream);
+    let (mut predecessors, mut nexts) = (BTreeMap::new(), FuturesUnordered::new());
+    let next_of = |number: u64, predecessor: Predecessor| async move { (number, predecessor.next().await) };
+    let mut numbers = 0..;
+    let mut found = first;
+    if let Some(predecessor) = &found {
+        predecessor.listens().await;
+    }
+    loop {
+        if let Some((predecessor, number)) = found.take().zip(numbers.next()) {
+            nexts.push(next_of(number, predecessor.clone()));
+            predecessors.insert(number, (predecessor, HandedOver::default()));
+        }
+        let (number, inherited) = tokio::select! {
+            Some(next) = nexts.next() => next,
+            () = stop.cancelled() => {
+                // Whoever reads from them now, it is not us; and where nobody does, they
+                // keep what they have.
+                nexts.clear();
+                for (predecessor, _) in predecessors.into_values() {
+                    succession.hand_over_predecessor(&predecessor).await;
                 }
-                Inherited::Requests(stream) => {
-                    requests += 1;
-                    forwarder.admit(stream, stop);
-                }
+                return std::future::pending().await;
+            }
+        };
+        let Some((predecessor, handed_over)) = predecessors.get_mut(&number) else { continue };
+        match inherited {
+            Some(Inherited::Calls(stream)) => {
+                handed_over.calls += 1;
+                server.admit(stream);
+            }
+            Some(Inherited::Requests(stream)) => {
+                handed_over.requests += 1;
+                forwarder.admit(stream, stop);
+            }
+            Some(Inherited::Predecessor(predecessor)) => found = Some(predecessor),
+            None => {
+                let HandedOver { calls, requests } = *handed_over;
+                info!(calls, requests, "a predecessor has ended; connections that it handed over");
+                predecessors.remove(&number);
+                continue;
             }
         }
-        info!(calls, requests, "the predecessor has ended; connections that it handed over");
+        nexts.push(next_of(number, predecessor.clone()));
     }
-    std::future::pending::<()>().await;
+}
+
+/// How many connections a predecessor has handed over.
+#[derive(Clone, Copy, Debug, Default)]
+struct HandedOver {
+    calls: u64,
+    requests: u64,
 }
 
 /// Serves the socket, and makes it anew where its file has gone: a runner that was
@@ -225,20 +270,28 @@ async fn serve_socket(
     server.finish(Instant::now() + settings.drain).await;
 }
 
-/// Returns when a socket's file is there no more; never once everything is to end.
+/// Returns when a socket's file is there no more, or leads to nobody because whoever
+/// had taken it over was killed; never once everything is to end.
 async fn gone(watched: &Watched, succession: &Succession, stop: &CancellationToken) {
     let mut looks = interval(SOCKET_CHECK);
     let mut is_told = false;
     // The first look is at once, and too early.
     looks.tick().await;
+    let mut unlooked = 0;
     while stop.run_until_cancelled(looks.tick()).await.is_some() {
         match watched.whose() {
             Whose::Ours => is_told = false,
-            Whose::Anothers if is_told => {}
-            // A successor has said so, and it is what was wanted.
-            Whose::Anothers if succession.is_ready() => is_told = true,
+            // A successor has said so, and is there.
+            Whose::Anothers if succession.is_ready() => (is_told, unlooked) = (true, 0),
             Whose::Anothers => {
-                warn!("another runner has taken the socket over: the gateway's new calls go there");
+                // Each look is a connection that somebody has to accept.
+                if unlooked % LOOK_EVERY == 0 && watched.leads_nowhere().await {
+                    return;
+                }
+                unlooked += 1;
+                if !is_told {
+                    warn!("another runner has taken the socket over: the gateway's new calls go there");
+                }
                 is_told = true;
             }
             Whose::Nobodys => return,

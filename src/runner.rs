@@ -23,7 +23,6 @@ use crate::plugin::{Action, PluginError, Registry};
 use crate::refusal::{Reader, Refusal};
 use crate::request::Request;
 use crate::request_id::{REQUEST_ID_WAIT, shown_request_id};
-use crate::resolver::ResolveError;
 use crate::response::Response;
 use crate::stamp::{STAMP_HEADER, Stamper};
 use crate::upstream::{Upstream, UpstreamMode};
@@ -82,15 +81,6 @@ enum CallFailure {
     TooLong(#[from] TooLong),
     #[error("{0}")]
     Direct(DirectError),
-}
-
-/// What the client is told where a request can't go to its upstream directly.
-fn refusal_of(error: DirectError) -> Refusal {
-    match error {
-        DirectError::Resolve(ResolveError::NotFound) => Refusal::WorkspaceNotFound,
-        DirectError::Resolve(ResolveError::Unavailable) => Refusal::ResolverUnavailable,
-        DirectError::Unchecked(_) => Refusal::RunnerFailed,
-    }
 }
 
 impl Runner {
@@ -237,7 +227,7 @@ impl Runner {
         let answered = match verdict {
             Ok((action, Ok(chosen))) => answers::action(encoder, &request, &action, chosen)
                 .map_err(|failure| (CallFailure::from(failure), Refusal::RunnerFailed)),
-            Ok((_, Err(why))) => Err((CallFailure::Direct(why), refusal_of(why))),
+            Ok((_, Err(why))) => Err((CallFailure::Direct(why), why.refusal())),
             Err(failure) => Err((failure, Refusal::RunnerFailed)),
         };
         if let Err((failure, refusal)) = answered {

@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep, sleep, timeout};
-use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error, info, warn};
 
@@ -41,22 +41,44 @@ const LAST_CALL: Duration = Duration::from_millis(500);
 /// itself waits to send it (GATEWAY.md, Connections).
 const LATE_ANSWER: Duration = Duration::from_secs(60);
 
+/// How many connections beyond the limit are asked at a time whether they are a
+/// successor's.
+const MAX_ASKED: usize = 16;
+
 /// How long accepting rests after an error such as "too many open files", which
 /// would otherwise come again at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves a gateway's connections.
 pub(crate) struct Server {
-    runner: Arc<Runner>,
     admission: Admission,
-    succession: Arc<Succession>,
-    stop: CancellationToken,
-    refused: RefusedPeers,
     permits: Arc<Semaphore>,
-    limit: LimitLog,
+    limit: Arc<LimitLog>,
+    /// Places for those who are first asked what they want, beyond the limit.
+    successors: Arc<Semaphore>,
     connections: TaskTracker,
-    /// Ends them all.
+    shared: Arc<Shared>,
+}
+
+/// What each connection needs.
+struct Shared {
+    runner: Arc<Runner>,
+    succession: Arc<Succession>,
+    refused: RefusedPeers,
+    stop: CancellationToken,
+    /// Ends everything.
     cut: CancellationToken,
+}
+
+impl Shared {
+    /// Attends to a successor for as long as it is there. No drain waits for that.
+    fn attend(&self, stream: UnixStream) {
+        if self.stop.is_cancelled() {
+            return;
+        }
+        let (succession, cut) = (Arc::clone(&self.succession), self.cut.clone());
+        tokio::spawn(async move { cut.run_until_cancelled(succession.attend(stream)).await });
+    }
 }
 
 /// Says, when the limit on connections is reached, whether it is time for a line
@@ -76,20 +98,18 @@ impl Server {
         succession: Arc<Succession>,
         stop: CancellationToken,
     ) -> Self {
+        let (refused, cut) = (RefusedPeers::default(), CancellationToken::new());
         Self {
-            runner,
             admission,
-            succession,
-            stop,
-            refused: RefusedPeers::default(),
+            shared: Arc::new(Shared { runner, succession, refused, stop, cut }),
             permits: Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS))),
-            limit: LimitLog {
+            limit: Arc::new(LimitLog {
                 connections: max_connections,
                 turned_away: AtomicU64::new(0),
                 refused: RefusedPeers::default(),
-            },
+            }),
+            successors: Arc::new(Semaphore::new(MAX_ASKED)),
             connections: TaskTracker::new(),
-            cut: CancellationToken::new(),
         }
     }
 
@@ -102,10 +122,10 @@ impl Server {
                     Ok((stream, _)) => self.admit(stream),
                     Err(error) => {
                         error!(%error, "accepting a connection");
-                        let _ = timeout(ACCEPT_PAUSE, self.stop.cancelled()).await;
+                        let _ = timeout(ACCEPT_PAUSE, self.shared.stop.cancelled()).await;
                     }
                 },
-                () = self.stop.cancelled() => break,
+                () = self.shared.stop.cancelled() => break,
             }
         }
         drop(file);
@@ -126,7 +146,7 @@ impl Server {
         self.connections.close();
         if tokio::time::timeout_at(deadline, self.connections.wait()).await.is_err() {
             warn!(connections = self.connections.len(), "drain deadline reached: connections are closed");
-            self.cut.cancel();
+            self.shared.cut.cancel();
             self.connections.wait().await;
         }
     }
@@ -139,7 +159,7 @@ impl Server {
         };
         if !self.admission.admits(&peer) {
             let uid = peer.uid();
-            if self.refused.should_log(uid) {
+            if self.shared.refused.should_log(uid) {
                 warn!(
                     uid,
                     pid = peer.pid(),
@@ -149,16 +169,34 @@ impl Server {
             }
             return;
         }
-        let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else { return self.limit.turn_away() };
+        let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
+            return self.turn_away(stream, peer.uid());
+        };
         // Each future around it would hold it once more.
-        let serving = Box::pin(serve_connection(
-            stream,
-            Arc::clone(&self.runner),
-            Arc::clone(&self.succession),
-            self.stop.clone(),
-            permit,
-        ));
-        let cut = self.cut.clone();
+        let serving = Box::pin(serve_connection(stream, Arc::clone(&self.shared), permit));
+        self.spawn(serving);
+    }
+
+    /// Has no place for a gateway's connection, but one for a successor: the limit is
+    /// where it may be wanted.
+    fn turn_away(&self, stream: UnixStream, uid: u32) {
+        let place = Arc::clone(&self.successors).try_acquire_owned();
+        let Some(place) = place.ok().filter(|_| may_take_over(uid)) else { return self.limit.turn_away() };
+        let (shared, limit) = (Arc::clone(&self.shared), Arc::clone(&self.limit));
+        self.spawn(Box::pin(async move {
+            let mut connection = Connection::new(stream);
+            match timeout(FIRST_CALL, connection.read_frame()).await {
+                Ok(Ok(Some(frame))) if is_take_over(&frame) && !connection.has_unread() => {
+                    shared.attend(connection.into_stream());
+                }
+                _ => limit.turn_away(),
+            }
+            drop(place);
+        }));
+    }
+
+    fn spawn(&self, serving: Pin<Box<impl Future<Output = ()> + Send + 'static>>) {
+        let cut = self.shared.cut.clone();
         self.connections.spawn(async move {
             // A bug ends its own connection, and is told.
             let ended = AssertUnwindSafe(cut.run_until_cancelled_owned(serving)).catch_unwind().await;
@@ -172,7 +210,7 @@ impl Server {
 impl Drop for Server {
     /// Whoever drops it wants an end, not tasks without a master.
     fn drop(&mut self) {
-        self.cut.cancel();
+        self.shared.cut.cancel();
     }
 }
 
@@ -188,16 +226,11 @@ impl LimitLog {
 }
 
 /// Serves one connection to its end. The permit goes with it.
-async fn serve_connection(
-    stream: UnixStream,
-    runner: Arc<Runner>,
-    succession: Arc<Succession>,
-    stop: CancellationToken,
-    _permit: OwnedSemaphorePermit,
-) {
+async fn serve_connection(stream: UnixStream, shared: Arc<Shared>, _permit: OwnedSemaphorePermit) {
+    let Shared { runner, succession, stop, .. } = &*shared;
     let mut connection = Connection::new(stream);
     loop {
-        match serve_calls(&mut connection, &runner, &stop, || succession.is_ready()).await {
+        match serve_calls(&mut connection, runner, succession, stop).await {
             Ok(Served { calls, end: End::Closed }) => return debug!(calls, "connection closed"),
             Ok(Served { calls, end: End::HandOver }) => {
                 let stream = connection.into_stream();
@@ -209,8 +242,11 @@ async fn serve_connection(
             Ok(Served { end: End::TakeOver, .. }) => {
                 let stream = connection.into_stream();
                 return match stream.peer_cred() {
-                    Ok(peer) if may_take_over(peer.uid()) => succession.attend(stream, &stop).await,
-                    Ok(peer) => warn!(uid = peer.uid(), "peer refused: its user may not take over"),
+                    Ok(peer) if may_take_over(peer.uid()) => shared.attend(stream),
+                    Ok(peer) if shared.refused.should_log(peer.uid()) => {
+                        warn!(uid = peer.uid(), "peer refused: its user may not take over");
+                    }
+                    Ok(_) => {}
                     Err(error) => error!(%error, "reading a peer's credentials"),
                 };
             }
@@ -236,13 +272,17 @@ pub(crate) enum End {
     TakeOver,
 }
 
-/// Answers calls until the connection ends, or in a drain waits for the next call
-/// while there is somebody to hand it over to.
+/// Answers calls until the connection ends, or until there is somebody to hand it over
+/// to.
+///
+/// It is handed over as soon as that one serves, and not only in the drain: two runners
+/// that answer one gateway do not know each other's conf tokens, and after three times
+/// the wrong one a call would fail (GATEWAY.md, PrepareConf).
 pub(crate) async fn serve_calls<S>(
     connection: &mut Connection<S>,
     runner: &Runner,
+    succession: &Succession,
     stop: &CancellationToken,
-    has_successor: impl Fn() -> bool,
 ) -> Result<Served, ReadError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + Sync,
@@ -250,21 +290,35 @@ where
     let mut encoder = Encoder::new();
     let mut calls = 0;
     let mut stopped = pin!(stop.cancelled());
+    let mut succeeded = Box::pin(succession.ready());
     let mut idle = pin!(IdleTimer::new(IDLE));
     loop {
-        let frame =
-            match next_call(connection, calls, stopped.as_mut(), idle.as_mut(), &has_successor).await? {
-                Next::Call(frame) if frame.kind == Kind::TakeOver && !connection.has_unread() => {
-                    return Ok(Served { calls, end: End::TakeOver });
-                }
-                Next::Call(frame) => frame,
-                Next::Nothing(end) => return Ok(Served { calls, end }),
-            };
+        // What is rarely waited for is large, and held by each connection.
+        let next = tokio::select! {
+            biased;
+            frame = connection.read_frame() => frame?.into(),
+            () = &mut succeeded => {
+                // A future is not asked again once it has returned.
+                succeeded.set(succession.ready());
+                Box::pin(hand_over(connection)).await?
+            }
+            () = &mut stopped => Box::pin(last_call(connection, calls, succession)).await?,
+            () = idle.as_mut().silent_since(calls) => Next::Nothing(End::Closed),
+        };
+        let frame = match next {
+            Next::Call(frame) if is_take_over(&frame) && !connection.has_unread() => {
+                return Ok(Served { calls, end: End::TakeOver });
+            }
+            Next::Call(frame) => frame,
+            Next::Nothing(end) => return Ok(Served { calls, end }),
+        };
         calls += 1;
         match runner.answer(&frame, connection, &mut encoder).await? {
+            After::Keep if connection.has_unread() => {}
+            After::Keep if succession.is_ready() => return Ok(Served { calls, end: End::HandOver }),
             // Right behind an answer is where a close costs least: the gateway mostly
             // sees it before it takes the connection for another call.
-            After::Keep if stop.is_cancelled() && !connection.has_unread() && !has_successor() => break,
+            After::Keep if stop.is_cancelled() => break,
             After::Keep => {}
             After::Close => break,
             After::TakeLateAnswer => {
@@ -274,6 +328,10 @@ where
         }
     }
     Ok(Served { calls, end: End::Closed })
+}
+
+fn is_take_over(frame: &Frame) -> bool {
+    frame.kind == Kind::TakeOver && frame.payload.is_empty()
 }
 
 enum Next {
@@ -288,29 +346,30 @@ impl From<Option<Frame>> for Next {
     }
 }
 
-async fn next_call<S>(
+/// The call that has begun; else what comes from now on waits in the connection for
+/// whoever reads next.
+async fn hand_over<S>(connection: &mut Connection<S>) -> Result<Next, ReadError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    match connection.has_unread() {
+        true => Ok(connection.read_frame().await?.into()),
+        false => Ok(Next::Nothing(End::HandOver)),
+    }
+}
+
+/// The next call in a drain: one that has begun, or come while we were told to stop, is
+/// in flight.
+async fn last_call<S>(
     connection: &mut Connection<S>,
     calls: u64,
-    stopped: Pin<&mut WaitForCancellationFuture<'_>>,
-    idle: Pin<&mut IdleTimer>,
-    has_successor: impl Fn() -> bool,
+    succession: &Succession,
 ) -> Result<Next, ReadError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    tokio::select! {
-        biased;
-        frame = connection.read_frame() => return Ok(frame?.into()),
-        () = stopped => {}
-        () = idle.silent_since(calls) => return Ok(Next::Nothing(End::Closed)),
-    }
-    // A frame that has begun, or come while we were told to stop, is a call in flight.
-    if connection.has_unread() {
-        return Ok(connection.read_frame().await?.into());
-    }
-    // What comes from now on waits in the connection for whoever reads next.
-    if has_successor() {
-        return Ok(Next::Nothing(End::HandOver));
+    if succession.is_ready() || connection.has_unread() {
+        return hand_over(connection).await;
     }
     let wait = if calls == 0 { FIRST_CALL } else { LAST_CALL };
     match timeout(wait, connection.read_frame()).await {
@@ -385,7 +444,8 @@ mod tests {
         let stamper = Stamper { key: StampKey::random().unwrap(), lifetime: Duration::from_secs(60) };
         let runner =
             Runner::new(Registry::default(), ConfCache::new(Duration::from_secs(3600), 10), limits, stamper);
-        serve_calls(&mut Connection::new(stream), &runner, stop, || false).await.unwrap().calls
+        let succession = Succession::new(None);
+        serve_calls(&mut Connection::new(stream), &runner, &succession, stop).await.unwrap().calls
     }
 
     async fn call(gateway: &mut Connection<DuplexStream>) {

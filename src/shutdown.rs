@@ -14,12 +14,12 @@ use tracing::{info, warn};
 
 /// How often it is looked whether the gateway still lives. A gateway that dies
 /// without a word leaves what it started orphaned for at most this long.
-const PARENT_CHECK: Duration = Duration::from_secs(1);
+const PARENT_CHECK: Duration = Duration::from_millis(250);
 
 /// What a keeper says to its runner when it was told to end.
 pub(crate) const STOP: u8 = b'S';
 
-/// The two ways in which everything is told to end.
+/// How everything is told to end.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Shutdown {
     /// Stop accepting, finish what is in flight.

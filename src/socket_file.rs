@@ -6,12 +6,17 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, chown};
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use thiserror::Error;
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::time::timeout;
 
 /// How long a socket's path may be, in bytes (unix(7): 108 with a NUL).
 const MAX_PATH: usize = 107;
+
+/// How long it may take to see whether somebody listens.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// What a socket's file shall be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +63,14 @@ impl Watched {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Whose::Nobodys,
             Err(_) => Whose::Ours,
         }
+    }
+}
+
+impl Watched {
+    /// Whether nobody listens behind the file that stands at the path.
+    pub(crate) async fn leads_nowhere(&self) -> bool {
+        let connected = timeout(LOOK, UnixStream::connect(&self.path)).await;
+        matches!(connected, Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused)
     }
 }
 
@@ -164,7 +177,7 @@ impl Drop for BoundFile {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixStream;
+    use std::os::unix::net::UnixStream as StdUnixStream;
 
     use super::*;
 
@@ -177,9 +190,9 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let file = file(&folder, 0o600);
         let (first, first_file) = file.bind().expect("bound");
-        let before = UnixStream::connect(&file.path).expect("the first listens");
+        let before = StdUnixStream::connect(&file.path).expect("the first listens");
         let (second, second_file) = file.bind().expect("bound again, beside a living listener");
-        let after = UnixStream::connect(&file.path).expect("the second listens");
+        let after = StdUnixStream::connect(&file.path).expect("the second listens");
         first.accept().await.expect("the first's own");
         second.accept().await.expect("the second's own");
         assert_eq!(
@@ -188,7 +201,7 @@ mod tests {
         );
         let watched = first_file.watched();
         drop((first, first_file));
-        UnixStream::connect(&file.path).expect("the first took nothing with it");
+        StdUnixStream::connect(&file.path).expect("the first took nothing with it");
         drop((second, second_file, before, after));
         assert_eq!(watched.whose(), Whose::Nobodys);
         assert_eq!(fs::read_dir(folder.path()).expect("the folder").count(), 0, "nothing is left behind");
@@ -220,9 +233,9 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let file = file(&folder, 0o600);
         drop(StdListener::bind(&file.path).expect("bound and gone"));
-        assert!(UnixStream::connect(&file.path).is_err(), "nobody listens");
+        assert!(StdUnixStream::connect(&file.path).is_err(), "nobody listens");
         let (_listener, _bound) = file.bind().expect("bound");
-        UnixStream::connect(&file.path).expect("somebody listens");
+        StdUnixStream::connect(&file.path).expect("somebody listens");
 
         let long = SocketFile { path: folder.path().join("x".repeat(120)), ..file.clone() };
         let length = long.path.as_os_str().len();

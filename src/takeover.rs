@@ -28,7 +28,6 @@ use tokio::io::{AsyncWriteExt as _, Interest};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::frame::{Header, Kind};
@@ -41,11 +40,12 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const ABOUT_TO_LISTEN: Duration = Duration::from_secs(2);
 
 /// What a predecessor sends: the forwarder's listener first, or that it has none, then
-/// connections.
+/// connections of the gateway's, and those to predecessors of its own.
 const LISTENER: u8 = b'L';
 const NO_LISTENER: u8 = b'-';
 const CALLS: u8 = b'C';
 const REQUESTS: u8 = b'R';
+const PREDECESSOR: u8 = b'P';
 
 /// What a successor sends once it serves.
 const LISTENS: u8 = b'S';
@@ -63,89 +63,82 @@ pub(crate) struct Succession {
     listener: Mutex<Option<OwnedFd>>,
 }
 
-#[derive(Clone, Debug)]
-enum State {
-    /// There is no successor.
-    Alone,
-    /// There is one that has the listener and does not serve yet.
-    Announced(Arc<UnixStream>),
-    Ready(Arc<UnixStream>),
-}
-
-impl State {
-    fn is_of(&self, stream: &Arc<UnixStream>) -> bool {
-        matches!(self, Self::Announced(known) | Self::Ready(known) if Arc::ptr_eq(known, stream))
-    }
+#[derive(Clone, Debug, Default)]
+struct State {
+    /// How many have asked and do not serve yet. One may fail before it does.
+    announced: usize,
+    /// The one that serves; of several the last.
+    ready: Option<Arc<UnixStream>>,
 }
 
 impl Succession {
     pub(crate) fn new(listener: Option<OwnedFd>) -> Arc<Self> {
-        Arc::new(Self { state: watch::Sender::new(State::Alone), listener: Mutex::new(listener) })
+        Arc::new(Self { state: watch::Sender::default(), listener: Mutex::new(listener) })
     }
 
     /// Whether there is somebody to hand connections over to.
     pub(crate) fn is_ready(&self) -> bool {
-        matches!(*self.state.borrow(), State::Ready(_))
+        self.state.borrow().ready.is_some()
     }
 
-    /// Attends to somebody who wants to take over, until they are gone or `stop`. Of
-    /// several the last one counts.
-    pub(crate) async fn attend(&self, stream: UnixStream, stop: &CancellationToken) {
+    /// Returns once there is.
+    pub(crate) async fn ready(&self) {
+        let mut state = self.state.subscribe();
+        // The sender is ours, and so it lives.
+        let _ = state.wait_for(|state| state.ready.is_some()).await;
+    }
+
+    /// Attends to somebody who wants to take over, until they are gone.
+    pub(crate) async fn attend(&self, stream: UnixStream) {
         let stream = Arc::new(stream);
         let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
         info!(successor = pid, "another runner takes over");
-        self.state.send_replace(State::Announced(Arc::clone(&stream)));
-        let attended = stop.run_until_cancelled(self.converse(&stream)).await;
-        if let Some(Err(error)) = &attended {
+        let announced = Announced::new(&self.state);
+        if let Err(error) = self.converse(&stream, announced).await {
             debug!(%error, successor = pid, "the successor is lost");
         }
-        // In a drain it is there for as long as it takes what is sent to it.
-        if attended.is_some() {
-            self.forget(&stream);
-        }
+        self.forget(&stream);
     }
 
-    async fn converse(&self, stream: &Arc<UnixStream>) -> io::Result<()> {
+    async fn converse(&self, stream: &Arc<UnixStream>, announced: Announced<'_>) -> io::Result<()> {
         let listener = self.listener().as_ref().map(OwnedFd::try_clone).transpose()?;
         match &listener {
             Some(listener) => send(stream, LISTENER, Some(listener.as_fd())).await?,
             None => send(stream, NO_LISTENER, None).await?,
         }
-        loop {
-            let (byte, _) = receive(stream).await?;
-            match byte {
-                Some(LISTENS) => self.state.send_if_modified(|state| {
-                    let is_new = matches!(state, State::Announced(_)) && state.is_of(stream);
-                    if is_new {
-                        *state = State::Ready(Arc::clone(stream));
-                    }
-                    is_new
-                }),
-                Some(_) => return Err(io::ErrorKind::InvalidData.into()),
-                None => return Ok(()),
-            };
+        drop(listener);
+        match receive(stream).await?.0 {
+            Some(LISTENS) => self.state.send_modify(|state| state.ready = Some(Arc::clone(stream))),
+            Some(_) => return Err(io::ErrorKind::InvalidData.into()),
+            None => return Ok(()),
+        }
+        drop(announced);
+        match receive(stream).await?.0 {
+            Some(_) => Err(io::ErrorKind::InvalidData.into()),
+            None => Ok(()),
         }
     }
 
     fn forget(&self, stream: &Arc<UnixStream>) {
         self.state.send_if_modified(|state| {
-            let is_known = state.is_of(stream);
+            let is_known = state.ready.as_ref().is_some_and(|known| Arc::ptr_eq(known, stream));
             if is_known {
-                *state = State::Alone;
+                state.ready = None;
             }
             is_known
         });
     }
 
-    /// Waits for a successor: as long as this for one to come, and a moment more until
-    /// it serves.
+    /// Waits for a successor that serves, for as long as this, or for a moment if one is
+    /// about to.
     pub(crate) async fn wait(&self, for_one: Duration) {
         let mut state = self.state.subscribe();
-        let come = timeout(for_one, state.wait_for(|state| !matches!(state, State::Alone)));
-        if come.await.is_ok_and(|come| come.is_ok()) {
-            let serves = state.wait_for(|state| !matches!(state, State::Announced(_)));
-            let _ = timeout(ABOUT_TO_LISTEN, serves).await;
-        }
+        let is_enough = |state: &State| {
+            let is_unawaited = for_one.is_zero() && state.announced == 0;
+            state.ready.is_some() || is_unawaited
+        };
+        let patience = if for_one.is_zero() { ABOUT_TO_LISTEN } else { for_one };
+        let _ = timeout(patience, state.wait_for(is_enough)).await;
     }
 
     /// Gives up the forwarder's listener, which lives for as long as anybody has it.
@@ -164,8 +157,13 @@ impl Succession {
         self.hand_over(REQUESTS, connection.as_fd()).await
     }
 
+    /// The same for the connection to a predecessor, with what waits in it.
+    pub(crate) async fn hand_over_predecessor(&self, predecessor: &Predecessor) -> bool {
+        self.hand_over(PREDECESSOR, predecessor.0.as_fd()).await
+    }
+
     async fn hand_over(&self, what: u8, connection: BorrowedFd<'_>) -> bool {
-        let State::Ready(stream) = self.state.borrow().clone() else { return false };
+        let Some(stream) = self.state.borrow().ready.clone() else { return false };
         match timeout(PATIENCE, send(&stream, what, Some(connection))).await {
             Ok(Ok(())) => true,
             Ok(Err(error)) => {
@@ -186,20 +184,42 @@ impl Succession {
     }
 }
 
-/// What a successor gets from its predecessor.
+/// One who has asked, until they serve or are gone.
+struct Announced<'s>(&'s watch::Sender<State>);
+
+impl<'s> Announced<'s> {
+    fn new(state: &'s watch::Sender<State>) -> Self {
+        state.send_modify(|state| state.announced += 1);
+        Self(state)
+    }
+}
+
+impl Drop for Announced<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|state| state.announced -= 1);
+    }
+}
+
+/// The connection to a predecessor, on which it hands its connections over.
+#[derive(Clone, Debug)]
+pub(crate) struct Predecessor(Arc<UnixStream>);
+
+/// What a successor gets at first.
 pub(crate) struct Inheritance {
-    predecessor: UnixStream,
+    pub(crate) predecessor: Predecessor,
     /// The forwarder's, with whoever waits in its queue.
     pub(crate) listener: Option<StdTcpListener>,
 }
 
-/// A connection of the gateway's that waits for its next call or request.
+/// What a predecessor hands over.
 #[derive(Debug)]
 pub(crate) enum Inherited {
-    /// To the runner's socket.
+    /// A connection of the gateway's to the runner's socket, between two calls.
     Calls(UnixStream),
-    /// To the forwarder.
+    /// One to the forwarder, between two requests.
     Requests(TcpStream),
+    /// One to the predecessor's own.
+    Predecessor(Predecessor),
 }
 
 impl Inheritance {
@@ -241,21 +261,26 @@ impl Inheritance {
             _ => return Err(io::ErrorKind::InvalidData.into()),
         };
         info!(predecessor = peer.pid(), "takes over from the runner at this socket");
-        Ok(Self { predecessor, listener })
+        Ok(Self { predecessor: Predecessor(Arc::new(predecessor)), listener })
+    }
+}
+
+impl Predecessor {
+    /// Tells it that the successor serves.
+    pub(crate) async fn listens(&self) {
+        // One that is gone hands nothing over.
+        let _ = timeout(PATIENCE, send(&self.0, LISTENS, None)).await;
     }
 
-    /// Tells the predecessor that the successor serves.
-    pub(crate) async fn listens(&mut self) {
-        // A predecessor that is gone hands nothing over.
-        let _ = timeout(PATIENCE, self.predecessor.write_all(&[LISTENS])).await;
-    }
-
-    /// The next connection; `None` once the predecessor has ended.
-    pub(crate) async fn next(&mut self) -> Option<Inherited> {
+    /// What it hands over next; `None` once it has ended.
+    pub(crate) async fn next(&self) -> Option<Inherited> {
         loop {
-            let inherited = match receive(&self.predecessor).await {
-                Ok((Some(CALLS), Some(connection))) => calls(connection),
+            let inherited = match receive(&self.0).await {
+                Ok((Some(CALLS), Some(connection))) => unix(connection).map(Inherited::Calls),
                 Ok((Some(REQUESTS), Some(connection))) => requests(connection),
+                Ok((Some(PREDECESSOR), Some(connection))) => {
+                    unix(connection).map(|stream| Inherited::Predecessor(Predecessor(Arc::new(stream))))
+                }
                 Ok((None, _)) => return None,
                 Ok(_) => Err(io::ErrorKind::InvalidData.into()),
                 Err(error) => {
@@ -271,10 +296,10 @@ impl Inheritance {
     }
 }
 
-fn calls(connection: OwnedFd) -> io::Result<Inherited> {
+fn unix(connection: OwnedFd) -> io::Result<UnixStream> {
     let stream = StdUnixStream::from(connection);
     stream.set_nonblocking(true)?;
-    UnixStream::from_std(stream).map(Inherited::Calls)
+    UnixStream::from_std(stream)
 }
 
 fn requests(connection: OwnedFd) -> io::Result<Inherited> {
@@ -320,15 +345,23 @@ async fn receive(stream: &UnixStream) -> io::Result<(Option<u8>, Option<OwnedFd>
 mod tests {
     use std::io::{Read as _, Write as _};
 
+    use futures_util::FutureExt as _;
     use tokio::net::UnixListener;
+    use tokio::task::JoinHandle;
 
     use super::*;
 
     /// A predecessor at a socket, and a successor that has asked it.
     struct Two {
         succession: Arc<Succession>,
-        stop: CancellationToken,
+        attending: JoinHandle<()>,
         _folder: tempfile::TempDir,
+    }
+
+    impl Drop for Two {
+        fn drop(&mut self) {
+            self.attending.abort();
+        }
     }
 
     impl Two {
@@ -336,17 +369,20 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let socket = folder.path().join("runner.sock");
             let file = UnixListener::bind(&socket).unwrap();
-            let (succession, stop) = (Succession::new(listener), CancellationToken::new());
-            let predecessor = async {
+            let succession = Succession::new(listener);
+            let attends = Arc::clone(&succession);
+            let attending = tokio::spawn(async move {
                 let (mut stream, _) = file.accept().await.unwrap();
                 let mut hello = [0; 4];
                 tokio::io::AsyncReadExt::read_exact(&mut stream, &mut hello).await.unwrap();
                 assert_eq!(hello, [b'T', 0, 0, 0]);
-                let (succession, stop) = (Arc::clone(&succession), stop.clone());
-                tokio::spawn(async move { succession.attend(stream, &stop).await });
-            };
-            let (inheritance, ()) = tokio::join!(Inheritance::ask(&socket), predecessor);
-            (Self { succession, stop, _folder: folder }, inheritance.expect("a predecessor that answers"))
+                attends.attend(stream).await;
+            });
+            let inheritance = Inheritance::ask(&socket).await;
+            (
+                Self { succession, attending, _folder: folder },
+                inheritance.expect("a predecessor that answers"),
+            )
         }
 
         async fn until(&self, holds: impl Fn(&State) -> bool) {
@@ -379,12 +415,14 @@ mod tests {
 
         let (mut client, served) = pair().await;
         assert!(!two.succession.hand_over_requests(&served).await, "nobody serves yet");
-        inheritance.listens().await;
-        two.until(|state| matches!(state, State::Ready(_))).await;
+        inheritance.predecessor.listens().await;
+        two.until(|state| state.ready.is_some()).await;
         client.write_all(b"a request").unwrap();
         assert!(two.succession.hand_over_requests(&served).await);
         drop(served);
-        let Some(Inherited::Requests(inherited)) = inheritance.next().await else { panic!("a connection") };
+        let Some(Inherited::Requests(inherited)) = inheritance.predecessor.next().await else {
+            panic!("a connection")
+        };
         inherited.readable().await.unwrap();
         let mut read = [0; 20];
         assert_eq!(inherited.try_read(&mut read).unwrap(), 9);
@@ -392,7 +430,9 @@ mod tests {
         let (mut gateway, calls) = StdUnixStream::pair().unwrap();
         calls.set_nonblocking(true).unwrap();
         assert!(two.succession.hand_over_calls(&UnixStream::from_std(calls).unwrap()).await);
-        let Some(Inherited::Calls(inherited)) = inheritance.next().await else { panic!("a connection") };
+        let Some(Inherited::Calls(inherited)) = inheritance.predecessor.next().await else {
+            panic!("a connection")
+        };
         inherited.writable().await.unwrap();
         inherited.try_write(b"answer").unwrap();
         gateway.read_exact(&mut answer).unwrap();
@@ -401,45 +441,91 @@ mod tests {
 
     #[tokio::test]
     async fn many_wait_for_a_successor_that_takes_its_time() {
-        let (two, mut inheritance) = Two::new(None).await;
+        let (two, inheritance) = Two::new(None).await;
         assert!(inheritance.listener.is_none());
-        inheritance.listens().await;
-        two.until(|state| matches!(state, State::Ready(_))).await;
+        inheritance.predecessor.listens().await;
+        two.until(|state| state.ready.is_some()).await;
         const MANY: usize = 300;
+        let mut handed = 0;
+        loop {
+            let (_client, served) = pair().await;
+            if two.succession.hand_over_requests(&served).now_or_never() != Some(true) {
+                break;
+            }
+            handed += 1;
+            assert!(handed < 10_000, "the queue has an end");
+        }
+        let more = handed + MANY;
         let handing = async {
-            for _ in 0..MANY {
+            for _ in handed..more {
                 let (_client, served) = pair().await;
                 assert!(two.succession.hand_over_requests(&served).await);
             }
         };
         let taking = async {
-            for _ in 0..MANY {
-                assert!(matches!(inheritance.next().await, Some(Inherited::Requests(_))));
+            for _ in 0..more {
+                assert!(matches!(inheritance.predecessor.next().await, Some(Inherited::Requests(_))));
             }
         };
         tokio::join!(handing, taking);
-        two.stop.cancel();
         drop(two);
-        assert!(inheritance.next().await.is_none(), "the predecessor has ended");
+        assert!(inheritance.predecessor.next().await.is_none(), "the predecessor has ended");
+    }
+
+    /// The first of three hands over to the last, past one that ends in between.
+    #[tokio::test]
+    async fn a_predecessor_is_handed_on_with_what_waits_in_it() {
+        let ((first, middle), (second, last)) = (Two::new(None).await, Two::new(None).await);
+        for (two, inheritance) in [(&first, &middle), (&second, &last)] {
+            inheritance.predecessor.listens().await;
+            two.until(|state| state.ready.is_some()).await;
+        }
+        let (_client, served) = pair().await;
+        assert!(first.succession.hand_over_requests(&served).await, "nobody has read it yet");
+        assert!(second.succession.hand_over_predecessor(&middle.predecessor).await);
+        drop((second, middle));
+        let Some(Inherited::Predecessor(handed_on)) = last.predecessor.next().await else {
+            panic!("the first")
+        };
+        assert!(last.predecessor.next().await.is_none(), "the middle one has ended");
+        assert!(matches!(handed_on.next().await, Some(Inherited::Requests(_))));
+        let (_client, served) = pair().await;
+        assert!(first.succession.hand_over_requests(&served).await);
+        assert!(matches!(handed_on.next().await, Some(Inherited::Requests(_))));
+    }
+
+    /// Who asks and never serves changes nothing for who does.
+    #[tokio::test]
+    async fn only_one_that_serves_counts() {
+        let (two, inheritance) = Two::new(None).await;
+        inheritance.predecessor.listens().await;
+        two.until(|state| state.ready.is_some()).await;
+        let (asks, stream) = UnixStream::pair().unwrap();
+        let succession = Arc::clone(&two.succession);
+        let attending = tokio::spawn(async move { succession.attend(stream).await });
+        two.until(|state| state.announced == 1).await;
+        drop(asks);
+        attending.await.unwrap();
+        assert!(two.succession.is_ready());
+        assert_eq!(two.succession.state.borrow().announced, 0);
     }
 
     #[tokio::test]
     async fn a_successor_that_is_gone_gets_nothing() {
-        let (two, mut inheritance) = Two::new(None).await;
-        inheritance.listens().await;
-        two.until(|state| matches!(state, State::Ready(_))).await;
+        let (two, inheritance) = Two::new(None).await;
+        inheritance.predecessor.listens().await;
+        two.until(|state| state.ready.is_some()).await;
         drop(inheritance);
-        two.until(|state| matches!(state, State::Alone)).await;
+        two.until(|state| state.ready.is_none()).await;
         let (_client, served) = pair().await;
         assert!(!two.succession.hand_over_requests(&served).await);
     }
 
     #[tokio::test]
-    async fn a_successor_that_ends_within_the_drain_is_noticed_at_the_next_connection() {
-        let (two, mut inheritance) = Two::new(None).await;
-        inheritance.listens().await;
-        two.until(|state| matches!(state, State::Ready(_))).await;
-        two.stop.cancel();
+    async fn a_successor_that_ends_just_now_is_noticed_at_the_next_connection() {
+        let (two, inheritance) = Two::new(None).await;
+        inheritance.predecessor.listens().await;
+        two.until(|state| state.ready.is_some()).await;
         drop(inheritance);
         let (_client, served) = pair().await;
         assert!(!two.succession.hand_over_requests(&served).await);
@@ -454,13 +540,18 @@ mod tests {
             alone.wait(for_one).await;
             assert_eq!(since.elapsed(), for_one);
         }
-        let stream = Arc::new(UnixStream::pair().unwrap().0);
-        alone.state.send_replace(State::Announced(Arc::clone(&stream)));
         let since = tokio::time::Instant::now();
+        let about = Announced::new(&alone.state);
         alone.wait(Duration::ZERO).await;
         assert_eq!(since.elapsed(), ABOUT_TO_LISTEN);
-        alone.state.send_replace(State::Ready(stream));
         alone.wait(Duration::from_secs(1)).await;
-        assert_eq!(since.elapsed(), ABOUT_TO_LISTEN);
+        assert_eq!(since.elapsed(), ABOUT_TO_LISTEN + Duration::from_secs(1));
+        // One that fails leaves the time to the next.
+        tokio::join!(alone.wait(Duration::from_secs(1)), async { drop(about) });
+        assert_eq!(since.elapsed(), ABOUT_TO_LISTEN + Duration::from_secs(2));
+        let stream = Arc::new(UnixStream::pair().unwrap().0);
+        alone.state.send_modify(|state| state.ready = Some(stream));
+        alone.wait(Duration::from_secs(1)).await;
+        assert_eq!(since.elapsed(), ABOUT_TO_LISTEN + Duration::from_secs(2));
     }
 }

@@ -50,6 +50,7 @@ use crate::plugin::{Plugin, Registry};
 use crate::runner::{CallLimits, Runner};
 use crate::server::serve_calls;
 use crate::stamp::{StampKey, Stamper};
+use crate::takeover::Succession;
 use crate::wire::gateway_side::{
     RequestAnswer, Rewrite, decode_error, decode_prepared, decode_question, decode_request_answer,
     decode_response_answer,
@@ -307,7 +308,9 @@ impl Gateway {
                 let (ours, theirs) = duplex(PIPE);
                 let (runner, stop) = (Arc::clone(runner), stop.clone());
                 tokio::spawn(async move {
-                    serve_calls(&mut Connection::new(theirs), &runner, &stop, || false).await
+                    // Nobody takes over from it.
+                    let succession = Succession::new(None);
+                    serve_calls(&mut Connection::new(theirs), &runner, &succession, &stop).await
                 });
                 Box::new(ours)
             }

@@ -404,6 +404,22 @@ mod tests {
         check("https://Code-Alice:8443", Ok("https://code-alice:8443"));
     }
 
+    /// The gateway's plugin reads the same table: what is a host here must be one there.
+    #[test]
+    fn the_table_of_hosts_holds() {
+        #[derive(serde::Deserialize)]
+        struct Case {
+            host: String,
+            is_host: bool,
+        }
+        let cases: Vec<Case> = serde_json::from_str(include_str!("../tests/vectors/hosts.json")).unwrap();
+        assert!(cases.len() > 30);
+        for Case { host, is_host } in cases {
+            let name = host.parse::<HostName>();
+            assert_eq!(name.is_ok_and(|name| name.as_str() == host), is_host, "{host:?}");
+        }
+    }
+
     #[test]
     fn a_subject_has_a_length() {
         let upstream = || "http://a:1".parse::<Upstream>().unwrap();

@@ -43,7 +43,7 @@ use decision::Decision;
 use identity::{Identity, IdentityError};
 use keys::Issuers;
 pub(crate) use keys::KeySet;
-use presented::{AUTHORIZATION, FORWARDED_USER, FORWARDED_USERNAME, Presented, PresentedToken};
+use presented::{AUTHORIZATION, FORWARDED_USER, FORWARDED_USERNAME, Presented, PresentedToken, STAMP};
 use refused::{MAX_FRAME_HEADERS, Refused};
 use remembered::{Digests, Remembered};
 pub(crate) use template::{HostTemplate, TemplateError};
@@ -235,6 +235,7 @@ impl Plugin for UserUpstream {
         for name in config.identity.token_sources().secrets() {
             remove(name, request)?;
         }
+        remove(&STAMP, request)?;
         // Another authorization than the token's is the workspace's business.
         let is_tokens =
             |token: PresentedToken<'_>| request.headers_named(AUTHORIZATION).any(|value| token.is_in(value));

@@ -1,6 +1,5 @@
 -- SPDX-License-Identifier: Apache-2.0
 -- Sends a request to the workspace that the runner chose for it.
---
 -- The runner, called by ext-plugin-pre-req, says where a request goes in a header that it adds: JSON, see `fault`. A
 -- client's own copy is dropped in the rewrite phase, behind openid-connect (2599) and before the call (2597, by its
 -- _meta.priority). Without a good decision the answer is 503: no request reaches the route's own upstream.
@@ -9,8 +8,7 @@
 -- seconds: kc_hit is set, and ext-plugin-pre-req with the filter [["kc_hit", "!", "==", "1"]] leaves the call out.
 -- What is withdrawn meanwhile (a session, a token, a group, a workspace) stays good for that much longer in each of
 -- the gateway's workers, and nothing in the runner sees those requests.
-local core = require("apisix.core")
-local upstream = require("apisix.upstream")
+local core, upstream = require("apisix.core"), require("apisix.upstream")
 local lrucache, sha256 = require("resty.lrucache"), require("resty.sha256")
 local ngx, concat, find = ngx, table.concat, string.find
 
@@ -34,8 +32,10 @@ local function is_address(value)
     return is_text(value, "^[%x:.]+$") and (core.utils.parse_ipv4(value) or core.utils.parse_ipv6(value))
 end
 local function is_host(value)
-    local is_name = is_text(value, "^[a-z0-9_][a-z0-9_.-]*$") and find(value, "[a-z_][^.]*$") and #value <= 253
-    return is_address(value) or is_name and not find(value .. ".", "[.-]%.") and not find(value, ".-", 1, true)
+    local is_name = is_text(value, "^[a-z0-9_][a-z0-9_.-]*$") and #value <= 253 and not find(value .. ".", "[.-]%.")
+    local last = is_name and value:match("[^.]*$") -- where a number would make it nearly an IPv4 address
+    local is_good = is_name and not find(value, ".-", 1, true)
+    return is_good and not find(last, "^%d+$") and not find(last, "^0x%x*$") or is_address(value)
 end
 -- A list whose items are all good, or with `is_key` an object whose names are, too.
 local function is_each(items, most, is_item, is_key)
@@ -120,12 +120,11 @@ end
 local function apply(ctx, it)
     local function bracketed(host) return find(host, ":", 1, true) and "[" .. host .. "]" or host end
     local name, is_https, nodes = bracketed(it.host), it.scheme == "https", {}
-    for i, address in ipairs(it.addresses) do
-        nodes[i] = { host = bracketed(address), port = it.port, weight = 1, priority = 0 }
-    end
+    for i, ip in ipairs(it.addresses) do nodes[i] = { host = bracketed(ip), port = it.port, weight = 1, priority = 0 } end
     -- The balancer keeps what it makes of several nodes under these two.
-    local key, addresses = it.scheme .. "://" .. name .. ":" .. it.port, concat(it.addresses, ",")
-    upstream.set(ctx, key, ctx.conf_version .. "#" .. addresses, {
+    local key, addresses = it.scheme .. "://" .. name .. ":" .. it.port, { unpack(it.addresses) }
+    table.sort(addresses) -- which a name server turns
+    upstream.set(ctx, key, ctx.conf_version .. "#" .. concat(addresses, ","), {
         type = "roundrobin", scheme = it.scheme, nodes = nodes,
         timeout = { connect = it.timeout.connect, send = it.timeout.send, read = it.timeout.read },
         -- The gateway takes the name for TLS from Host.
@@ -169,7 +168,8 @@ local function access(_, ctx)
         if type(text) ~= "string" or ngx.var[HEADER_VAR] then return "more than one decision" end
         if #text > MAX_BYTES then return "too long a decision" end
         it = core.json.decode(text)
-        if fault(it) then return "a malformed decision: " .. fault(it) end
+        local field = fault(it)
+        if field then return "a malformed decision: " .. field end
     end
     if not it then return "no decision" end
     apply(ctx, it)

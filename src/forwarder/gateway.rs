@@ -88,11 +88,15 @@ pub(super) async fn turn_away(forwarder: Arc<Forwarder>, stream: TcpStream, stop
     let mut watch = Watch::new(forwarder.limits.head);
     let stopped = pin!(stop.cancelled());
     let head = read_head(&forwarder, &mut gateway, &mut watch, stopped, &stop);
-    // Whoever says nothing meanwhile is closed.
-    if let Ok(Head::Whole(length)) = timeout(forwarder.limits.head, head).await {
-        gateway.use_up(length);
-        let busy = Failure::Busy(forwarder.limits.max_connections);
-        refuse::answer(&forwarder, &mut gateway, &busy, None, More::Nothing).await;
+    match timeout(forwarder.limits.head, head).await {
+        Ok(Head::Whole(length)) => {
+            gateway.use_up(length);
+            let busy = Failure::Busy(forwarder.limits.max_connections);
+            refuse::answer(&forwarder, &mut gateway, &busy, None, More::Nothing).await;
+        }
+        Ok(Head::Successors) => drop(forwarder.succession.hand_over_requests(&gateway.stream).await),
+        // Whoever says nothing meanwhile is closed.
+        _ => {}
     }
 }
 

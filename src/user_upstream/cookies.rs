@@ -7,6 +7,8 @@ use memchr::memchr;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
+use crate::direct::is_cookie_name;
+
 /// openid-connect's own session cookie.
 const SESSION: &str = "session";
 
@@ -112,12 +114,6 @@ fn is_chunk(name: &[u8], removed: &[u8]) -> bool {
         }
         None => false,
     }
-}
-
-/// Whether a text is a token, as the names of cookies are (RFC 6265, section 4.1.1).
-fn is_cookie_name(text: &str) -> bool {
-    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    !text.is_empty() && text.bytes().all(is_allowed)
 }
 
 #[cfg(test)]

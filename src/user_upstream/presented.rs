@@ -25,7 +25,7 @@ pub(crate) static FORWARDED_USERNAME: HeaderName = HeaderName::from_static("x-fo
 
 /// What the runner adds to a request behind all plugins, and the forwarder or the
 /// gateway believes.
-static STAMP: HeaderName = HeaderName::from_static(STAMP_HEADER);
+pub(crate) static STAMP: HeaderName = HeaderName::from_static(STAMP_HEADER);
 static DECISION: HeaderName = HeaderName::from_static(DECISION_HEADER);
 
 /// What else than who is asking decides whether they are let through, and with what: an

@@ -197,7 +197,7 @@ async fn start_nginx(folder: &Path, modules: &Path, calls: u16, own: u16) -> Chi
         .replace("OWN", &own.to_string());
     let path = folder.join("nginx.conf");
     std::fs::write(&path, conf).unwrap();
-    let mut nginx = Command::new("nginx")
+    let mut nginx = Command::new(modules.join("nginx"))
         .arg("-p")
         .arg(folder)
         .arg("-c")

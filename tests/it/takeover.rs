@@ -5,8 +5,8 @@ use std::fs::Permissions;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -19,8 +19,9 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{interval, timeout};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::Role;
@@ -28,6 +29,7 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 use crate::peer::{PATIENCE, Peer, until};
 use crate::process::{NOBODY, for_another_user, open_folder};
 use crate::program::{BINARY, Program, Runner, listen_address};
+use crate::wire::{Call, extra_info};
 use crate::workspace::{self, Behaviour, head_of, header};
 
 const CONF: &str = r#"{"identity": {"trust": "gateway"}, "upstream": "http://a:1"}"#;
@@ -165,19 +167,20 @@ async fn talk(mut socket: WebSocketStream<TcpStream>, stop: Arc<AtomicBool>) -> 
 }
 
 /// Sends a request every 5 ms until it is stopped; what failed.
-async fn requests(edge: Arc<Edge>, done: Arc<AtomicU64>, stop: Arc<AtomicBool>) -> Vec<String> {
+async fn requests(edge: Arc<Edge>, done: watch::Sender<u64>, stop: Arc<AtomicBool>) -> Vec<String> {
     let failed = Arc::<Mutex<Vec<String>>>::default();
     let mut pace = interval(PACE);
+    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut running = tokio::task::JoinSet::new();
     while !stop.load(Ordering::Relaxed) {
         pace.tick().await;
-        let (edge, failed, done) = (Arc::clone(&edge), Arc::clone(&failed), Arc::clone(&done));
+        let (edge, failed, done) = (Arc::clone(&edge), Arc::clone(&failed), done.clone());
         running.spawn(async move {
             let outcome = timeout(PATIENCE, edge.request()).await;
             if let Err(why) = outcome.unwrap_or_else(|_| Err("no answer".to_owned())) {
                 failed.lock().unwrap().push(why);
             }
-            done.fetch_add(1, Ordering::Relaxed);
+            done.send_modify(|done| *done += 1);
         });
         while running.try_join_next().is_some() {}
     }
@@ -196,6 +199,8 @@ impl Starter {
     fn command(&self) -> Command {
         let mut command = Command::new(BINARY);
         command.env_clear().args(["run", "--forwarder-address", &self.forwarder]);
+        // All of this is one subject's.
+        command.args(["--max-subject-connections", "4096"]);
         match self.way {
             Way::Beside => command.arg("--listen-address").arg(listen_address(&self.socket)),
             Way::OneByOne => {
@@ -248,7 +253,7 @@ async fn ten_takeovers_cost_nothing(way: Way) {
     let edge = Edge::new(&socket, first.forwarder, workspace);
     let mut runner = first.program;
 
-    let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let (stop, done) = (Arc::new(AtomicBool::new(false)), watch::Sender::new(0));
     let mut talks: Vec<JoinHandle<Result<u64, String>>> = Vec::new();
     let mut more_websockets = async |count: usize| {
         for _ in 0..count {
@@ -257,12 +262,11 @@ async fn ten_takeovers_cost_nothing(way: Way) {
         }
     };
     more_websockets(WEBSOCKETS).await;
-    let asking = tokio::spawn(requests(Arc::clone(&edge), Arc::clone(&done), Arc::clone(&stop)));
+    let asking = tokio::spawn(requests(Arc::clone(&edge), done.clone(), Arc::clone(&stop)));
     let some_requests = async || {
-        let so_far = done.load(Ordering::Relaxed);
-        while done.load(Ordering::Relaxed) < so_far + BETWEEN {
-            tokio::time::sleep(PACE).await;
-        }
+        let mut done = done.subscribe();
+        let enough = *done.borrow() + BETWEEN;
+        done.wait_for(|done| *done >= enough).await.unwrap();
     };
     let mut predecessors = Vec::new();
     for _ in 0..TAKEOVERS {
@@ -274,7 +278,12 @@ async fn ten_takeovers_cost_nothing(way: Way) {
     some_requests().await;
     stop.store(true, Ordering::Relaxed);
     let failed = asking.await.unwrap();
-    assert!(failed.is_empty(), "{way:?}: {} of {done:?} requests failed: {failed:#?}", failed.len());
+    assert!(
+        failed.is_empty(),
+        "{way:?}: {} of {done:?} requests failed: {:#?}",
+        failed.len(),
+        failed.first()
+    );
     let mut said = 0;
     let mut closed = Vec::new();
     for talk in talks {
@@ -283,9 +292,30 @@ async fn ten_takeovers_cost_nothing(way: Way) {
             Err(why) => closed.push(why),
         }
     }
-    assert!(closed.is_empty(), "{way:?}: {} WebSockets were closed: {closed:#?}", closed.len());
+    assert!(closed.is_empty(), "{way:?}: {} WebSockets were closed: {:#?}", closed.len(), closed.first());
     assert!(said as usize > WEBSOCKETS * 2, "{said} messages");
-    assert!(done.load(Ordering::Relaxed) > TAKEOVERS as u64 * BETWEEN);
+    assert!(*done.borrow() > TAKEOVERS as u64 * BETWEEN);
+    // It was no luck: the last one got connections of both kinds from its predecessors.
+    tokio::task::block_in_place(|| {
+        let since = Instant::now();
+        loop {
+            let lines = runner.lines();
+            let ends = lines.iter().filter(|line| line.contains("a predecessor has ended"));
+            let add =
+                |sums: (u64, u64), line| (sums.0 + count(line, "calls="), sums.1 + count(line, "requests="));
+            let (calls, requests) = ends.fold((0, 0), |sums, line| add(sums, line));
+            if calls > 0 && requests > 0 {
+                return;
+            }
+            assert!(since.elapsed() < PATIENCE, "{way:?}: {calls} and {requests} in {lines:#?}");
+            std::thread::yield_now();
+        }
+    });
+}
+
+fn count(line: &str, name: &str) -> u64 {
+    let (_, rest) = line.split_once(name).unwrap();
+    rest.split(' ').next().unwrap().trim().parse().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -441,7 +471,9 @@ fn a_runner_that_hangs_is_replaced_without_its_help() {
     let socket = folder.path().join("runner.sock");
     let hung = Runner::start_at(&socket, &[]);
     hung.program.signal(Signal::SIGSTOP);
-    let successor = Runner::start_at(&socket, &[]);
+    let shared = hung.forwarder.to_string();
+    let successor = Runner::start_at(&socket, &["--forwarder-address", &shared]);
+    assert_eq!(successor.forwarder, hung.forwarder);
     successor.program.line(&["does not answer"]);
     Peer::connect(&socket).prepare("user-upstream", CONF);
 }
@@ -487,4 +519,100 @@ fn key_file(folder: &TempDir) -> PathBuf {
     let path = folder.path().join("stamps.key");
     std::fs::write(&path, [7; 32]).unwrap();
     path
+}
+
+/// Whoever takes over may die at once, and is not the last word.
+#[test]
+fn a_successor_that_is_killed_leaves_the_socket_to_its_predecessor() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("runner.sock");
+    let first = Runner::start_at(&socket, &[]);
+    for _ in 0..3 {
+        let mut second = Runner::start_at(&socket, &[]);
+        let asked = Peer::connect(&socket).prepare("user-upstream", CONF);
+        assert_ne!(asked, 0);
+        second.program.signal(Signal::SIGKILL);
+        second.program.ended();
+        until("somebody who listens", || std::os::unix::net::UnixStream::connect(&socket).ok());
+        Peer::connect(&socket).prepare("user-upstream", CONF);
+    }
+    first.program.line(&["the socket's file was gone: made anew"]);
+}
+
+/// The limit is where a new runner may be wanted.
+#[test]
+fn a_runner_that_is_full_is_taken_over_all_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("runner.sock");
+    let mut first = Runner::start_at(&socket, &["--max-connections", "2"]);
+    let mut peers = [(); 2].map(|()| Peer::connect(&socket));
+    for peer in &mut peers {
+        peer.prepare("user-upstream", CONF);
+    }
+    let shared = first.forwarder.to_string();
+    let second = Runner::start_at(&socket, &["--forwarder-address", &shared]);
+    second.program.line(&["takes over from the runner at this socket"]);
+    first.program.signal(Signal::SIGTERM);
+    assert!(first.program.ended().success());
+    second.program.line(&["a predecessor has ended", "calls=2"]);
+    for peer in &mut peers {
+        peer.prepare("user-upstream", CONF);
+    }
+}
+
+/// The middle one of three has ended long before the first has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_first_of_three_still_has_goes_to_the_last() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("runner.sock");
+    let workspace = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let mut first = Runner::start_at(&socket, &[]);
+    let shared = first.forwarder.to_string();
+    let edge = Edge::new(&socket, first.forwarder, workspace.local_addr().unwrap());
+    // A request is under way at the first one.
+    let forwarded = edge.decide(ClientRequest::get("/")).await.unwrap();
+    let mut slow = TcpStream::connect(first.forwarder).await.unwrap();
+    slow.write_all(head_of(&forwarded).as_bytes()).await.unwrap();
+    let (mut answering, _) = workspace.accept().await.unwrap();
+    read_head(&mut answering).await.unwrap();
+    let start = || Runner::start_at(&socket, &["--forwarder-address", &shared]);
+    let mut second = tokio::task::block_in_place(start);
+    first.program.signal(Signal::SIGTERM);
+    first.program.line(&["forwarder drains"]);
+    let third = tokio::task::block_in_place(start);
+    second.program.signal(Signal::SIGTERM);
+    assert!(tokio::task::block_in_place(|| second.program.ended()).success());
+    // It is answered, and its connection goes on at the third.
+    answering.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+    let (head, _) = read_head(&mut slow).await.unwrap();
+    assert!(head.starts_with("HTTP/1.1 200 ") && header(&head, "connection").is_none(), "{head}");
+    assert!(tokio::task::block_in_place(|| first.program.ended()).success());
+    third.program.line(&["a predecessor has ended", "requests=1"]);
+    slow.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    let (head, _) = timeout(PATIENCE, read_head(&mut slow)).await.unwrap().unwrap();
+    assert!(head.starts_with("HTTP/1.1 403 "), "no stamp, but an answer: {head}");
+}
+
+/// A gateway that reads nothing of what it is told still gets its answers, and its end.
+#[test]
+fn a_log_that_nobody_reads_stops_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("runner.sock");
+    let mut command = Command::new(BINARY);
+    command.env_clear().env("APISIX_LISTEN_ADDRESS", listen_address(&socket));
+    command.args(["run", "--forwarder-address", "127.0.0.1:0"]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut keeper = command.spawn().unwrap();
+    until("a socket", || socket.exists().then_some(()));
+    let mut peer = Peer::connect(&socket);
+    let token = peer.prepare("user-upstream", CONF);
+    // Each is refused, and told in a line: more than both pipes take.
+    for number in 0..3000 {
+        peer.ask(&Call::new(number, token).frame());
+        assert_eq!(peer.ask(&extra_info(None)).refusal().0, 401);
+    }
+    kill(Pid::from_raw(i32::try_from(keeper.id()).unwrap()), Signal::SIGTERM).unwrap();
+    let ended = until("the end of the keeper", || keeper.try_wait().unwrap());
+    assert!(ended.success());
+    until("the end of the runner", || (!socket.exists()).then_some(()));
 }

@@ -67,6 +67,21 @@ return function(case)
         expect.same(outcome.went_to.upstream_host, "[fd00::2]")
     end)
 
+    case("what is a host for the runner is one here, and nothing else", function()
+        local file = assert(io.open("tests/vectors/hosts.json"))
+        local cases = stand_in.cjson.decode(file:read("*a"))
+        file:close()
+        assert(#cases > 30, "too few cases")
+        for _, it in ipairs(cases) do
+            local outcome = stand_in.serve(stand_in.worker(), {
+                runner = function(ctx, set_header)
+                    set_header(ctx, "x-kube-coders-upstream", decision.text(decision.of({ host = it.host })))
+                end,
+            })
+            assert((outcome.status == nil) == it.is_host, it.host)
+        end
+    end)
+
     case("two addresses are two nodes, in order", function()
         local outcome = sent({ addresses = { "10.0.0.2", "fd00::1" } })
         expect.same(outcome.version, "1700000000#10.0.0.2,fd00::1")
@@ -75,6 +90,13 @@ return function(case)
             { host = "[fd00::1]", port = 8443, weight = 1, priority = 0 },
         })
         expect.same(outcome.conf.retries, nil)
+    end)
+
+    case("the order of addresses, which a name server turns, makes no other picker", function()
+        local one = sent({ addresses = { "10.0.0.1", "10.0.0.2" } })
+        local other = sent({ addresses = { "10.0.0.2", "10.0.0.1" } })
+        expect.same(one.version, other.version)
+        expect.same(other.conf.nodes[1].host, "10.0.0.2")
     end)
 
     case("users, addresses and versions of a route never share what the balancer keeps", function()
@@ -91,7 +113,7 @@ return function(case)
         add({ port = 8444 })
         add({ addresses = { "10.0.0.2" } })
         add({ addresses = { "10.0.0.1", "10.0.0.2" } })
-        add({ addresses = { "10.0.0.2", "10.0.0.1" } })
+        add({ addresses = { "10.0.0.2", "10.0.0.3" } })
         add(nil, { conf_version = 1700000001 })
         add(nil, { conf_version = "1700000000&1" })
     end)
