@@ -20,7 +20,7 @@ use tracing::{error, info, warn};
 use crate::admission::{Admission, GatewayProcess};
 use crate::conf::ConfCache;
 use crate::direct::Direct;
-use crate::forwarder::Forwarder;
+use crate::forwarder::{Forwarder, ForwarderLimits};
 use crate::key_file::{KeyError, key_beside, read_or_make_key};
 use crate::plugin::Registry;
 use crate::resolver::Resolver;
@@ -108,30 +108,11 @@ pub(crate) async fn run(
     let (listener, file) =
         bound.map_err(|error| RunError::Socket { path: settings.socket.path.clone(), error })?;
     let stamp_key = stamp_key(&mut settings)?;
-    info!(
-        socket = %settings.socket.path.display(),
-        mode = format!("{:04o}", settings.socket.mode),
-        serves = %admission,
-        plugins = ?registry.names(),
-        "runner listens"
-    );
-    if settings.ways().trusts_anybody {
-        warn!("--workspace-ca none: nobody checks the certificates of workspaces at https://");
-    }
-    let mode = settings.upstream_mode.as_str();
-    info!(upstream_mode = mode, address = %forwarder_listener.local_addr().unwrap_or(settings.forwarder), "forwarder listens");
+    tell_start(&settings, &admission, &registry, &forwarder_listener);
     let stamper = Stamper { key: stamp_key.clone(), lifetime: settings.stamp_lifetime };
     let confs = ConfCache::new(settings.conf_expire_time, settings.max_confs);
-    let limits = &settings.forwarder_limits;
-    let direct = Direct {
-        resolver: Arc::clone(&resolver),
-        connect: limits.connect,
-        send: limits.send,
-        read: limits.read,
-        ways: settings.ways(),
-    };
     let runner = Runner::new(registry, confs, settings.call, stamper);
-    let runner = Arc::new(runner.with_direct(direct));
+    let runner = Arc::new(runner.with_direct(direct(&settings, &resolver)));
     let draining = CancellationToken::new();
     let server =
         Server::new(runner, admission, settings.max_connections, Arc::clone(&succession), draining.clone());
@@ -154,11 +135,7 @@ pub(crate) async fn run(
         // Where no gateway has died, a service manager starts the next one.
         let is_orphan = settings.spawned && shutdown.alone.is_cancelled();
         let is_awaited = settings.kept_for.is_some() && !is_orphan;
-        tokio::select! {
-            () = succession.wait(if is_awaited { SUCCESSOR } else { Duration::ZERO }) => {}
-            () = end_of(gateway) => {}
-        }
-        succession.close_listener();
+        hand_over(&succession, if is_awaited { SUCCESSOR } else { Duration::ZERO }, gateway).await;
         draining.cancel();
         std::future::pending::<()>().await;
     };
@@ -169,6 +146,36 @@ pub(crate) async fn run(
         () = inherit(predecessor, &server, &forwarder, &succession, &draining) => {}
     }
     Ok(())
+}
+
+fn tell_start(settings: &Settings, admission: &Admission, registry: &Registry, forwarder: &TcpListener) {
+    info!(
+        socket = %settings.socket.path.display(),
+        mode = format!("{:04o}", settings.socket.mode),
+        serves = %admission,
+        plugins = ?registry.names(),
+        "runner listens"
+    );
+    if settings.ways().trusts_anybody {
+        warn!("--workspace-ca none: nobody checks the certificates of workspaces at https://");
+    }
+    let address = forwarder.local_addr().unwrap_or(settings.forwarder);
+    info!(upstream_mode = settings.upstream_mode.as_str(), %address, "forwarder listens");
+}
+
+fn direct(settings: &Settings, resolver: &Arc<Resolver>) -> Direct {
+    let ForwarderLimits { connect, send, read, .. } = settings.forwarder_limits;
+    Direct { ways: settings.ways(), resolver: Arc::clone(resolver), connect, send, read }
+}
+
+/// Waits for a successor, unless the gateway ends meanwhile, and leaves the forwarder's
+/// port to it.
+async fn hand_over(succession: &Succession, for_one: Duration, gateway: Option<GatewayProcess>) {
+    tokio::select! {
+        () = succession.wait(for_one) => {}
+        () = end_of(gateway) => {}
+    }
+    succession.close_listener();
 }
 
 /// Returns once the gateway has ended; never where there is none.
@@ -206,8 +213,9 @@ async fn inherit(
                 // Whoever reads from them now, it is not us; and where nobody does, they
                 // keep what they have.
                 nexts.clear();
-                for (predecessor, _) in predecessors.into_values() {
-                    succession.hand_over_predecessor(&predecessor).await;
+                for (predecessor, HandedOver { calls, requests }) in predecessors.into_values() {
+                    let is_handed_on = succession.hand_over_predecessor(&predecessor).await;
+                    info!(calls, requests, is_handed_on, "told to end; connections that a predecessor has handed over");
                 }
                 return std::future::pending().await;
             }
@@ -225,7 +233,7 @@ async fn inherit(
             Some(Inherited::Predecessor(predecessor)) => found = Some(predecessor),
             None => {
                 let HandedOver { calls, requests } = *handed_over;
-                info!(calls, requests, "a predecessor has ended; connections that it handed over");
+                info!(calls, requests, "a predecessor has ended; connections that it has handed over");
                 predecessors.remove(&number);
                 continue;
             }

@@ -3,9 +3,10 @@
 //!
 //! The successor connects to the socket and sends a frame of a kind that no gateway
 //! has. The predecessor answers on that connection with the forwarder's listener.
-//! Once the successor says that it listens, and the predecessor is told to stop, each
-//! connection of the gateway's that waits for its next request follows, as it is.
-//! What is under way, and what was upgraded, stays with the predecessor to its end.
+//! Once the successor says that it listens, each connection that waits for its next
+//! call follows, as it is; and once the predecessor is told to stop, each that waits
+//! for its next request. What is under way, and what was upgraded, stays with the
+//! predecessor to its end.
 //!
 //! A byte says what comes, and each descriptor has one of its own (unix(7),
 //! `SCM_RIGHTS`), so that none is taken for another.

@@ -120,7 +120,7 @@ end
 local function apply(ctx, it)
     local function bracketed(host) return find(host, ":", 1, true) and "[" .. host .. "]" or host end
     local name, is_https, nodes = bracketed(it.host), it.scheme == "https", {}
-    for i, ip in ipairs(it.addresses) do nodes[i] = { host = bracketed(ip), port = it.port, weight = 1, priority = 0 } end
+    for i, a in ipairs(it.addresses) do nodes[i] = { host = bracketed(a), port = it.port, weight = 1, priority = 0 } end
     -- The balancer keeps what it makes of several nodes under these two.
     local key, addresses = it.scheme .. "://" .. name .. ":" .. it.port, { unpack(it.addresses) }
     table.sort(addresses) -- which a name server turns

@@ -295,21 +295,17 @@ async fn ten_takeovers_cost_nothing(way: Way) {
     assert!(closed.is_empty(), "{way:?}: {} WebSockets were closed: {:#?}", closed.len(), closed.first());
     assert!(said as usize > WEBSOCKETS * 2, "{said} messages");
     assert!(*done.borrow() > TAKEOVERS as u64 * BETWEEN);
-    // It was no luck: the last one got connections of both kinds from its predecessors.
+    // It was no luck: connections of both kinds were handed over.
+    predecessors.push(runner);
     tokio::task::block_in_place(|| {
-        let since = Instant::now();
-        loop {
-            let lines = runner.lines();
-            let ends = lines.iter().filter(|line| line.contains("a predecessor has ended"));
-            let add =
-                |sums: (u64, u64), line| (sums.0 + count(line, "calls="), sums.1 + count(line, "requests="));
-            let (calls, requests) = ends.fold((0, 0), |sums, line| add(sums, line));
-            if calls > 0 && requests > 0 {
-                return;
-            }
-            assert!(since.elapsed() < PATIENCE, "{way:?}: {calls} and {requests} in {lines:#?}");
-            std::thread::yield_now();
-        }
+        until("connections that were handed over", || {
+            let lines = predecessors.iter().flat_map(Program::lines);
+            let ends = lines.filter(|line| line.contains("has handed over"));
+            let (calls, requests) = ends.fold((0, 0), |(calls, requests), line| {
+                (calls + count(&line, "calls="), requests + count(&line, "requests="))
+            });
+            (calls > 0 && requests > 0).then_some(())
+        });
     });
 }
 
