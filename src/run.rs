@@ -128,6 +128,8 @@ pub(crate) async fn run(
         tokio::join!(
             serve_socket(&server, &settings, listener, file, &succession, &draining),
             Arc::clone(&forwarder).serve(forwarder_listener, draining.clone(), settings.drain),
+            // What it hands on must be gone before we are.
+            inherit(predecessor, &server, &forwarder, &succession, &draining),
         )
     };
     let told_to_stop = async {
@@ -143,7 +145,6 @@ pub(crate) async fn run(
         _ = serving => info!("drained"),
         () = shutdown.now.cancelled() => warn!("ended before everything was finished"),
         () = told_to_stop => {}
-        () = inherit(predecessor, &server, &forwarder, &succession, &draining) => {}
     }
     Ok(())
 }
@@ -187,7 +188,7 @@ async fn end_of(gateway: Option<GatewayProcess>) {
 }
 
 /// Serves the connections that predecessors hand over, until `stop`; then hands them on
-/// to a successor, if there is one. Goes on for ever.
+/// to a successor, if there is one.
 async fn inherit(
     first: Option<Predecessor>,
     server: &Server,
@@ -217,7 +218,7 @@ async fn inherit(
                     let is_handed_on = succession.hand_over_predecessor(&predecessor).await;
                     info!(calls, requests, is_handed_on, "told to end; connections that a predecessor has handed over");
                 }
-                return std::future::pending().await;
+                return;
             }
         };
         let Some((predecessor, handed_over)) = predecessors.get_mut(&number) else { continue };
