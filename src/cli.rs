@@ -1,5 +1,7 @@
 //! What may be typed: clap types only, every value still a text.
 
+use std::path::PathBuf;
+
 use clap::{Args, Parser, Subcommand};
 
 /// Sends each user's requests to their own workspace: an external plugin runner
@@ -19,8 +21,13 @@ pub(crate) enum Subcommands {
     Call(CallArgs),
     /// Say step by step how user-upstream decides about a request, and why; asks nobody unless told
     Explain(ExplainArgs),
+    /// Say what is wrong or dangerous in the gateway's configuration: standalone files, objects of the Admin API,
+    /// resources of the ingress controller, config.yaml
+    Check(CheckArgs),
     /// Print the name of the workspace of each subject, one a line
     Name(NameArgs),
+    /// Copy this program to a file or into a folder: what an init container does for a gateway that starts the runner
+    Install(InstallArgs),
     /// Exit with 0 if the local runner answers
     Health(SocketArgs),
 }
@@ -255,6 +262,38 @@ pub(crate) struct ExplainArgs {
     /// With --online, ask this name server, in place of the system's; repeatable
     #[arg(long, value_name = "ADDR:PORT")]
     pub(crate) dns_server: Vec<String>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct CheckArgs {
+    /// What is checked together, YAML or JSON; - is standard input
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) file: Vec<String>,
+
+    /// How findings are printed: text, json, or sarif for what shows them beside the files
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) format: String,
+
+    /// Print our route in place of the one whose Lua function chooses the upstream, and check nothing
+    #[arg(long, conflicts_with = "format")]
+    pub(crate) migrate: bool,
+
+    /// Which APISIX runs, such as 3.18: some findings depend on it
+    #[arg(long, value_name = "VERSION")]
+    pub(crate) gateway_version: Option<String>,
+
+    /// Where the runner's forwarder listens
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:9181", help_heading = "Forwarder")]
+    pub(crate) forwarder_address: String,
+
+    #[command(flatten)]
+    pub(crate) ways: WaysArgs,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct InstallArgs {
+    /// A file, which is replaced, or a folder
+    pub(crate) target: PathBuf,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -21,8 +21,10 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::admission::GatewayProcess;
 use crate::call::{self, CallCommandError};
+use crate::check::{self, CheckError};
 use crate::cli::{Cli, RunArgs, SocketArgs, Subcommands};
 use crate::explain::{self, ExplainError};
+use crate::install::{InstallError, install};
 use crate::keeper::{End, Log, keep};
 use crate::plugin::{Plugin, Registry};
 use crate::run::{RunError, run};
@@ -83,6 +85,10 @@ enum Failure {
     Call(#[from] CallCommandError),
     #[error(transparent)]
     Explain(#[from] ExplainError),
+    #[error(transparent)]
+    Check(#[from] CheckError),
+    #[error(transparent)]
+    Install(#[from] InstallError),
     #[error("--template: {0}")]
     Template(#[from] TemplateError),
     #[error("only `run` can be served")]
@@ -142,7 +148,12 @@ impl Command {
             Subcommands::Explain(args) => {
                 block_on(async { Ok(explain::explain(&args, &mut std::io::stdout()).await?) })
             }
+            Subcommands::Check(args) => {
+                let registry = self.registry()?;
+                block_on(async { Ok(check::check(&args, &registry, &mut std::io::stdout())?) })
+            }
             Subcommands::Name(args) => print_names(&args.template, &args.subject),
+            Subcommands::Install(args) => Ok(install(&args.target).map(|()| ExitCode::SUCCESS)?),
             Subcommands::Health(args) => health(&args, &environment),
         }
     }

@@ -53,6 +53,7 @@
 //!   and `request_id`, `server` and `forwarder` the `takeover`, and `forwarder`,
 //!   `direct` and `user_upstream` the `resolver`. Neither calls the other.
 //! - `takeover` knows descriptors, and nothing of what is said through them.
+//! - `check` reads files and asks nobody; of `user_upstream` it knows the conf.
 //! - `testing` is a gateway. Of what is shipped, only the commands that call a
 //!   running runner use it.
 //! - Only `command` reads the environment, installs a subscriber and starts a
@@ -95,6 +96,8 @@ mod cli;
 mod run;
 mod call;
 mod explain;
+mod check;
+mod install;
 mod command;
 pub mod testing;
 #[cfg(fuzzing)]

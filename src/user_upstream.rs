@@ -36,8 +36,7 @@ use crate::refusal::{More, Reader};
 use crate::request::Request;
 use crate::request_id::{REQUEST_ID_WAIT, shown_request_id};
 use crate::resolver::Resolver;
-pub(crate) use config::UserUpstreamConfig;
-use config::{IdentityConfig, Verified};
+pub(crate) use config::{IdentityConfig, UserUpstreamConfig, Verified};
 use cookies::Edited;
 use decision::Decision;
 use identity::{Identity, IdentityError};
@@ -46,7 +45,7 @@ pub(crate) use keys::KeySet;
 use presented::{AUTHORIZATION, FORWARDED_USER, FORWARDED_USERNAME, Presented, PresentedToken, STAMP};
 use refused::{MAX_FRAME_HEADERS, Refused};
 use remembered::{Digests, Remembered};
-pub(crate) use template::{HostTemplate, TemplateError};
+pub(crate) use template::{HostTemplate, Template, TemplateError};
 
 /// How long a token that was checked is not checked again.
 const TOKEN_REMEMBERED: Duration = Duration::from_secs(60);

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::peer::Peer;
 use crate::program::{BINARY, Program, Runner, kube_coders, listen_address, run};
@@ -69,6 +69,27 @@ fn health_says_whether_a_runner_answers() {
     assert_eq!((health().code, health().stderr), (Some(0), String::new()));
     let variable = [("APISIX_LISTEN_ADDRESS", listen_address(&socket))];
     assert_eq!(run(Command::new(BINARY).env_clear().envs(variable).arg("health")).code, Some(0));
+}
+
+#[test]
+fn install_puts_the_program_where_it_is_told() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    let target = folder.path().join("kube-coders");
+    std::fs::write(&target, "an older one").unwrap();
+    for place in [&target, folder.path()] {
+        let printed = kube_coders(&["install", place.to_str().unwrap()]);
+        assert_eq!((printed.code, printed.stderr), (Some(0), String::new()));
+        assert_eq!(std::fs::metadata(&target).unwrap().permissions().mode() & 0o7777, 0o755);
+        assert_eq!(run(Command::new(&target).args(["name", "alice"])).stdout, "code-alice\n");
+    }
+    // Over itself while it runs, and with nothing left beside it.
+    assert_eq!(run(Command::new(&target).arg("install").arg(&target)).code, Some(0));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    let nowhere = folder.path().join("no/such");
+    let refused = kube_coders(&["install", nowhere.to_str().unwrap()]);
+    let expected = format!("kube-coders: {}: No such file or directory (os error 2)\n", nowhere.display());
+    assert_eq!((refused.code, refused.stderr), (Some(2), expected));
 }
 
 #[test]
@@ -141,7 +162,9 @@ fn one_start_shows_every_mistake_and_listens_nowhere() {
 
 #[test]
 fn every_command_explains_itself() {
-    for command in [&[][..], &["run"], &["call"], &["name"], &["health"]] {
+    for command in
+        [&[][..], &["run"], &["call"], &["explain"], &["check"], &["name"], &["install"], &["health"]]
+    {
         let printed = kube_coders(&[command, &["--help"]].concat());
         assert_eq!(printed.code, Some(0), "{command:?}");
         assert!(printed.stdout.contains("Usage: kube-coders"), "{command:?}: {}", printed.stdout);
@@ -236,13 +259,8 @@ fn yaml(path: &str) -> Value {
 /// runner is asked about before the upstream.
 #[track_caller]
 fn pre_req_confs(path: &str) -> Vec<(String, String)> {
-    confs_of(&yaml(path))
-}
-
-#[track_caller]
-fn confs_of(file: &Value) -> Vec<(String, String)> {
     let mut confs = Vec::new();
-    for route in file["routes"].as_array().unwrap() {
+    for route in yaml(path)["routes"].as_array().unwrap() {
         let pre_req = &route["plugins"]["ext-plugin-pre-req"];
         assert_eq!(pre_req["allow_degradation"], false);
         for conf in pre_req["conf"].as_array().unwrap() {
@@ -255,81 +273,8 @@ fn confs_of(file: &Value) -> Vec<(String, String)> {
 }
 
 #[track_caller]
-fn assert_accepted(socket: &Path, confs: &[(String, String)]) {
+pub(crate) fn assert_accepted(socket: &Path, confs: &[(String, String)]) {
     let confs: Vec<_> = confs.iter().map(|(name, conf)| (&**name, &**conf)).collect();
     let prepared = Peer::connect(socket).ask(&Prepare::new("route#1#ext-plugin-pre-req#1", &confs).frame());
     assert_ne!(prepared.token(), 0);
-}
-
-#[test]
-fn the_shipped_route_is_accepted_and_closed() {
-    const FILE: &str = "apisix-conf/standalone/apisix.yaml";
-    let runner = Runner::start(&[]);
-    assert_accepted(&runner.socket, &pre_req_confs(FILE));
-    let file = yaml(FILE);
-    let routes = file["routes"].as_array().unwrap();
-    assert!(!routes.is_empty());
-    for route in routes {
-        assert_eq!(route["plugins"]["ext-plugin-pre-req"]["_meta"]["priority"], 2598);
-        assert!(route["upstream"]["nodes"].get("127.0.0.1:9181").is_some(), "the forwarder is the upstream");
-        assert_eq!(route["upstream"]["pass_host"], "pass");
-        assert_closed(route);
-    }
-    let config: Value = serde_saphyr::from_str(&read("apisix-conf/standalone/config.yaml")).unwrap();
-    let path = config["ext-plugin"]["path_for_test"].as_str().unwrap();
-    let help = kube_coders(&["run", "--help"]).stdout;
-    assert!(help.contains(&format!("unix:{path}")), "the runner's own default is {path}");
-    let known = config["nginx_config"]["envs"].as_array().unwrap();
-    for secret in read(FILE).split("$env://").skip(1) {
-        let name = secret.split_whitespace().next().unwrap();
-        assert!(known.iter().any(|known| known == name), "{name} is not handed to the workers");
-    }
-}
-
-/// Checks the login of a route, and that its conf believes what the login gives it.
-#[track_caller]
-fn assert_closed(route: &Value) {
-    assert_eq!(route["enable_websocket"], true);
-    let login = &route["plugins"]["openid-connect"];
-    for secret in [&login["client_secret"], &login["session"]["secret"]] {
-        assert!(secret.as_str().unwrap().starts_with("$env://"), "{secret}");
-    }
-    assert_ne!(login["set_userinfo_header"], false);
-    let confs = route["plugins"]["ext-plugin-pre-req"]["conf"].as_array().unwrap();
-    let conf: Value = serde_json::from_str(confs[0]["value"].as_str().unwrap()).unwrap();
-    assert_eq!(conf["identity"]["trust"], "verified");
-    assert_eq!(login["set_raw_id_token_header"], true);
-    assert_eq!(conf["identity"]["audience"][0], login["client_id"]);
-    let issuer = conf["identity"]["issuer"].as_str().unwrap();
-    assert_eq!(login["discovery"], format!("{issuer}/.well-known/openid-configuration"));
-    assert_eq!(conf["login"], login["logout_path"]);
-    assert_ne!(login["ssl_verify"], false);
-}
-
-#[test]
-fn the_route_for_direct_mode_is_accepted_and_closed() {
-    let page = read("apisix-conf/plugins/README.md");
-    let blocks: Vec<Value> =
-        blocks(&page, "yaml").iter().map(|block| serde_saphyr::from_str(block).unwrap()).collect();
-    let [config, file] = &blocks[..] else { panic!("{blocks:?}") };
-    let runner = Runner::start(&[]);
-    assert_accepted(&runner.socket, &confs_of(file));
-    let routes = file["routes"].as_array().unwrap();
-    assert!(!routes.is_empty());
-    for route in routes {
-        assert_closed(route);
-        assert_eq!(route["plugins"]["kube-coders-upstream"]["remember"], 0, "off unless somebody wants it");
-        let meta = &route["plugins"]["ext-plugin-pre-req"]["_meta"];
-        assert_eq!(
-            (&meta["priority"], &meta["filter"]),
-            (&2597.into(), &json!([["kc_hit", "!", "==", "1"]]))
-        );
-        let conf: Value = serde_json::from_str(&confs_of(file)[0].1).unwrap();
-        assert_eq!(conf["upstream_mode"], "direct");
-        assert_eq!(route["upstream"]["nodes"], json!({"127.0.0.1:1": 1}), "a closed port");
-        let listed: Vec<_> = config["plugins"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
-        for plugin in route["plugins"].as_object().unwrap().keys() {
-            assert!(listed.contains(&&**plugin), "{plugin} is on no list");
-        }
-    }
 }

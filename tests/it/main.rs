@@ -64,8 +64,11 @@ mod process;
 /// Ten takeovers under load, and not a request lost, not a WebSocket closed.
 mod takeover;
 
-/// What can be typed, and every example and configuration that is shipped.
+/// What can be typed, and every example that is shipped.
 mod cli;
+
+/// The check of configurations, and every configuration that is shipped.
+mod check;
 
 /// npm's oidc-provider, and a login there.
 mod provider;

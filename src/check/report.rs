@@ -1,0 +1,158 @@
+//! Findings as text, as JSON, and as SARIF.
+
+use std::fmt::Write as _;
+
+use serde_json::{Value, json};
+
+use super::finding::Finding;
+use super::rule::{Rule, Severity};
+
+/// As a person reads them.
+pub(super) fn text(findings: &[Finding], files: usize) -> String {
+    let mut text = String::new();
+    for finding in findings {
+        let Finding { file, line, column, path, rule, found } = finding;
+        let facts = rule.facts();
+        let severity = name(facts.severity);
+        // Writing to a text can't fail.
+        let _ = write!(
+            text,
+            "{file}:{line}:{column}: {severity}[{}]: {found}\n  at   {path}\n  so   {}\n  cure {}\n\n",
+            facts.code, facts.consequence, facts.cure
+        );
+    }
+    let count =
+        |severity| findings.iter().filter(|finding| finding.rule.facts().severity == severity).count();
+    let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
+    let _ = writeln!(
+        text,
+        "{}, {} in {}",
+        counted(errors, "error"),
+        counted(warnings, "warning"),
+        counted(files, "file")
+    );
+    text
+}
+
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+fn name(severity: Severity) -> &'static str {
+    match severity {
+        Severity::Error => "error",
+        Severity::Warning => "warning",
+    }
+}
+
+/// For a program: an object with a list of findings.
+pub(super) fn json(findings: &[Finding]) -> String {
+    let findings: Vec<_> = findings
+        .iter()
+        .map(|finding| {
+            let facts = finding.rule.facts();
+            json!({
+                "file": finding.file,
+                "line": finding.line,
+                "column": finding.column,
+                "path": finding.path,
+                "severity": name(facts.severity),
+                "code": facts.code,
+                "found": finding.found,
+                "consequence": facts.consequence,
+                "cure": facts.cure,
+            })
+        })
+        .collect();
+    pretty(&json!({ "findings": findings }))
+}
+
+/// For what shows findings of many tools beside the code (SARIF 2.1.0).
+pub(super) fn sarif(findings: &[Finding]) -> String {
+    let rules: Vec<_> = Rule::ALL
+        .iter()
+        .map(|rule| {
+            let facts = rule.facts();
+            json!({
+                "id": facts.code,
+                "shortDescription": { "text": facts.consequence },
+                "help": { "text": facts.cure },
+                "defaultConfiguration": { "level": name(facts.severity) },
+            })
+        })
+        .collect();
+    let results: Vec<_> = findings
+        .iter()
+        .map(|finding| {
+            let facts = finding.rule.facts();
+            let message = format!("{}: {}. Cure: {}", finding.found, facts.consequence, facts.cure);
+            json!({
+                "ruleId": facts.code,
+                "ruleIndex": Rule::ALL.iter().position(|rule| *rule == finding.rule),
+                "level": name(facts.severity),
+                "message": { "text": message },
+                "locations": [{
+                    "physicalLocation": {
+                        "artifactLocation": { "uri": uri(&finding.file) },
+                        "region": { "startLine": finding.line, "startColumn": finding.column },
+                    },
+                    "logicalLocations": [{ "fullyQualifiedName": finding.path }],
+                }],
+            })
+        })
+        .collect();
+    pretty(&json!({
+        "$schema": "https://json.schemastore.org/sarif-2.1.0.json",
+        "version": "2.1.0",
+        "runs": [{
+            "tool": {
+                "driver": {
+                    "name": "kube-coders check",
+                    "version": env!("CARGO_PKG_VERSION"),
+                    "rules": rules,
+                },
+            },
+            "columnKind": "unicodeCodePoints",
+            "results": results,
+        }],
+    }))
+}
+
+/// A file's name as a URI reference (RFC 3986): relative ones stay relative.
+fn uri(file: &str) -> String {
+    let mut uri = String::new();
+    if file.starts_with('/') {
+        uri.push_str("file://");
+    }
+    for byte in file.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
+                uri.push(char::from(byte));
+            }
+            _ => {
+                let _ = write!(uri, "%{byte:02X}");
+            }
+        }
+    }
+    uri
+}
+
+fn pretty(value: &Value) -> String {
+    format!("{value:#}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::uri;
+
+    #[test]
+    fn a_file_s_name_becomes_a_uri() {
+        for (file, expected) in [
+            ("conf/apisix.yaml", "conf/apisix.yaml"),
+            ("/etc/a b.yaml", "file:///etc/a%20b.yaml"),
+            ("a:b#c?.yaml", "a%3Ab%23c%3F.yaml"),
+        ] {
+            assert_eq!(uri(file), expected);
+        }
+    }
+}

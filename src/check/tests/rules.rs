@@ -1,0 +1,571 @@
+//! Each rule.
+
+use std::collections::BTreeSet;
+
+use super::{check, found};
+use crate::check::rule::Rule;
+
+/// A route without a fault.
+const GOOD: &str = r#"routes:
+  - id: "workspaces"
+    host: coders.example.com
+    uri: /*
+    enable_websocket: true
+    plugins:
+      openid-connect:
+        discovery: https://key.example.com/realms/dev/.well-known/openid-configuration
+        client_id: apisix
+        client_secret: $env://CLIENT_SECRET
+        bearer_only: false
+        session:
+          secret: $env://SESSION_SECRET
+          cookie_secure: true
+        redirect_uri: https://coders.example.com/.apisix/redirect
+        logout_path: /.apisix/logout
+        unauth_action: deny
+        ssl_verify: true
+        use_pkce: true
+        use_nonce: true
+        accept_unsupported_alg: false
+        set_raw_id_token_header: true
+      ext-plugin-pre-req:
+        _meta: {priority: 2598}
+        allow_degradation: false
+        conf:
+          - name: user-upstream
+            value: >-
+              {"identity": {"trust": "verified", "issuer": "https://key.example.com/realms/dev", "audience": ["apisix"]},
+               "upstream": "http://code-{sub}:8443", "login": "/.apisix/logout"}
+    upstream:
+      nodes: {"127.0.0.1:9181": 1}
+      timeout: {connect: 6, send: 300, read: 300}
+#END
+"#;
+
+/// A process's configuration without a fault.
+const CONFIG: &str = r#"deployment:
+  role: data_plane
+  admin:
+    allow_admin: [127.0.0.0/24]
+    admin_key: [{name: admin, key: "${{ADMIN_KEY}}", role: admin}]
+ext-plugin:
+  path_for_test: /run/kube-coders/runner.sock
+nginx_config:
+  envs: [CLIENT_SECRET, "SESSION_SECRET=x"]
+  http:
+    underscores_in_headers: "off"
+plugins: [openid-connect, ext-plugin-pre-req]
+"#;
+
+const LOGIN: &str = "routes[0].plugins.openid-connect";
+const CALL: &str = "routes[0].plugins.ext-plugin-pre-req";
+const CONF: &str = "routes[0].plugins.ext-plugin-pre-req.conf[0].value";
+
+/// A fault in the route: what is replaced by what, the flags, and what is found where.
+struct Fault {
+    change: &'static [(&'static str, &'static str)],
+    flags: &'static [&'static str],
+    rule: Rule,
+    path: String,
+}
+
+fn fault(change: &'static [(&'static str, &'static str)], rule: Rule, path: impl Into<String>) -> Fault {
+    Fault { change, flags: &[], rule, path: path.into() }
+}
+
+/// A conf that believes the gateway.
+const TRUST_GATEWAY: (&str, &str) = (
+    r#"{"trust": "verified", "issuer": "https://key.example.com/realms/dev", "audience": ["apisix"]}"#,
+    r#"{"trust": "gateway"}"#,
+);
+const RAW_TOKEN: &str = "        set_raw_id_token_header: true\n";
+const NODES: &str = r#"nodes: {"127.0.0.1:9181": 1}"#;
+const LOGIN_PATH: &str = r#""login": "/.apisix/logout""#;
+const DIRECT: (&str, &str) = (LOGIN_PATH, r#""login": "/.apisix/logout", "upstream_mode": "direct""#);
+const CLOSED: (&str, &str) = (NODES, r#"nodes: {"127.0.0.1:1": 1}"#);
+const DECISION: (&str, &str) =
+    ("      ext-plugin-pre-req:\n", "      kube-coders-upstream: {remember: 0}\n      ext-plugin-pre-req:\n");
+const DECISION_ORDER: (&str, &str) = ("{priority: 2598}", "{priority: 2597}");
+const NO_LOGIN: (&str, &str) =
+    ("      openid-connect:\n", "      openid-connect:\n        _meta: {disable: true}\n");
+
+fn faults() -> Vec<Fault> {
+    let at = |path: &str, name: &str| format!("{path}.{name}");
+    vec![
+        fault(&[("_meta: {priority: 2598}", "_meta: {}")], Rule::RunsBeforeLogin, at(CALL, "_meta.priority")),
+        fault(&[("        _meta: {priority: 2598}\n", "")], Rule::RunsBeforeLogin, at(CALL, "_meta")),
+        fault(&[("priority: 2598", "priority: 2599")], Rule::RunsBeforeLogin, at(CALL, "_meta.priority")),
+        fault(
+            &[("allow_degradation: false", "allow_degradation: true")],
+            Rule::DegradationAllowed,
+            at(CALL, "allow_degradation"),
+        ),
+        fault(
+            &[("{priority: 2598}", r#"{priority: 2598, filter: [["kc_hit", "!", "==", "1"]]}"#)],
+            Rule::CallFiltered,
+            at(CALL, "_meta.filter"),
+        ),
+        fault(
+            &[
+                DIRECT,
+                CLOSED,
+                DECISION,
+                ("{priority: 2598}", r#"{priority: 2597, filter: [["uri", "~~", "^/a"]]}"#),
+            ],
+            Rule::CallFiltered,
+            at(CALL, "_meta.filter"),
+        ),
+        fault(
+            &[("    upstream:\n", "      ext-plugin-post-resp: {conf: []}\n    upstream:\n")],
+            Rule::ResponseCalled,
+            "routes[0].plugins.ext-plugin-post-resp",
+        ),
+        fault(
+            &[("          - name: user", "          - plugin: x\n          - name: user")],
+            Rule::ConfMalformed,
+            at(CALL, "conf[0]"),
+        ),
+        fault(&[("\"upstream\":", "\"upstreams\":")], Rule::ConfRefused, CONF),
+        fault(
+            &[
+                ("http://code-{sub}:8443", "https://code-{sub}:8443"),
+                DIRECT,
+                CLOSED,
+                DECISION,
+                DECISION_ORDER,
+            ],
+            Rule::ConfRefused,
+            CONF,
+        ),
+        fault(
+            &[("          - name: user", "          - {name: other, value: \"7\"}\n          - name: user")],
+            Rule::ConfRefused,
+            at(CALL, "conf[0].value"),
+        ),
+        fault(
+            &[("          - name: user", "          - {name: another, value: \"\"}\n          - name: user")],
+            Rule::PluginUnknown,
+            at(CALL, "conf[0].value"),
+        ),
+        Fault {
+            flags: &["--gateway-version", "3.18"],
+            ..fault(&[TRUST_GATEWAY, NO_LOGIN], Rule::NoLogin, CONF)
+        },
+        fault(&[NO_LOGIN], Rule::NobodyLogsIn, CONF),
+        Fault {
+            flags: &["--gateway-version", "3.18"],
+            ..fault(
+                &[
+                    TRUST_GATEWAY,
+                    (
+                        "      openid-connect:\n",
+                        "      openid-connect:\n        _meta: {filter: [[\"uri\", \"==\", \"/\"]]}\n",
+                    ),
+                ],
+                Rule::LoginFiltered,
+                at(LOGIN, "_meta.filter"),
+            )
+        },
+        Fault {
+            flags: &["--gateway-version", "3.16.2"],
+            ..fault(&[TRUST_GATEWAY, (RAW_TOKEN, "")], Rule::GatewayTooOld, CONF)
+        },
+        fault(&[TRUST_GATEWAY], Rule::GatewayUnsaid, CONF),
+        Fault {
+            flags: &["--gateway-version", "3.17"],
+            ..fault(
+                &[TRUST_GATEWAY, (RAW_TOKEN, "        set_userinfo_header: false\n")],
+                Rule::UserinfoOff,
+                at(LOGIN, "set_userinfo_header"),
+            )
+        },
+        Fault {
+            flags: &["--gateway-version", "3.17"],
+            ..fault(
+                &[TRUST_GATEWAY, (RAW_TOKEN, "        session_contents: {access_token: true}\n")],
+                Rule::SessionWithoutUser,
+                at(LOGIN, "session_contents"),
+            )
+        },
+        fault(&[(RAW_TOKEN, "        set_access_token_header: false\n")], Rule::TokenNotPassed, CONF),
+        fault(
+            &[("\"audience\":", "\"token\": [\"x-raw-id-token\"], \"audience\":"), (RAW_TOKEN, "")],
+            Rule::TokenNotPassed,
+            CONF,
+        ),
+        fault(
+            &[
+                ("\"audience\":", "\"token\": [\"authorization\"], \"audience\":"),
+                (RAW_TOKEN, "        access_token_in_authorization_header: false\n"),
+            ],
+            Rule::TokenNotPassed,
+            CONF,
+        ),
+        Fault {
+            flags: &["--gateway-version", "3.17"],
+            ..fault(&[], Rule::RawTokenUnknown, at(LOGIN, "set_raw_id_token_header"))
+        },
+        fault(&[("[\"apisix\"]", "[\"account\"]")], Rule::AudienceForeign, CONF),
+        fault(
+            &[("discovery: https://key.", "discovery: https://keys.")],
+            Rule::IssuerForeign,
+            at(LOGIN, "discovery"),
+        ),
+        fault(
+            &[
+                ("discovery: https://key.example.com", "discovery: http://localhost:8080"),
+                (
+                    "\"audience\":",
+                    r#""discovery": "http://localhost:8080/realms/dev/.well-known/openid-configuration", "allow_http": true, "audience":"#,
+                ),
+                ("client_id: apisix", "client_name: apisix"),
+            ],
+            Rule::LoginRefused,
+            at(LOGIN, "client_id"),
+        ),
+        fault(
+            &[("cookie_secure: true", "cookie_secure: true\n          cookie_samesite: Lax")],
+            Rule::LoginRefused,
+            at(LOGIN, "session.cookie_samesite"),
+        ),
+        fault(&[("bearer_only: false", "bearer_only: true")], Rule::BearerOnly, at(LOGIN, "bearer_only")),
+        fault(
+            &[("          secret: $env://SESSION_SECRET\n", "")],
+            Rule::SessionSecretMissing,
+            at(LOGIN, "session.secret"),
+        ),
+        fault(&[("$env://CLIENT_SECRET", "s3cret")], Rule::SecretInClear, at(LOGIN, "client_secret")),
+        fault(
+            &[("$env://SESSION_SECRET", "0123456789abcdef")],
+            Rule::SecretInClear,
+            at(LOGIN, "session.secret"),
+        ),
+        fault(
+            &[(
+                "routes:\n",
+                "ssls:\n  - snis: [a]\n    cert: $env://CERT\n    key: \"-----BEGIN PRIVATE KEY-----\\nx\"\nroutes:\n",
+            )],
+            Rule::SecretInClear,
+            "ssls[0].key",
+        ),
+        fault(
+            &[("        redirect_uri: https://coders.example.com/.apisix/redirect\n", "")],
+            Rule::RedirectUriMissing,
+            at(LOGIN, "redirect_uri"),
+        ),
+        fault(
+            &[("redirect_uri: https:", "redirect_uri: http:")],
+            Rule::RedirectUriForeign,
+            at(LOGIN, "redirect_uri"),
+        ),
+        fault(
+            &[("redirect_uri: https://coders.example.com", "redirect_uri: https://other.example.com")],
+            Rule::RedirectUriForeign,
+            at(LOGIN, "redirect_uri"),
+        ),
+        fault(
+            &[("redirect_uri: https://coders.example.com", "redirect_uri: ")],
+            Rule::RedirectUriForeign,
+            at(LOGIN, "redirect_uri"),
+        ),
+        fault(&[("ssl_verify: true", "ssl_verify: false")], Rule::TlsUnverified, at(LOGIN, "ssl_verify")),
+        fault(
+            &[
+                ("discovery: https:", "discovery: http:"),
+                (
+                    "\"audience\":",
+                    r#""discovery": "http://key.example.com/realms/dev/.well-known/openid-configuration", "allow_http": true, "audience":"#,
+                ),
+            ],
+            Rule::DiscoveryOverHttp,
+            at(LOGIN, "discovery"),
+        ),
+        fault(
+            &[(
+                "accept_unsupported_alg: false",
+                "accept_unsupported_alg: false\n        accept_none_alg: true",
+            )],
+            Rule::NoneAccepted,
+            at(LOGIN, "accept_none_alg"),
+        ),
+        fault(
+            &[("        accept_unsupported_alg: false\n", "")],
+            Rule::UnsupportedAccepted,
+            at(LOGIN, "accept_unsupported_alg"),
+        ),
+        fault(&[("use_pkce: true", "use_pkce: false")], Rule::PkceOff, at(LOGIN, "use_pkce")),
+        fault(&[("        use_nonce: true\n", "")], Rule::NonceOff, at(LOGIN, "use_nonce")),
+        fault(
+            &[("unauth_action: deny", "unauth_action: pass")],
+            Rule::UnauthPass,
+            at(LOGIN, "unauth_action"),
+        ),
+        fault(&[("unauth_action: deny", "unauth_action: auth")], Rule::XhrLogin, at(LOGIN, "unauth_action")),
+        fault(&[("        unauth_action: deny\n", "")], Rule::XhrLogin, at(LOGIN, "unauth_action")),
+        fault(
+            &[("          cookie_secure: true\n", "")],
+            Rule::CookieNotSecure,
+            at(LOGIN, "session.cookie_secure"),
+        ),
+        fault(
+            &[("cookie_secure: true", "cookie_secure: true\n          cookie_http_only: false")],
+            Rule::CookieReadable,
+            at(LOGIN, "session.cookie_http_only"),
+        ),
+        fault(
+            &[("cookie_secure: true", "cookie_secure: true\n          cookie_same_site: None")],
+            Rule::CookieCrossSite,
+            at(LOGIN, "session.cookie_same_site"),
+        ),
+        fault(
+            &[("cookie_secure: true", "cookie_secure: true\n          cookie_name: coders")],
+            Rule::CookieReachesWorkspace,
+            CONF,
+        ),
+        fault(&[("        logout_path: /.apisix/logout\n", "")], Rule::LogoutElsewhere, CONF),
+        fault(
+            &[
+                ("    upstream:\n      nodes: {\"127.0.0.1:9181\": 1}\n", ""),
+                ("      timeout: {connect: 6, send: 300, read: 300}\n", ""),
+            ],
+            Rule::UpstreamMissing,
+            "routes[0].upstream",
+        ),
+        fault(&[("{\"127.0.0.1:9181\": 1}", "{}")], Rule::UpstreamMissing, "routes[0].upstream"),
+        fault(
+            &[("{\"127.0.0.1:9181\": 1}", "{\"httpbin.org:80\": 1}")],
+            Rule::UpstreamOpen,
+            "routes[0].upstream.nodes[\"httpbin.org:80\"]",
+        ),
+        fault(
+            &[("{\"127.0.0.1:9181\": 1}", "[{host: 127.0.0.1, port: 9180, weight: 1}]")],
+            Rule::UpstreamOpen,
+            "routes[0].upstream.nodes[0]",
+        ),
+        fault(
+            &[(NODES, "service_name: default/forwarder:http\n      discovery_type: kubernetes")],
+            Rule::UpstreamOpen,
+            "routes[0].upstream.service_name",
+        ),
+        Fault {
+            flags: &["--forwarder-address", "127.0.0.1:9999"],
+            ..fault(&[], Rule::UpstreamOpen, "routes[0].upstream.nodes[\"127.0.0.1:9181\"]")
+        },
+        fault(
+            &[DIRECT, DECISION, DECISION_ORDER],
+            Rule::UpstreamOpen,
+            "routes[0].upstream.nodes[\"127.0.0.1:9181\"]",
+        ),
+        fault(
+            &[("    upstream:\n", "      traffic-split: {rules: []}\n    upstream:\n")],
+            Rule::UpstreamElsewhere,
+            "routes[0].plugins.traffic-split",
+        ),
+        fault(&[("    enable_websocket: true\n", "")], Rule::WebSocketOff, "routes[0].enable_websocket"),
+        fault(&[("read: 300", "read: 299")], Rule::ReadTimeoutShort, "routes[0].upstream.timeout.read"),
+        fault(
+            &[("      timeout: {connect: 6, send: 300, read: 300}\n", "")],
+            Rule::ReadTimeoutShort,
+            "routes[0].upstream.timeout",
+        ),
+        fault(
+            &[(LOGIN_PATH, r#""login": "/.apisix/logout", "timeout": {"read": "1h"}"#)],
+            Rule::ReadTimeoutShort,
+            "routes[0].upstream.timeout.read",
+        ),
+        fault(
+            &[("    uri: /*\n", "    uri: /*\n    timeout: {connect: 6, send: 6, read: 6}\n")],
+            Rule::ReadTimeoutShort,
+            "routes[0].timeout.read",
+        ),
+        fault(
+            &[
+                DIRECT,
+                CLOSED,
+                DECISION,
+                DECISION_ORDER,
+                ("    uri: /*\n", "    uri: /*\n    timeout: {read: 6}\n"),
+            ],
+            Rule::RouteTimeout,
+            "routes[0].timeout",
+        ),
+        fault(&[DIRECT, CLOSED], Rule::DecisionPluginMissing, CONF),
+        fault(&[DECISION], Rule::DecisionPluginUnused, "routes[0].plugins.kube-coders-upstream"),
+        fault(&[DIRECT, CLOSED, DECISION], Rule::DecisionDropped, at(CALL, "_meta")),
+        fault(
+            &[(
+                "    upstream:\n",
+                "      serverless-pre-function: {functions: ['return function() local u = require(\"apisix.upstream\") end']}\n    upstream:\n",
+            )],
+            Rule::LuaChooses,
+            "routes[0].plugins.serverless-pre-function.functions[0]",
+        ),
+        fault(
+            &[(
+                "    upstream:\n",
+                "      serverless-post-function: {functions: ['return function() end']}\n    upstream:\n",
+            )],
+            Rule::LuaOnRoute,
+            "routes[0].plugins.serverless-post-function.functions[0]",
+        ),
+        fault(
+            &[("    uri: /*\n", "    uri: /*\n    script: 'return {}'\n")],
+            Rule::LuaOnRoute,
+            "routes[0].script",
+        ),
+        fault(
+            &[(
+                "    upstream:\n",
+                "      proxy-rewrite: {regex_uri: [\"^/(.*)\", \"/$1\"]}\n    upstream:\n",
+            )],
+            Rule::PathRewritten,
+            "routes[0].plugins.proxy-rewrite.regex_uri",
+        ),
+        fault(
+            &[("    uri: /*\n", "    uri: /*\n    plugin_config_id: 7\n")],
+            Rule::ReferenceMissing,
+            "routes[0].plugin_config_id",
+        ),
+        fault(&[("#END\n", "")], Rule::NotTerminated, ""),
+    ]
+}
+
+/// Faults of the process's configuration beside the good route.
+fn process_faults() -> Vec<Fault> {
+    vec![
+        fault(&[("path_for_test:", "path:")], Rule::RunnerUnset, "ext-plugin"),
+        fault(
+            &[("CLIENT_SECRET, ", "")],
+            Rule::EnvironmentNotPassed,
+            "routes[0].plugins.openid-connect.client_secret",
+        ),
+        fault(&[("[openid-connect, ", "[")], Rule::PluginNotListed, LOGIN),
+        fault(&[("\"off\"", "\"on\"")], Rule::UnderscoresOn, "nginx_config.http.underscores_in_headers"),
+        fault(
+            &[("  http:\n    underscores_in_headers: \"off\"\n", "")],
+            Rule::UnderscoresOn,
+            "nginx_config.http.underscores_in_headers",
+        ),
+        fault(&[("127.0.0.0/24", "0.0.0.0/0")], Rule::AdminOpen, "deployment.admin.allow_admin[0]"),
+        fault(&[("\"${{ADMIN_KEY}}\"", "s3cret")], Rule::SecretInClear, "deployment.admin.admin_key[0].key"),
+    ]
+}
+
+#[track_caller]
+fn changed(text: &str, change: &[(&str, &str)]) -> String {
+    let mut text = text.to_owned();
+    for (before, after) in change {
+        assert_eq!(text.matches(before).count(), 1, "{before:?} stands there once");
+        text = text.replace(before, after);
+    }
+    text
+}
+
+#[test]
+fn what_is_good_is_clean() {
+    check(&[("apisix.yaml", GOOD)], &[], &[]);
+    check(&[("apisix.yaml", GOOD), ("config.yaml", CONFIG)], &["--gateway-version", "3.18.0"], &[]);
+    let direct = changed(GOOD, &[DIRECT, CLOSED, DECISION, DECISION_ORDER]);
+    check(&[("apisix.yaml", &direct)], &[], &[]);
+    let way = changed(GOOD, &[CLOSED, DECISION, DECISION_ORDER]);
+    check(&[("apisix.yaml", &way)], &["--upstream-mode", "direct"], &[]);
+    let off = changed(CONFIG, &[("\"off\"", "off")]);
+    check(&[("apisix.yaml", GOOD), ("config.yaml", &off)], &[], &[]);
+    let remembered = changed(
+        GOOD,
+        &[
+            DIRECT,
+            CLOSED,
+            DECISION,
+            ("{priority: 2598}", r#"{priority: 2597, filter: [["kc_hit", "!", "==", "1"]]}"#),
+        ],
+    );
+    check(&[("apisix.yaml", &remembered)], &[], &[]);
+    let for_navigations = changed(
+        GOOD,
+        &[
+            ("unauth_action: deny", "unauth_action: auth"),
+            ("    uri: /*\n", "    uri: /*\n    vars: [[http_accept, \"~~\", text/html]]\n"),
+        ],
+    );
+    check(&[("apisix.yaml", &for_navigations)], &[], &[]);
+}
+
+#[test]
+fn each_fault_is_found_alone_and_where_it_is() {
+    for Fault { change, flags, rule, path } in faults() {
+        let text = changed(GOOD, change);
+        check(&[("apisix.yaml", &text)], flags, &[(rule.facts().code, &path)]);
+    }
+    for Fault { change, flags, rule, path } in process_faults() {
+        let text = changed(CONFIG, change);
+        check(&[("apisix.yaml", GOOD), ("config.yaml", &text)], flags, &[(rule.facts().code, &path)]);
+    }
+}
+
+#[test]
+fn every_rule_has_a_fault_that_shows_it() {
+    let shown: BTreeSet<_> = faults().iter().chain(&process_faults()).map(|fault| fault.rule).collect();
+    // These need more than one object, and have tests of their own below.
+    let elsewhere = [Rule::GlobalCall, Rule::WrongPhase, Rule::SessionsDiffer, Rule::IdTwice];
+    let missing: Vec<_> =
+        Rule::ALL.iter().filter(|rule| !shown.contains(rule) && !elsewhere.contains(rule)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
+#[test]
+fn no_finding_shows_a_secret() {
+    for (before, after) in [
+        ("$env://CLIENT_SECRET", "s3cret"),
+        ("$env://SESSION_SECRET", "s3cret"),
+        ("\"http://code-{sub}:8443\"", "\"s3cret s3cret\""),
+        ("\"trust\": \"verified\"", "\"trust\": \"s3cret\""),
+    ] {
+        let text = changed(GOOD, &[(before, after)]);
+        let findings = found(&[("apisix.yaml", &text)], &[]).unwrap();
+        assert!(!findings.is_empty(), "{after}");
+        for finding in findings {
+            assert!(!finding.found.contains("s3cret"), "{}", finding.found);
+        }
+    }
+}
+
+#[test]
+fn a_call_in_a_global_rule_is_before_every_login() {
+    let conf = r#"{"conf": [{"name": "user-upstream", "value": "{\"identity\": {\"trust\": \"gateway\"}, \"upstream\": \"http://a:1\"}"}]}"#;
+    let text = format!("global_rules:\n  - id: 1\n    plugins:\n      ext-plugin-pre-req: {conf}\n#END\n");
+    let path = "global_rules[0].plugins.ext-plugin-pre-req.conf[0].value";
+    check(&[("apisix.yaml", &text)], &[], &[("call-in-global-rule", path)]);
+}
+
+#[test]
+fn user_upstream_does_not_look_at_responses() {
+    let text = changed(GOOD, &[("ext-plugin-pre-req", "ext-plugin-post-resp")]);
+    let path = "routes[0].plugins.ext-plugin-post-resp.conf[0].value";
+    check(&[("apisix.yaml", &text)], &[], &[("wrong-phase", path)]);
+}
+
+#[test]
+fn routes_of_one_host_share_their_session() {
+    let second = GOOD.split_once("routes:\n").unwrap().1;
+    let two = |second: &str| format!("{}{second}", GOOD.trim_end_matches("#END\n"));
+    let named = changed(second, &[("\"workspaces\"", "\"login\"")]);
+    check(&[("apisix.yaml", &two(&named))], &[], &[]);
+    let other = changed(&named, &[("$env://SESSION_SECRET", "$env://ANOTHER_SECRET")]);
+    let path = "routes[1].plugins.openid-connect";
+    check(&[("apisix.yaml", &two(&other))], &[], &[("sessions-differ", path)]);
+    check(&[("apisix.yaml", &two(second))], &[], &[("id-twice", "routes[1].id")]);
+}
+
+#[test]
+fn a_login_for_something_else_is_looked_at_too() {
+    let text = changed(
+        GOOD,
+        &[
+            ("ext-plugin-pre-req", "key-auth"),
+            ("ssl_verify: true", "ssl_verify: false"),
+            (NODES, "nodes: {\"app:80\": 1}"),
+        ],
+    );
+    check(&[("apisix.yaml", &text)], &[], &[("tls-unverified", &format!("{LOGIN}.ssl_verify"))]);
+}

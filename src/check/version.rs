@@ -1,0 +1,44 @@
+//! Which APISIX runs.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// As much of a version as anything depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Version {
+    pub(super) major: u32,
+    pub(super) minor: u32,
+}
+
+impl FromStr for Version {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut parts = text.split('.').map(str::parse);
+        match (parts.next(), parts.next(), parts.next(), parts.next()) {
+            (Some(Ok(major)), Some(Ok(minor)), None | Some(Ok(_)), None) => Ok(Self { major, minor }),
+            _ => Err("not a version, such as 3.18 or 3.18.0"),
+        }
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}.{}", self.major, self.minor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_by_their_numbers() {
+        let version = |text: &str| text.parse::<Version>();
+        assert!(version("3.9").unwrap() < version("3.17.0").unwrap());
+        assert_eq!(version("3.18"), version("3.18.2"));
+        for text in ["", "3", "3.x", "3.18-debian", "3.18.0.1", "v3.18"] {
+            assert!(version(text).is_err(), "{text}");
+        }
+    }
+}
