@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# Makes .env beside this script: .env.example with a random value for each secret that has
+# none. What .env has already stays as it is.
+set -euo pipefail
+umask 077
+cd "$(dirname "$0")"
+
+refuse() {
+  printf 'secrets.sh: %s\n' "$1" >&2
+  exit 1
+}
+
+command -v openssl >/dev/null || refuse "openssl is not on PATH; install it, it makes the random values"
+[ -f .env.example ] || refuse "$PWD/.env.example is missing; take it from the repository again"
+if [ -e .env ] && [ ! -f .env ]; then refuse "$PWD/.env is no file; move it away"; fi
+
+old=.env
+[ -f "$old" ] || old=.env.example
+made=()
+new="$(mktemp .env.XXXXXX)"
+trap 'rm -f "$new"' EXIT
+
+# Prints a file, with a value behind each name that has none.
+fill() {
+  local line
+  while IFS= read -r line || [ -n "$line" ]; do
+    case "$line" in
+      [A-Z]*=)
+        line+="$(openssl rand -hex 16)"
+        made+=("${line%%=*}")
+        ;;
+    esac
+    printf '%s\n' "$line"
+  done
+}
+
+fill <"$old" >"$new"
+if [ "$old" = .env ]; then
+  # What the example has and .env has not, since it was made.
+  while IFS= read -r line; do
+    if ! grep -q "^$line" .env; then printf '%s\n' "$line"; fi
+  done < <(grep '^[A-Z].*=$' .env.example) >"$new.missing"
+  fill <"$new.missing" >>"$new"
+  rm "$new.missing"
+fi
+
+if [ "${#made[@]}" -eq 0 ]; then
+  echo "nothing to make: $PWD/.env has every secret"
+else
+  mv "$new" .env
+  echo "made in $PWD/.env: ${made[*]}"
+fi
