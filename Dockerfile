@@ -14,12 +14,13 @@ COPY apisix-conf/standalone/apisix.yaml apisix-conf/standalone/
 COPY src src
 
 # Static, with the target named: without --target the flag would hold for macros and build
-# scripts too, which the compiler has to load.
+# scripts too, which the compiler has to load. Random numbers are the kernel's by its call:
+# a static program does not find glibc's, and /dev/urandom need not be there.
 RUN --mount=type=cache,id=kube-coders-registry,target=/usr/local/cargo/registry,sharing=locked \
     --mount=type=cache,id=kube-coders-target-${TARGETARCH},target=/src/target,sharing=locked \
     set -eu; \
     target="$(rustc -vV | sed -n 's/^host: //p')"; \
-    RUSTFLAGS='-C target-feature=+crt-static' \
+    RUSTFLAGS='-C target-feature=+crt-static --cfg getrandom_backend="linux_getrandom"' \
         cargo build --release --locked --target "$target" --bin kube-coders; \
     install -D -m 0755 "target/$target/release/kube-coders" /image/opt/kube-coders/kube-coders; \
     if readelf --dynamic /image/opt/kube-coders/kube-coders | grep -q NEEDED; then \

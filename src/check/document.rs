@@ -3,8 +3,7 @@
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
-use serde_saphyr::{DuplicateKeyPolicy, Spanned};
-use thiserror::Error;
+use serde_saphyr::{DuplicateKeyPolicy, Error, Spanned};
 
 /// A value and its place in the file.
 #[derive(Debug)]
@@ -39,16 +38,27 @@ pub(super) struct Entry {
 }
 
 /// Why a file is no YAML and no JSON. What stands in it is not repeated.
-#[derive(Debug, Error, PartialEq, Eq)]
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("line {}, column {}: {why}", .place.line, .place.column)]
 pub(super) struct DocumentError {
     place: Place,
     why: &'static str,
 }
 
+/// How many values a file may have: those of some 100,000 routes.
+const MAX_VALUES: usize = 2_000_000;
+
 /// Reads a text's documents; JSON is YAML too.
 pub(super) fn documents(text: &str) -> Result<Vec<Node>, DocumentError> {
-    let options = serde_saphyr::options! { duplicate_keys: DuplicateKeyPolicy::Error };
+    let options = serde_saphyr::options! {
+        duplicate_keys: DuplicateKeyPolicy::Error,
+        budget: serde_saphyr::budget! {
+            max_nodes: MAX_VALUES,
+            max_events: 4 * MAX_VALUES,
+            // What aliases make of a file is limited all the same.
+            enforce_alias_anchor_ratio: false,
+        },
+    };
     serde_saphyr::from_multiple_with_options(text, options).map_err(|error| {
         let place = error.location().map_or(START, |at| Place { line: at.line(), column: at.column() });
         DocumentError { place, why: reason(&error) }
@@ -58,14 +68,19 @@ pub(super) fn documents(text: &str) -> Result<Vec<Node>, DocumentError> {
 const START: Place = Place { line: 1, column: 1 };
 
 /// What is wrong, in words of ours: an error's own may quote a secret.
-fn reason(error: &serde_saphyr::Error) -> &'static str {
-    let text = error.to_string();
-    if text.contains("duplicate") {
-        "a name stands twice in one map, and which of the two counts depends on the reader"
-    } else if text.contains("budget") || text.contains("alias") && text.contains("limit") {
-        "more than a configuration has: too deep, too many values, or aliases of aliases"
-    } else {
-        "neither YAML nor JSON"
+fn reason(error: &Error) -> &'static str {
+    match error {
+        Error::WithSnippet { error, .. } | Error::AliasError { error, .. } => reason(error),
+        Error::DuplicateMappingKey { .. } => {
+            "a name stands twice in one map, and which of the two counts depends on the reader"
+        }
+        Error::Budget { .. }
+        | Error::AliasReplayLimitExceeded { .. }
+        | Error::AliasExpansionLimitExceeded { .. }
+        | Error::AliasReplayStackDepthExceeded { .. } => {
+            "more than a configuration has: too many values, too deep, or aliases of aliases"
+        }
+        _ => "neither YAML nor JSON, or nested too deeply",
     }
 }
 
@@ -355,7 +370,7 @@ mod tests {
     #[test]
     fn what_is_no_document_is_told_by_its_place_and_without_its_content() {
         for (text, expected) in [
-            ("a: [1\nb: s3cret\n", "line 2, column 2: neither YAML nor JSON"),
+            ("a: [1\nb: s3cret\n", "line 2, column 2: neither YAML nor JSON, or nested too deeply"),
             (
                 "a: s3cret\na: s3cret\n",
                 "line 2, column 1: a name stands twice in one map, and which of the two counts depends on the reader",
@@ -363,6 +378,18 @@ mod tests {
         ] {
             assert_eq!(documents(text).unwrap_err().to_string(), expected);
         }
+    }
+
+    #[test]
+    fn depth_ends_and_length_hardly() {
+        for text in ["[".repeat(100_000), format!("{}{}", "[".repeat(5000), "]".repeat(5000))] {
+            let error = documents(&text).unwrap_err().to_string();
+            assert!(error.ends_with("nested too deeply"), "{error}");
+        }
+        let long = "a: [1, 2, 3, 4, 5, 6, 7]\n---\n".repeat(1000);
+        assert_eq!(documents(&long).unwrap().len(), 1000);
+        let aliases = format!("a: &a 1\nb: [{}]\n", "*a, ".repeat(1000));
+        assert_eq!(documents(&aliases).unwrap().len(), 1);
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! What the files say together: the gateway's routes, each with all that is in force
 //! on it.
 
+use std::collections::HashSet;
+
 use super::document::Spot;
 use super::finding::Findings;
 use super::ingress;
@@ -134,9 +136,10 @@ impl<'d> Objects<'d> {
     fn ids(&self, findings: &mut Findings) {
         let lists = [&self.routes, &self.upstreams, &self.global_rules];
         for list in lists {
-            for (at, object) in list.iter().enumerate() {
+            let mut seen = HashSet::new();
+            for object in list {
                 let Some(id) = object.id_of("id") else { continue };
-                if list[..at].iter().any(|before| before.id_of("id").as_ref() == Some(&id)) {
+                if !seen.insert(id.clone()) {
                     findings.add(
                         Rule::IdTwice,
                         &object.get_or_missing("id"),

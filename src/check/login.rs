@@ -1,5 +1,7 @@
 //! The login: openid-connect as a route has it, and what the runner's conf expects of it.
 
+use std::collections::HashMap;
+
 use reqwest::Url;
 
 use super::Checked;
@@ -347,16 +349,14 @@ fn cookie(
 
 /// Checks that the routes of one host have one session.
 pub(super) fn check_together(routes: &[Route<'_>], findings: &mut Findings) {
-    for (at, route) in routes.iter().enumerate() {
+    let mut first_of = HashMap::new();
+    for route in routes {
         let Some(plugin) = route.plugin(LOGIN) else { continue };
-        let shares_host = |other: &&Route<'_>| other.hosts.iter().any(|host| route.hosts.contains(host));
-        for other in routes[..at].iter().filter(shares_host) {
-            let Some(others) = other.plugin(LOGIN) else { continue };
-            if let Some(name) = different(&plugin.conf, &others.conf) {
-                let text = format!("{name} differs from that of another route of the same host");
-                findings.add(Rule::SessionsDiffer, &plugin.conf, text);
-                break;
-            }
+        let firsts: Vec<_> =
+            route.hosts.iter().map(|host| *first_of.entry(*host).or_insert(&plugin.conf)).collect();
+        if let Some(name) = firsts.into_iter().find_map(|first| different(&plugin.conf, first)) {
+            let text = format!("{name} differs from that of another route of the same host");
+            findings.add(Rule::SessionsDiffer, &plugin.conf, text);
         }
     }
 }

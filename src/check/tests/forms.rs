@@ -188,7 +188,7 @@ fn what_is_no_configuration_is_refused_and_not_called_clean() {
         assert!(error.starts_with("a.yaml: no configuration of a gateway: "), "{text:?}: {error}");
     }
     let error = found(&[("a.yaml", "a: [")], &[]).unwrap_err().to_string();
-    assert_eq!(error, "a.yaml, line 1, column 4: neither YAML nor JSON");
+    assert_eq!(error, "a.yaml, line 1, column 4: neither YAML nor JSON, or nested too deeply");
 }
 
 #[test]
