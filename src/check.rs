@@ -229,3 +229,16 @@ fn terminated(file: &str, text: &str, documents: &[Node], findings: &mut Finding
         }
     }
 }
+
+/// The lines of what is found in a file, printed in every form and migrated on the way.
+#[cfg(fuzzing)]
+pub(crate) fn found_lines(text: &str) -> Vec<u64> {
+    let registry = Registry::default();
+    let ways = Ways { mode: crate::upstream::UpstreamMode::Forward, trusts_anybody: false };
+    let checked = Checked { registry: &registry, ways, forwarder_port: 9181, gateway_version: None };
+    let texts = [("a file".to_owned(), text.to_owned())];
+    let _ = migrated(&texts);
+    let Ok(findings) = checked.findings(&texts) else { return Vec::new() };
+    let _ = (report::text(&findings, 1), report::json(&findings), report::sarif(&findings));
+    findings.iter().map(|finding| finding.line).collect()
+}

@@ -42,6 +42,14 @@ pub fn head(data: &[u8]) {
     forwarder::chunks(data);
 }
 
+/// A file of a gateway's configuration: findings with a place in it, or refused.
+pub fn check(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else { return };
+    for line in crate::check::found_lines(text) {
+        assert!((1..=text.lines().count().max(1) as u64 + 1).contains(&line), "line {line}");
+    }
+}
+
 /// The values of `Cookie` headers, one a line.
 pub fn cookies(data: &[u8]) {
     let headers: Vec<_> = data.split(|byte| *byte == b'\n').collect();

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::de::{self, Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::{DuplicateKeyPolicy, Error, Spanned};
 
 /// A value and its place in the file.
@@ -122,19 +122,20 @@ impl<'de> Visitor<'de> for AnyValue {
         Ok(Value::Bool(value))
     }
 
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "no setting of the gateway needs the digits that are lost"
-    )]
-    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+    fn visit_i64<E: de::Error>(self, value: i64) -> Result<Value, E> {
+        self.visit_i128(value.into())
+    }
+
+    fn visit_u64<E: de::Error>(self, value: u64) -> Result<Value, E> {
+        self.visit_i128(value.into())
+    }
+
+    // No setting of the gateway's needs the digits that a large number loses here.
+    fn visit_i128<E>(self, value: i128) -> Result<Value, E> {
         Ok(Value::Number(value as f64))
     }
 
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "no setting of the gateway needs the digits that are lost"
-    )]
-    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+    fn visit_u128<E>(self, value: u128) -> Result<Value, E> {
         Ok(Value::Number(value as f64))
     }
 
@@ -360,6 +361,15 @@ mod tests {
         let spot = Root { file: "a.yaml", node: &node }.spot();
         assert!(["a", "b", "c", "d"].iter().all(|name| spot.get(name).is_none()));
         assert_eq!(spot.get_or_missing("a").path, "a");
+    }
+
+    #[test]
+    fn numbers_are_numbers_however_large() {
+        for text in ["7", "-7", "0.5", "18446744073709551616", "-99999999999999999999", "1e300"] {
+            let node = first(&format!("a: {text}\n"));
+            let number = Root { file: "a.yaml", node: &node }.spot().get("a").unwrap().number();
+            assert_eq!(number, Some(text.parse().unwrap()), "{text}");
+        }
     }
 
     #[test]

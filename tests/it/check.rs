@@ -16,7 +16,7 @@ const ORIGINAL: &str = "tests/check/original.yaml";
 const FOR_GATEWAY: [&str; 2] = ["--gateway-version", "3.18"];
 
 /// What is applied together: folders, or the files of one.
-const SHIPPED: [&[&str]; 7] = [
+const SHIPPED: [&[&str]; 8] = [
     &["apisix-conf/standalone/config.yaml", "apisix-conf/standalone/apisix.yaml"],
     &["apisix-conf/standalone-direct/config.yaml", "apisix-conf/standalone-direct/apisix.yaml"],
     &[
@@ -34,6 +34,7 @@ const SHIPPED: [&[&str]; 7] = [
     &["apisix-conf/ingress/forward.yaml", "apisix-conf/ingress/route.yaml", "apisix-conf/ingress/tls.yaml"],
     &["apisix-conf/ingress/direct.yaml", "apisix-conf/ingress/route.yaml", "apisix-conf/ingress/tls.yaml"],
     &["examples/compose/apisix/config.yaml", "examples/compose/apisix/apisix.yaml"],
+    &["examples/kubernetes/gateway/apisix.yaml"],
 ];
 
 /// Where every file of a gateway's stands in the list above, or is named here with what
@@ -227,7 +228,8 @@ fn every_file_of_a_gateway_s_is_in_the_list() {
             }
         }
     }
-    assert_eq!(seen, listed.len());
+    let in_folders = |file: &&PathBuf| FOLDERS.iter().any(|folder| file.starts_with(folder));
+    assert_eq!(seen, listed.iter().filter(in_folders).count());
 }
 
 #[test]

@@ -1,0 +1,402 @@
+"""Every YAML file and every shell script of the project; and examples/kubernetes' scripts, run."""
+
+import base64
+import os
+import pathlib
+import re
+import shutil
+import stat
+import subprocess
+import tempfile
+import textwrap
+import unittest
+
+import yamllint.config
+import yamllint.linter
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+KUBERNETES = ROOT / "examples" / "kubernetes"
+HOSTS = ["coders.example.com", "key.example.com"]
+# Not run by themselves but put into something: where, and in which language.
+FRAGMENTS = {"examples/kubernetes/charts/workspace/home.sh": "sh"}
+
+
+def run(*command, **options):
+    return subprocess.run([str(part) for part in command], text=True, capture_output=True, check=False, **options)
+
+
+def files():
+    """What git has or would add, as paths below the root."""
+    listed = run("git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    if listed.returncode != 0:
+        raise AssertionError(f"git ls-files: {listed.stderr}")
+    return sorted({path for path in listed.stdout.split("\0") if path and (ROOT / path).is_file()})
+
+
+def scripts():
+    """All shell scripts, by their first line or their name."""
+    for path in files():
+        first = (ROOT / path).read_bytes().split(b"\n", 1)[0]
+        if path.endswith(".sh") or re.match(rb"#!.*\b(ba)?sh\b", first):
+            yield path
+
+
+class Yaml(unittest.TestCase):
+    def test_every_file_passes_yamllint(self):
+        config = yamllint.config.YamlLintConfig(file=str(ROOT / ".yamllint"))
+        looked_at, problems = [], []
+        for path in files():
+            if config.is_yaml_file(path) and not config.is_file_ignored(path):
+                looked_at.append(path)
+                text = (ROOT / path).read_text(encoding="utf-8")
+                problems += [f"{path}:{found}" for found in yamllint.linter.run(text, config, path)]
+        self.assertEqual(problems, [])
+        self.assertIn("apisix-conf/standalone/apisix.yaml", looked_at)
+        self.assertFalse([path for path in looked_at if "/templates/" in path])
+        print(f"yamllint: {len(looked_at)} files")
+
+    def test_what_yamllint_shall_find_is_found(self):
+        config = yamllint.config.YamlLintConfig(file=str(ROOT / ".yamllint"))
+        for text in ["a: 1\na: 2\n", "a: [1,2]\n", "a: yes\n", "a: " + "b " * 70 + "\n", "a:\t1\n", "a: 1"]:
+            with self.subTest(text):
+                self.assertTrue(list(yamllint.linter.run(text, config)))
+
+
+class Scripts(unittest.TestCase):
+    def test_every_script_passes_shellcheck(self):
+        shellcheck = shutil.which("shellcheck")
+        looked_at = list(scripts())
+        self.assertIn(".ci/run", looked_at)
+        if not shellcheck:
+            if os.environ.get("KUBE_CODERS_NO_SKIP"):
+                self.fail("shellcheck is not installed")
+            self.skipTest(f"shellcheck is not installed: {len(looked_at)} scripts were not checked")
+        for path in looked_at:
+            with self.subTest(path):
+                shell = ["--shell", FRAGMENTS[path]] if path in FRAGMENTS else []
+                found = run(shellcheck, *shell, ROOT / path)
+                self.assertEqual(found.returncode, 0, found.stdout + found.stderr)
+        print(f"shellcheck: {len(looked_at)} scripts")
+
+    def test_every_script_is_executable_and_stops_at_the_first_error(self):
+        looked_at = [path for path in scripts() if path not in FRAGMENTS]
+        self.assertTrue(looked_at)
+        for path in looked_at:
+            with self.subTest(path):
+                text = (ROOT / path).read_text(encoding="utf-8")
+                self.assertTrue(os.access(ROOT / path, os.X_OK), "not executable")
+                commands = [line for line in text.splitlines() if line and not line.startswith("#")]
+                # A plain sh knows no pipefail.
+                stops = {"#!/usr/bin/env bash": "set -euo pipefail", "#!/bin/sh": "set -eu"}
+                self.assertEqual(commands[0], stops[text.splitlines()[0]])
+
+
+class Folder(unittest.TestCase):
+    """A test with a folder of its own, and with stand-ins in PATH."""
+
+    def setUp(self):
+        temporary = tempfile.TemporaryDirectory(prefix="kube-coders-scripts-")
+        self.addCleanup(temporary.cleanup)
+        self.folder = pathlib.Path(temporary.name)
+
+    def put(self, name, text):
+        path = self.folder / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(textwrap.dedent(text))
+        path.chmod(0o755)
+
+    def environment(self, **more):
+        return {**os.environ, "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}", "FOLDER": str(self.folder), **more}
+
+
+@unittest.skipUnless(shutil.which("openssl"), "openssl is not installed")
+class Certificates(Folder):
+    def call(self, *arguments, folder=None):
+        return run(KUBERNETES / "tls" / "certificates.sh", folder or self.folder / "tls", *arguments)
+
+    def contents(self):
+        return {path.name: path.read_bytes() for path in (self.folder / "tls").iterdir()}
+
+    def verify(self, host, certificate):
+        tls = self.folder / "tls"
+        return run("openssl", "verify", "-CAfile", tls / "ca.crt", "-verify_hostname", host, tls / f"{certificate}.crt")
+
+    def test_each_host_has_a_certificate_that_the_authority_vouches_for(self):
+        made = self.call()
+        self.assertEqual(made.returncode, 0, made.stderr)
+        self.assertEqual(made.stdout.count("made "), 3)
+        for host in HOSTS:
+            found = self.verify(host, host)
+            self.assertEqual(found.returncode, 0, found.stdout + found.stderr)
+            for other in [other for other in HOSTS if other != host]:
+                self.assertNotEqual(self.verify(other, host).returncode, 0)
+            text = run("openssl", "x509", "-in", self.folder / "tls" / f"{host}.crt", "-noout", "-text").stdout
+            self.assertIn("TLS Web Server Authentication", text)
+            self.assertIn(f"DNS:{host}\n", text)
+            self.assertIn("CA:FALSE", text)
+
+    def test_a_second_run_changes_nothing(self):
+        self.call()
+        before = self.contents()
+        again = self.call()
+        self.assertEqual(again.returncode, 0, again.stderr)
+        self.assertEqual(again.stdout.count("kept "), 3)
+        self.assertNotIn("made", again.stdout)
+        self.assertEqual(self.contents(), before)
+        self.assertEqual(
+            sorted(before), sorted(["ca.crt", "ca.key"] + [f"{h}.{e}" for h in HOSTS for e in ("crt", "key")])
+        )
+
+    def test_keys_are_their_owners_alone(self):
+        self.call()
+        keys = sorted((self.folder / "tls").glob("*.key"))
+        self.assertEqual(len(keys), 3)
+        for key in keys:
+            self.assertEqual(stat.S_IMODE(key.stat().st_mode), 0o600, key)
+        self.assertEqual(stat.S_IMODE((self.folder / "tls").stat().st_mode), 0o700)
+
+    def test_what_is_missing_or_of_another_key_is_made_anew(self):
+        self.call()
+        before = self.contents()
+        (self.folder / "tls" / "key.example.com.crt").unlink()
+        (self.folder / "tls" / "coders.example.com.key").write_bytes(before["key.example.com.key"])
+        again = self.call()
+        self.assertEqual(again.stdout.count("made "), 2, again.stderr)
+        for host in HOSTS:
+            self.assertEqual(self.verify(host, host).returncode, 0)
+        self.assertEqual(self.contents()["ca.crt"], before["ca.crt"])
+
+    def test_a_certificate_that_ends_soon_is_made_anew(self):
+        self.call()
+        tls = self.folder / "tls"
+        request = run("openssl", "req", "-new", "-key", tls / "key.example.com.key", "-subj", "/CN=key.example.com")
+        signed = run(
+            "openssl",
+            "x509",
+            "-req",
+            "-CA",
+            tls / "ca.crt",
+            "-CAkey",
+            tls / "ca.key",
+            "-set_serial",
+            "7",
+            "-days",
+            "20",
+            "-extfile",
+            "/dev/stdin",
+            "-in",
+            self.write("request", request.stdout),
+            input="subjectAltName=DNS:key.example.com",
+        )
+        self.assertEqual(signed.returncode, 0, signed.stderr)
+        (tls / "key.example.com.crt").write_text(signed.stdout)
+        self.assertEqual(self.verify("key.example.com", "key.example.com").returncode, 0)
+        again = self.call()
+        self.assertIn("kept    " + str(tls / "coders.example.com.crt"), again.stdout)
+        self.assertIn("made    " + str(tls / "key.example.com.crt"), again.stdout)
+
+    def write(self, name, text):
+        (self.folder / name).write_text(text)
+        return self.folder / name
+
+    def test_the_authority_vouches_for_no_other_host(self):
+        self.call()
+        before = self.contents()
+        refused = self.call("other.example.com")
+        self.assertEqual(refused.returncode, 1)
+        self.assertIn('may not vouch for "other.example.com"', refused.stderr)
+        self.assertEqual(self.contents(), before)
+
+    def test_it_writes_nothing_into_the_project(self):
+        refused = self.call(folder=KUBERNETES / "tls" / "out")
+        self.assertEqual(refused.returncode, 1)
+        self.assertIn("is inside the project", refused.stderr)
+        self.assertFalse((KUBERNETES / "tls" / "out").exists())
+
+    def test_refusals_say_what_was_found(self):
+        self.assertIn("no folder given", run(KUBERNETES / "tls" / "certificates.sh").stderr)
+        self.assertIn('host "Key.example.com" is no DNS name', self.call("Key.example.com").stderr)
+        self.assertIn('host "a,DNS:b.c" is no DNS name', self.call("a,DNS:b.c").stderr)
+        self.call()
+        (self.folder / "tls" / "ca.key").unlink()
+        self.assertIn("found only one of", self.call().stderr)
+
+
+# Keeps Secrets as folders of files, and knows two namespaces.
+KUBECTL_SECRETS = """\
+    #!/usr/bin/env bash
+    set -euo pipefail
+    echo "$*" >>"$FOLDER/calls"
+    if [ "$1 $2" = "get namespace" ]; then [ -d "$FOLDER/$3" ]; exit; fi
+    [ "$1" = --namespace ]
+    namespace=$2 verb=$3
+    shift 3
+    case "$verb" in
+      get)
+        [ -d "$FOLDER/$namespace/$2" ]
+        for argument in "$@"; do
+          case "$argument" in
+            jsonpath=*)
+              key=${argument#jsonpath=\\{.data.}
+              base64 -w0 "$FOLDER/$namespace/$2/${key%\\}}"
+              ;;
+          esac
+        done
+        ;;
+      create)
+        mkdir "$FOLDER/$namespace/$3"
+        for argument in "${@:4}"; do cp "${argument#--from-file=}" "$FOLDER/$namespace/$3/"; done
+        ;;
+      label) ;;
+      *) exit 9 ;;
+    esac
+"""
+
+
+class Secrets(Folder):
+    def setUp(self):
+        super().setUp()
+        self.put("kubectl", KUBECTL_SECRETS)
+        for namespace in ("keycloak", "apisix"):
+            (self.folder / namespace).mkdir()
+
+    def call(self):
+        return run(KUBERNETES / "secrets.sh", env=self.environment())
+
+    def contents(self):
+        return {
+            str(path.relative_to(self.folder)): path.read_text()
+            for namespace in ("keycloak", "apisix")
+            for path in (self.folder / namespace).rglob("*")
+            if path.is_file()
+        }
+
+    def test_they_are_made_once_and_fit_together(self):
+        made = self.call()
+        self.assertEqual(made.returncode, 0, made.stderr)
+        found = self.contents()
+        self.assertEqual(
+            sorted(found),
+            [
+                "apisix/apisix-admin-key/admin",
+                "apisix/apisix-admin-key/viewer",
+                "apisix/kube-coders-gateway/KEYCLOAK_CLIENT_SECRET",
+                "apisix/kube-coders-gateway/SESSION_SECRET",
+                "keycloak/keycloak/admin-password",
+                "keycloak/keycloak/client-secret",
+                "keycloak/keycloak/postgres-password",
+            ],
+        )
+        for name, value in found.items():
+            self.assertRegex(value, r"\A[0-9a-f]{64}\Z", name)
+        self.assertEqual(
+            found["apisix/kube-coders-gateway/KEYCLOAK_CLIENT_SECRET"], found["keycloak/keycloak/client-secret"]
+        )
+        # That one twice, and no other.
+        self.assertEqual(len(set(found.values())), len(found) - 1)
+        again = self.call()
+        self.assertEqual(again.stdout.count("kept "), 3, again.stderr)
+        self.assertNotIn("made", again.stdout)
+        self.assertEqual(self.contents(), found)
+
+    def test_no_value_is_an_argument_or_printed(self):
+        made = self.call()
+        seen = made.stdout + made.stderr + (self.folder / "calls").read_text()
+        self.assertTrue(self.contents())
+        for name, value in self.contents().items():
+            self.assertNotIn(value, seen, name)
+
+    def test_a_gateway_with_another_client_secret_is_told(self):
+        self.call()
+        (self.folder / "apisix/kube-coders-gateway/KEYCLOAK_CLIENT_SECRET").write_text("another")
+        refused = self.call()
+        self.assertEqual(refused.returncode, 1)
+        self.assertIn("is not client-secret of secret/keycloak", refused.stderr)
+
+    def test_without_the_namespace_it_says_what_to_apply(self):
+        (self.folder / "apisix").rmdir()
+        refused = self.call()
+        self.assertEqual(refused.returncode, 1)
+        self.assertIn('no namespace "apisix"', refused.stderr)
+        self.assertIn("namespaces.yaml", refused.stderr)
+
+
+# Runs what is meant for the pod here, with a stand-in for kcadm.sh that has one file a user.
+KUBECTL_EXEC = """\
+    #!/usr/bin/env bash
+    set -euo pipefail
+    [ "$1 $2 $3" = "--namespace keycloak exec" ]
+    while [ "$1" != -- ]; do shift; done
+    shift
+    arguments=()
+    for argument in "$@"; do arguments+=("${argument//\\/opt\\/keycloak\\/bin\\/kcadm.sh/kcadm}"); done
+    KC_BOOTSTRAP_ADMIN_USERNAME=admin KC_BOOTSTRAP_ADMIN_PASSWORD=of-the-first-admin exec "${arguments[@]}"
+"""
+KCADM = """\
+    #!/usr/bin/env bash
+    set -euo pipefail
+    echo "$*" >>"$FOLDER/calls"
+    case "$1 $2" in
+      "config credentials") [ "${KC_CLI_PASSWORD:-}" = of-the-first-admin ] ;;
+      "get users")
+        for argument in "$@"; do case "$argument" in username=*) user=${argument#username=} ;; esac; done
+        if [ -f "$FOLDER/user-$user" ]; then echo 9c02ac07-ee1d-4f49-b799-ac7f0fd0397a; fi
+        ;;
+      "create users")
+        for argument in "$@"; do
+          case "$argument" in username=*) printf '%s\\n' "$@" >"$FOLDER/user-${argument#username=}" ;; esac
+        done
+        ;;
+      "set-password --config") printf '%s' "$KC_CLI_PASSWORD" >"$FOLDER/password" ;;
+      *) exit 9 ;;
+    esac
+"""
+
+
+class Users(Folder):
+    def setUp(self):
+        super().setUp()
+        self.put("kubectl", KUBECTL_EXEC)
+        self.put("kcadm", KCADM)
+
+    def call(self, *arguments):
+        return run(KUBERNETES / "keycloak" / "add-user.sh", *arguments, env=self.environment())
+
+    def test_a_user_is_made_once_in_the_group_with_a_password_for_once(self):
+        made = self.call("alice", "alice@example.com", "Alice", "Example")
+        self.assertEqual(made.returncode, 0, made.stderr)
+        self.assertIn("made     alice\n", made.stdout)
+        self.assertIn("subject  9c02ac07-ee1d-4f49-b799-ac7f0fd0397a\n", made.stdout)
+        password = re.search(r"^password (\S+) ", made.stdout, re.MULTILINE).group(1)
+        self.assertEqual(len(base64.b64decode(password)), 18)
+        self.assertEqual((self.folder / "password").read_text(), password)
+        user = (self.folder / "user-alice").read_text().splitlines()
+        self.assertIn('groups=["/developers"]', user)
+        self.assertIn("email=alice@example.com", user)
+        calls = (self.folder / "calls").read_text()
+        self.assertIn("--temporary", calls)
+        self.assertNotIn(password, calls)
+        self.assertNotIn("of-the-first-admin", calls)
+        again = self.call("alice", "alice@example.com", "Alice", "Example")
+        self.assertEqual(again.stdout, "kept     alice\nsubject  9c02ac07-ee1d-4f49-b799-ac7f0fd0397a\n")
+        self.assertEqual((self.folder / "password").read_text(), password)
+
+    def test_names_are_data(self):
+        name = 'O\'Hara "$(touch hacked)" `touch hacked`; 김'
+        made = self.call("ohara", "o@example.com", "Pat", name)
+        self.assertEqual(made.returncode, 0, made.stderr)
+        self.assertIn("lastName=" + name, (self.folder / "user-ohara").read_text().splitlines())
+        for username in ["-x", "a b", "Alice", "$(id)", "", "a&exact=false"]:
+            refused = self.call(username, "a@example.com", "A", "B")
+            self.assertEqual(refused.returncode, 1, username)
+            self.assertIn("username", refused.stderr)
+
+    def test_without_keycloak_it_says_so(self):
+        self.put("kcadm", "#!/usr/bin/env bash\nexit 1\n")
+        refused = self.call("alice", "alice@example.com", "Alice", "Example")
+        self.assertEqual(refused.returncode, 1)
+        self.assertIn("is deployment/keycloak ready", refused.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main()
