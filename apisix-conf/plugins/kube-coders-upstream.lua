@@ -17,8 +17,7 @@ local PROBLEM = '{"type":"about:blank","title":"Service Unavailable","status":50
 local decisions, lists = lrucache.new(2000), lrucache.new(200) -- of this worker
 local schema = { type = "object", additionalProperties = false, properties = { remember = {
     description = "seconds for which a decision serves equal requests, and what was withdrawn stays good",
-    type = "number", minimum = 0, maximum = 10, default = 0,
-} } }
+    type = "number", minimum = 0, maximum = 10, default = 0 } } }
 
 local function is_text(value, pattern) return type(value) == "string" and find(value, pattern) ~= nil end
 local function is_value(value) return is_text(value, "^[^%z\r\n]+$") end
@@ -47,8 +46,7 @@ local function is_each(items, most, is_item, is_key)
     return type(items) == "table" and count <= most and (is_key or count == #items)
 end
 
--- The field that makes a decision malformed, or nil.
-local function fault(it)
+local function fault(it) -- the field that makes a decision malformed, or nil
     if type(it) ~= "table" or it.v ~= 1 then return "no object with v 1" end
     if it.scheme ~= "http" and it.scheme ~= "https" then return "scheme" end
     if not is_host(it.host) then return "host" end
@@ -65,8 +63,7 @@ local function fault(it)
 end
 
 local function each(values) return type(values) == "table" and values or { values } end
--- A text that says where it ends: no two rows of them read the same.
-local function sized(value) return #tostring(value) .. ":" .. tostring(value) end
+local function sized(value) return #tostring(value) .. ":" .. tostring(value) end -- says where it ends
 
 -- What the runner is about to see of a request, or an empty table if nothing is remembered for it. Not from variables:
 -- $http_x_userinfo is X_Userinfo where X-Userinfo is missing.
@@ -82,8 +79,7 @@ local function see(ctx)
     return { headers = headers, scope = conf .. sized(ngx.var.scheme) .. sized(ngx.var.upstream_host), now = ngx.now() }
 end
 
--- Equal for two requests only if everything is that a decision by these headers depended on.
-local function key_of(seen, by)
+local function key_of(seen, by) -- equal for two requests only if all is that a decision by these headers depended on
     local parts = { "v1;", seen.scope, #by, ";" }
     for _, name in ipairs(by) do
         local values = each(rawget(seen.headers, name))
@@ -94,6 +90,15 @@ local function key_of(seen, by)
     return assert(digest:update(concat(parts)) and digest:final())
 end
 
+-- False where who is asking came after the rewrite phase, from a login behind this plugin: all users' keys were equal.
+local function is_seen(seen, it)
+    local removed, found = " " .. concat(it.remove, " ") .. " ", nil
+    for _, name in ipairs(it.by) do
+        if find(removed, " " .. name .. " ", 1, true) then found = found or rawget(seen.headers, name) ~= nil end
+    end
+    return found ~= false
+end
+
 local function is_removed(pair, names)
     local name = pair:match("^[ \t\n\f\r]*([^=]*)"):match("^.*[^ \t\n\f\r]") or ""
     for _, removed in ipairs(names) do
@@ -102,8 +107,7 @@ local function is_removed(pair, names)
     end
 end
 
--- As the runner does it, in src/user_upstream/cookies.rs.
-local function remove_cookies(ctx, names)
+local function remove_cookies(ctx, names) -- as the runner does it, in src/user_upstream/cookies.rs
     local text, is_edited = "", false
     for _, header in ipairs(each(ngx.req.get_headers(0).cookie)) do
         local kept = {}
@@ -127,16 +131,13 @@ local function apply(ctx, it)
     upstream.set(ctx, key, ctx.conf_version .. "#" .. concat(addresses, ","), {
         type = "roundrobin", scheme = it.scheme, nodes = nodes,
         timeout = { connect = it.timeout.connect, send = it.timeout.send, read = it.timeout.read },
-        -- The gateway takes the name for TLS from Host.
-        pass_host = is_https and "rewrite" or "pass", upstream_host = is_https and name or nil,
+        pass_host = is_https and "rewrite" or "pass", upstream_host = is_https and name or nil, -- TLS's name is Host's
     })
-    -- The gateway sets it only for an upstream that it chose itself.
-    ctx.upstream_scheme, ctx.var.upstream_scheme = it.scheme, it.scheme
+    ctx.upstream_scheme, ctx.var.upstream_scheme = it.scheme, it.scheme -- only set for the gateway's own choice
     if not it.remember then return end
     for _, header in ipairs(it.remove) do core.request.set_header(ctx, header, nil) end
     for header, value in pairs(it.set) do core.request.set_header(ctx, header, value) end
-    -- What goes upstream as Host is not the header.
-    if it.set.host then ctx.var.upstream_host = it.set.host end
+    if it.set.host then ctx.var.upstream_host = it.set.host end -- what goes upstream is not the header
     if #it.cookies > 0 then remove_cookies(ctx, it.cookies) end
 end
 
@@ -174,10 +175,9 @@ local function access(_, ctx)
     if not it then return "no decision" end
     apply(ctx, it)
     -- A consumer, found in between, may bring plugins of its own.
-    if is_new and it.remember and #it.by > 0 and seen.scope and not ctx.consumer then
+    if is_new and it.remember and #it.by > 0 and seen.scope and not ctx.consumer and is_seen(seen, it) then
         lists:set(seen.scope, it.by)
-        -- Nobody else holds the decision's tables, so no request changes them.
-        decisions:set(key_of(seen, it.by), { decision = it, since = seen.now })
+        decisions:set(key_of(seen, it.by), { decision = it, since = seen.now }) -- nobody else holds these tables
     end
 end
 

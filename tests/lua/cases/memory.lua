@@ -78,6 +78,22 @@ return function(case)
         for _ = 1, 3 do expect_call(ask(plugin, nil, { by = {} })) end
     end)
 
+    case("whom a login behind this plugin brought is not remembered for all", function()
+        local plugin = stand_in.worker()
+        for number, user in ipairs({ "alice", "bob", "alice" }) do
+            local decided = decision.lasting({
+                by = { "host", "x-userinfo" }, remove = { "x-access-token", "x-userinfo" },
+                host = "code-" .. user, addresses = { "10.0.0." .. number },
+            })
+            local outcome = stand_in.serve(plugin, {
+                headers = { { "Host", "coders.example.com" } }, remember = 10, runner = decision.runner(decided),
+                between = function(ctx, set) set(ctx, "X-Userinfo", user) end,
+            })
+            expect_call(outcome)
+            expect.went_to(outcome, "10.0.0." .. number .. ":8443")
+        end
+    end)
+
     case("what a hit changes is the later request's own", function()
         local plugin = knowing()
         local outcome = ask(plugin, { headers = headers({
