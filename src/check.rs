@@ -7,17 +7,21 @@ mod calls;
 mod destination;
 mod document;
 mod finding;
-mod gateway;
+mod identity;
 mod ingress;
 mod login;
 mod lua;
 mod migrate;
+mod objects;
 mod process;
+mod reading;
 mod report;
+mod route;
 mod rule;
 mod secrets;
 #[cfg(test)]
 mod tests;
+mod together;
 mod version;
 
 use std::io::{Read as _, Write};
@@ -32,7 +36,9 @@ use crate::plugin::Registry;
 use crate::settings::{Mistakes, checked_ways};
 use document::{Node, Root};
 use finding::{Finding, Findings};
-use gateway::Objects;
+use objects::Objects;
+use report::shown;
+use route::Route;
 use rule::{Rule, Severity};
 use version::Version;
 
@@ -45,17 +51,8 @@ const FOUND: u8 = 1;
 /// Why nothing can be checked.
 #[derive(Debug, Error)]
 pub(crate) enum CheckError {
-    #[error("{file}: {why}")]
-    File { file: String, why: String },
-    #[error("{file}, {error}")]
-    Document { file: String, error: String },
-    #[error(
-        "{0}: no configuration of a gateway: no standalone file, no object or answer of the Admin API, no config.yaml, \
-         and no resource of the ingress controller"
-    )]
-    Foreign(String),
-    #[error("{flag} {found:?}: {why}")]
-    Argument { flag: &'static str, found: String, why: String },
+    #[error("{}", .0.join("\nkube-coders: "))]
+    Files(Vec<String>),
     #[error(transparent)]
     Settings(#[from] Mistakes),
     #[error("--migrate: no route has a function that chooses the upstream")]
@@ -68,15 +65,29 @@ pub(crate) enum CheckError {
 struct Checked<'r> {
     registry: &'r Registry,
     ways: Ways,
-    forwarder_port: u16,
+    forwarder: SocketAddr,
     gateway_version: Option<Version>,
 }
+
+/// A file's name and its text.
+type Text = (String, String);
 
 /// How findings are printed.
 enum Format {
     Text,
     Json,
     Sarif,
+}
+
+impl Format {
+    fn of(text: &str) -> Option<Self> {
+        match text {
+            "text" => Some(Self::Text),
+            "json" => Some(Self::Json),
+            "sarif" => Some(Self::Sarif),
+            _ => None,
+        }
+    }
 }
 
 /// Checks the files together and prints what is found. The exit code is 1 where an error
@@ -86,15 +97,8 @@ pub(crate) fn check(
     registry: &Registry,
     output: &mut impl Write,
 ) -> Result<ExitCode, CheckError> {
-    let format = match &*args.format {
-        "text" => Format::Text,
-        "json" => Format::Json,
-        "sarif" => Format::Sarif,
-        _ => return Err(argument("--format", &args.format, "neither text, json nor sarif")),
-    };
-    let checked = Checked::new(args, registry)?;
-    let texts = args.file.iter().map(|file| Ok((file.clone(), read(file)?)));
-    let texts: Vec<(String, String)> = texts.collect::<Result<_, CheckError>>()?;
+    let (checked, format) = Checked::new(args, registry)?;
+    let texts = read_all(&args.file)?;
     if args.migrate {
         output.write_all(migrated(&texts)?.as_bytes())?;
         return Ok(ExitCode::SUCCESS);
@@ -110,46 +114,71 @@ pub(crate) fn check(
     Ok(if findings.iter().any(is_error) { ExitCode::from(FOUND) } else { ExitCode::SUCCESS })
 }
 
-fn argument(flag: &'static str, found: &str, why: &str) -> CheckError {
-    CheckError::Argument { flag, found: found.to_owned(), why: why.to_owned() }
+/// Each file's text; one look shows all that can't be read.
+fn read_all(files: &[String]) -> Result<Vec<Text>, CheckError> {
+    let (texts, wrong): (Vec<_>, Vec<_>) = files.iter().map(|file| read(file)).partition(Result::is_ok);
+    match wrong.is_empty() {
+        true => Ok(files.iter().cloned().zip(texts.into_iter().flatten()).collect()),
+        false => Err(CheckError::Files(wrong.into_iter().filter_map(Result::err).collect())),
+    }
 }
 
 /// Reads a file, or standard input where it is `-`.
-fn read(file: &str) -> Result<String, CheckError> {
-    let wrong = |why: String| CheckError::File { file: file.to_owned(), why };
+fn read(file: &str) -> Result<String, String> {
+    let wrong = |why: String| format!("{}: {why}", shown(file));
     let source: Box<dyn std::io::Read> = match file {
         "-" => Box::new(std::io::stdin()),
         _ => Box::new(std::fs::File::open(file).map_err(|error| wrong(error.to_string()))?),
     };
     let mut text = String::new();
     source.take(MAX_FILE + 1).read_to_string(&mut text).map_err(|error| wrong(error.to_string()))?;
-    if text.len() as u64 > MAX_FILE {
-        return Err(wrong(format!("more than {MAX_FILE} bytes")));
+    match text.len() as u64 > MAX_FILE {
+        true => Err(wrong(format!("more than {MAX_FILE} bytes"))),
+        false => Ok(text),
     }
-    Ok(text)
 }
 
 impl<'r> Checked<'r> {
-    fn new(args: &CheckArgs, registry: &'r Registry) -> Result<Self, CheckError> {
-        let forwarder: Result<SocketAddr, _> = args.forwarder_address.parse();
-        let forwarder = forwarder.map_err(|_| {
-            argument("--forwarder-address", &args.forwarder_address, "not an address with a port")
-        })?;
-        let version = |text: &String| text.parse().map_err(|why| argument("--gateway-version", text, why));
-        Ok(Self {
-            registry,
-            ways: checked_ways(&args.ways)?,
-            forwarder_port: forwarder.port(),
-            gateway_version: args.gateway_version.as_ref().map(version).transpose()?,
-        })
+    /// What was typed; one look shows every mistake.
+    fn new(args: &CheckArgs, registry: &'r Registry) -> Result<(Self, Format), CheckError> {
+        let mut wrong = Vec::new();
+        let mut told = |flag: &str, found: &str, why: &str| wrong.push(format!("{flag} {found:?}: {why}"));
+        let format = Format::of(&args.format);
+        if format.is_none() {
+            told("--format", &args.format, "neither text, json nor sarif");
+        }
+        let forwarder = args.forwarder_address.parse().ok();
+        if forwarder.is_none() {
+            told("--forwarder-address", &args.forwarder_address, "not an address with a port");
+        }
+        let mut gateway_version = None;
+        if let Some(text) = &args.gateway_version {
+            match text.parse() {
+                Ok(version) => gateway_version = Some(version),
+                Err(why) => told("--gateway-version", text, why),
+            }
+        }
+        let ways = checked_ways(&args.ways);
+        match (format, forwarder, ways) {
+            (Some(format), Some(forwarder), Ok(ways)) if wrong.is_empty() => {
+                Ok((Self { registry, ways, forwarder, gateway_version }, format))
+            }
+            (_, _, Err(mistakes)) if wrong.is_empty() => Err(mistakes.into()),
+            (_, _, ways) => {
+                wrong.extend(ways.err().map(|mistakes| mistakes.to_string()));
+                Err(CheckError::Files(wrong))
+            }
+        }
     }
 
-    fn findings(&self, texts: &[(String, String)]) -> Result<Vec<Finding>, CheckError> {
+    fn findings(&self, texts: &[Text]) -> Result<Vec<Finding>, CheckError> {
         let files = documents(texts)?;
         let objects = objects(&files)?;
         let mut findings = Findings::default();
-        for ((file, text), (_, documents)) in texts.iter().zip(&files) {
-            terminated(file, text, documents, &mut findings);
+        for ((_, text), (file, documents)) in texts.iter().zip(&files) {
+            for node in documents {
+                reading::check(&Root { file, node }.spot(), text, &mut findings);
+            }
         }
         self.look_at(&objects, &mut findings);
         let names: Vec<_> = texts.iter().map(|(file, _)| file.clone()).collect();
@@ -157,77 +186,102 @@ impl<'r> Checked<'r> {
     }
 
     fn look_at(&self, objects: &Objects<'_>, findings: &mut Findings) {
-        let routes = objects.resolved(findings);
-        let mut calls_runner = false;
-        for route in &routes {
-            let workspaces = calls::check(route, self, findings);
-            calls_runner |= workspaces.is_some();
-            login::check(route, findings);
-            if workspaces.is_some() || !lua::choosers(route).is_empty() {
-                login::check_for_workspaces(route, workspaces.as_ref(), self, findings);
-                lua::check(route, findings);
-                destination::check(route, workspaces.as_ref(), self, findings);
-            }
-            if let Some(workspaces) = &workspaces {
-                calls::check_decision(route, workspaces, findings);
+        let rules = objects.global_rules();
+        let mut routes = objects.routes(findings);
+        let global_login = rules.iter().find_map(|rule| rule.plugin(login::LOGIN));
+        let mut found = Vec::new();
+        for route in &mut routes {
+            route.global_login = global_login.cloned();
+            found.push(self.look_at_route(route, findings));
+        }
+        let to_workspaces: Vec<_> = found.iter().map(|found| *found != Leads::Elsewhere).collect();
+        for rule in &rules {
+            login::check(rule, self, findings);
+            calls::check_elsewhere(&rule.plugins, self, findings);
+            if to_workspaces.contains(&true) {
+                lua::check(rule, findings);
+                destination::check_plugins(rule, findings);
             }
         }
-        login::check_together(&routes, findings);
-        for plugins in objects.global_plugins() {
-            calls::check_global(&plugins, self, findings);
+        for plugins in objects.consumers() {
+            calls::check_elsewhere(&plugins, self, findings);
         }
+        together::check(&routes, &to_workspaces, findings);
         secrets::check(objects, findings);
-        process::check(objects, &routes, calls_runner, findings);
+        process::check(objects, &routes, findings);
+        if found.contains(&Leads::ByRunner) {
+            process::check_runner(objects, findings);
+        }
+    }
+
+    fn look_at_route(&self, route: &Route<'_>, findings: &mut Findings) -> Leads {
+        login::check(route, self, findings);
+        let workspaces = calls::check(route, self, findings);
+        if let Some(workspaces) = &workspaces {
+            calls::check_decision(route, workspaces, findings);
+        } else if needs_runner(route, self) {
+            let text = "the upstream is the forwarder, without user-upstream";
+            findings.add(Rule::RunnerNotCalled, &route.spot, text);
+        }
+        if workspaces.is_none() && lua::choosers(route).is_empty() {
+            return Leads::Elsewhere;
+        }
+        identity::check(route, workspaces.as_ref(), self, findings);
+        lua::check(route, findings);
+        destination::check(route, workspaces.as_ref(), self, findings);
+        if workspaces.is_some() { Leads::ByRunner } else { Leads::ByFunction }
     }
 }
 
+/// Where a route leads, and by whose decision.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Leads {
+    /// To workspaces, by the runner's.
+    ByRunner,
+    /// To workspaces, by that of a function in the route.
+    ByFunction,
+    Elsewhere,
+}
+
+/// Whether a route without user-upstream leads where nobody goes without its decision.
+fn needs_runner(route: &Route<'_>, checked: &Checked<'_>) -> bool {
+    route.is_complete && destination::leads_to_forwarder(route, checked) && !together::is_answered(route)
+}
+
 /// Our route in place of an old one.
-fn migrated(texts: &[(String, String)]) -> Result<String, CheckError> {
+fn migrated(texts: &[Text]) -> Result<String, CheckError> {
     let files = documents(texts)?;
-    let routes = objects(&files)?.resolved(&mut Findings::default());
+    let routes = objects(&files)?.routes(&mut Findings::default());
     migrate::migrate(&routes).ok_or(CheckError::NothingToMigrate)
 }
 
 /// Each file's documents.
-fn documents(texts: &[(String, String)]) -> Result<Vec<(&str, Vec<Node>)>, CheckError> {
-    let read = |(file, text): &'_ (String, String)| match document::documents(text) {
-        Ok(documents) => Ok(documents),
-        Err(error) => Err(CheckError::Document { file: file.clone(), error: error.to_string() }),
-    };
-    texts.iter().map(|file| Ok((&*file.0, read(file)?))).collect()
-}
-
-/// The gateway that the files make together.
-fn objects<'d>(files: &'d [(&'d str, Vec<Node>)]) -> Result<Objects<'d>, CheckError> {
-    let mut objects = Objects::default();
-    for (file, documents) in files {
-        sort_in(file, documents, &mut objects)?;
-    }
-    Ok(objects)
-}
-
-/// Sorts a file's documents in. A file in which nothing is a gateway's was named by
-/// mistake, and to call it clean would be one too.
-fn sort_in<'d>(file: &'d str, documents: &'d [Node], objects: &mut Objects<'d>) -> Result<(), CheckError> {
-    let before = objects.count();
-    for node in documents {
-        objects.add(&Root { file, node }.spot());
-    }
-    match objects.count() > before {
-        true => Ok(()),
-        false => Err(CheckError::Foreign(file.to_owned())),
-    }
-}
-
-/// Checks that a standalone file ends as the gateway wants it.
-fn terminated(file: &str, text: &str, documents: &[Node], findings: &mut Findings) {
-    let is_json = text.trim_start().starts_with('{');
-    for node in documents {
-        let spot = Root { file, node }.spot();
-        if !is_json && gateway::is_standalone(&spot) && !text.trim_end().ends_with("\n#END") {
-            findings.add(Rule::NotTerminated, &spot, "the last line is not #END");
+fn documents(texts: &[Text]) -> Result<Vec<(&str, Vec<Node>)>, CheckError> {
+    let (mut files, mut wrong) = (Vec::new(), Vec::new());
+    for (file, text) in texts {
+        match document::documents(text) {
+            Ok(documents) => files.push((&**file, documents)),
+            Err(error) => wrong.push(format!("{}, {error}", shown(file))),
         }
     }
+    if wrong.is_empty() { Ok(files) } else { Err(CheckError::Files(wrong)) }
+}
+
+/// The gateway that the files make together. A file in which nothing is a gateway's was
+/// named by mistake, and to call it clean would be one too.
+fn objects<'d>(files: &'d [(&'d str, Vec<Node>)]) -> Result<Objects<'d>, CheckError> {
+    let (mut objects, mut wrong) = (Objects::default(), Vec::new());
+    for (file, documents) in files {
+        let ours = documents.iter().filter(|node| objects.add(&Root { file, node }.spot())).count();
+        if ours == 0 {
+            wrong.push(format!(
+                "{}: no configuration of a gateway: no standalone file, no object or answer of the Admin API, no \
+                 config.yaml, and no resource of the ingress controller",
+                shown(file)
+            ));
+        }
+    }
+    if wrong.is_empty() { Ok(objects) } else { Err(CheckError::Files(wrong)) }
 }
 
 /// The lines of what is found in a file, printed in every form and migrated on the way.
@@ -235,7 +289,12 @@ fn terminated(file: &str, text: &str, documents: &[Node], findings: &mut Finding
 pub(crate) fn found_lines(text: &str) -> Vec<u64> {
     let registry = Registry::default();
     let ways = Ways { mode: crate::upstream::UpstreamMode::Forward, trusts_anybody: false };
-    let checked = Checked { registry: &registry, ways, forwarder_port: 9181, gateway_version: None };
+    let checked = Checked {
+        registry: &registry,
+        ways,
+        forwarder: ([127, 0, 0, 1], 9181).into(),
+        gateway_version: None,
+    };
     let texts = [("a file".to_owned(), text.to_owned())];
     let _ = migrated(&texts);
     let Ok(findings) = checked.findings(&texts) else { return Vec::new() };

@@ -149,6 +149,7 @@ impl Command {
                 block_on(async { Ok(explain::explain(&args, &mut std::io::stdout()).await?) })
             }
             Subcommands::Check(args) => {
+                // Authors' plugins prepare their confs as they would in the runner: within a runtime.
                 let registry = self.registry()?;
                 block_on(async { Ok(check::check(&args, &registry, &mut std::io::stdout())?) })
             }

@@ -33,10 +33,13 @@ pub(crate) fn install(target: &Path) -> Result<(), InstallError> {
 
 fn copy(program: &Path, target: &Path) -> io::Result<()> {
     let mut unfinished = target.as_os_str().to_owned();
-    unfinished.push(format!(".{}", std::process::id()));
+    // Every init container is process 1 of its own.
+    unfinished.push(format!(".{:016x}", getrandom::u64()?));
     let unfinished = PathBuf::from(unfinished);
+    // What somebody else has begun, or left, is not ours to remove.
+    let mut file = File::create_new(&unfinished)?;
     let copied = (|| {
-        io::copy(&mut File::open(program)?, &mut File::create_new(&unfinished)?)?;
+        io::copy(&mut File::open(program)?, &mut file)?;
         fs::set_permissions(&unfinished, Permissions::from_mode(MODE))?;
         fs::rename(&unfinished, target)
     })();

@@ -41,6 +41,9 @@
 //! by `takeover`, and one that a gateway starts has a `keeper` above it, which the
 //! gateway may kill.
 //!
+//! Beside the runner, `check` reads a gateway's configuration, `call`, `explain` and
+//! `install` do what their commands say, and `command` is the program with all of them.
+//!
 //! # Invariants
 //!
 //! - `frame` knows no FlatBuffers; `wire` knows no sockets.

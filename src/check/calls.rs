@@ -1,27 +1,31 @@
 //! The calls of the runner: in which order, with which confs.
 
 use super::Checked;
+use super::destination::leads_to_forwarder;
 use super::document::Spot;
 use super::finding::Findings;
-use super::gateway::{Plugin, Route};
+use super::login::LOGIN;
+use super::route::{Plugin, Route};
 use super::rule::Rule;
 use crate::plugin::{Plugin as _, parse_conf};
 use crate::upstream::UpstreamMode;
 use crate::user_upstream::{UserUpstream, UserUpstreamConfig};
 
-/// The gateway's plugins that call a runner, with their priorities.
-const BEFORE_LOGIN: &str = "ext-plugin-pre-req";
-const AFTER_LOGIN: &str = "ext-plugin-post-req";
+/// The gateway's plugins that call a runner.
+const REQUEST: &str = "ext-plugin-pre-req";
+const LATE_REQUEST: &str = "ext-plugin-post-req";
 const RESPONSE: &str = "ext-plugin-post-resp";
 
-/// What ext-plugin-pre-req's priority is if nobody says otherwise.
-const PRE_REQ_PRIORITY: f64 = 12000.0;
+/// The gateway's plugin for direct mode.
+pub(super) const DECISION: &str = "kube-coders-upstream";
 
-/// When openid-connect runs.
-pub(super) const LOGIN_PRIORITY: f64 = 2599.0;
-
-/// When kube-coders-upstream runs.
+/// When these run if nobody says otherwise; ext-plugin-post-req runs in a later phase.
+const REQUEST_PRIORITY: f64 = 12000.0;
+const LOGIN_PRIORITY: f64 = 2599.0;
 const DECISION_PRIORITY: f64 = 2598.0;
+
+/// For how many seconds a decision may be remembered at most.
+const MAX_REMEMBER: f64 = 10.0;
 
 /// The filter that leaves the call out where a decision is remembered.
 const REMEMBERED: [&str; 4] = ["kc_hit", "!", "==", "1"];
@@ -29,12 +33,15 @@ const REMEMBERED: [&str; 4] = ["kc_hit", "!", "==", "1"];
 /// user-upstream as a route has it.
 pub(super) struct Workspaces<'d> {
     /// The plugin that calls the runner.
-    pub(super) call: Plugin<'d>,
+    call: Plugin<'d>,
     /// Its conf's place.
     pub(super) conf: Spot<'d>,
     /// The conf, unless it is refused.
     pub(super) config: Option<UserUpstreamConfig>,
-    pub(super) mode: UpstreamMode,
+    /// What the conf, or the runner's setting, says.
+    mode: UpstreamMode,
+    /// What the route is made for: it has the gateway's plugin and not the forwarder.
+    pub(super) route_mode: UpstreamMode,
 }
 
 /// Checks a route's calls, and says what it makes of user-upstream.
@@ -43,54 +50,64 @@ pub(super) fn check<'d>(
     checked: &Checked<'_>,
     findings: &mut Findings,
 ) -> Option<Workspaces<'d>> {
-    let mut workspaces = None;
+    let mut workspaces: Option<Workspaces<'d>> = None;
     for plugin in route.plugins.iter().filter(|plugin| is_call(plugin.name)) {
-        if plugin.conf.says("allow_degradation", true) {
-            findings.add(
-                Rule::DegradationAllowed,
-                &plugin.conf.get_or_missing("allow_degradation"),
-                format!("{} has allow_degradation: true", plugin.name),
-            );
-        }
-        if let Some(found) = confs(plugin, checked, findings) {
+        degradation(plugin, findings);
+        for found in confs(plugin, checked, findings) {
             if plugin.name == RESPONSE {
-                let text = "user-upstream stands in ext-plugin-post-resp";
-                findings.add(Rule::WrongPhase, &found.conf, text);
+                findings.add(Rule::WrongPhase, &found.conf, "user-upstream stands in ext-plugin-post-resp");
+            } else if workspaces.is_some() {
+                findings.add(Rule::CalledTwice, &found.conf, "user-upstream stands twice on the route");
             } else {
-                order(route, plugin, findings);
-                filter(plugin, found.mode, findings);
                 workspaces = Some(found);
             }
         }
     }
-    if let (Some(response), Some(_)) = (route.plugin(RESPONSE), &workspaces) {
-        let text = "ext-plugin-post-resp on a route with WebSockets";
-        findings.add(Rule::ResponseCalled, &response.conf, text);
+    let mut found = workspaces?;
+    if route.plugin(DECISION).is_some() && !leads_to_forwarder(route, checked) {
+        found.route_mode = UpstreamMode::Direct;
     }
-    workspaces
+    order(route, &found, findings);
+    filter(&found, findings);
+    if let Some(response) = route.plugin(RESPONSE) {
+        findings.add(Rule::ResponseCalled, &response.conf, "ext-plugin-post-resp on a route with WebSockets");
+    }
+    Some(found)
 }
 
-/// Checks that a global rule calls no user-upstream.
-pub(super) fn check_global<'d>(plugins: &[Plugin<'d>], checked: &Checked<'_>, findings: &mut Findings) {
+/// Checks the calls of a global rule or a consumer, of which neither has a place for
+/// user-upstream.
+pub(super) fn check_elsewhere(plugins: &[Plugin<'_>], checked: &Checked<'_>, findings: &mut Findings) {
     for plugin in plugins.iter().filter(|plugin| is_call(plugin.name)) {
-        if let Some(found) = confs(plugin, checked, findings) {
-            let text = format!("user-upstream stands in {} of a global rule", plugin.name);
-            findings.add(Rule::GlobalCall, &found.conf, text);
+        degradation(plugin, findings);
+        for found in confs(plugin, checked, findings) {
+            let text = format!("user-upstream stands in {} outside of routes and services", plugin.name);
+            findings.add(Rule::CalledElsewhere, &found.conf, text);
         }
     }
 }
 
 fn is_call(name: &str) -> bool {
-    [BEFORE_LOGIN, AFTER_LOGIN, RESPONSE].contains(&name)
+    [REQUEST, LATE_REQUEST, RESPONSE].contains(&name)
 }
 
-/// Checks a call's confs, each by its own plugin.
-fn confs<'d>(plugin: &Plugin<'d>, checked: &Checked<'_>, findings: &mut Findings) -> Option<Workspaces<'d>> {
+fn degradation(plugin: &Plugin<'_>, findings: &mut Findings) {
+    let Some(setting) = plugin.conf.get("allow_degradation") else { return };
+    if setting.is_true() {
+        let text = format!("{} has allow_degradation: true", plugin.name);
+        findings.add(Rule::DegradationAllowed, &setting, text);
+    } else if !setting.is_false() {
+        findings.add(Rule::ObjectRefused, &setting, "allow_degradation is no truth value");
+    }
+}
+
+/// Checks a call's confs, each by its own plugin, and gives those of user-upstream.
+fn confs<'d>(plugin: &Plugin<'d>, checked: &Checked<'_>, findings: &mut Findings) -> Vec<Workspaces<'d>> {
     let list = plugin.conf.get_or_missing("conf");
     if !list.is_list() {
         findings.add(Rule::ConfMalformed, &list, format!("{} has no list of confs", plugin.name));
     }
-    let mut workspaces = None;
+    let mut workspaces = Vec::new();
     for entry in list.items() {
         let (Some(name), Some(value)) = (entry.text_of("name"), entry.text_of("value")) else {
             let text = "an entry without a text for its name or value; the value is JSON as a text";
@@ -99,13 +116,17 @@ fn confs<'d>(plugin: &Plugin<'d>, checked: &Checked<'_>, findings: &mut Findings
         };
         let spot = entry.get_or_missing("value");
         if name == UserUpstream::NAME {
-            workspaces = Some(user_upstream(plugin, &spot, value, checked, findings));
-        } else {
-            match checked.registry.prepare(name.as_bytes(), value.as_bytes()) {
-                None => findings.add(Rule::PluginUnknown, &spot, format!("the plugin {name:?}")),
-                Some(Err(error)) => findings.add(Rule::ConfRefused, &spot, format!("{name}: {error}")),
-                Some(Ok(_)) => {}
+            workspaces.push(user_upstream(plugin, &spot, value, checked, findings));
+            continue;
+        }
+        match checked.registry.prepare(name.as_bytes(), value.as_bytes()) {
+            None => {
+                let is_ours = name.replace('_', "-").eq_ignore_ascii_case(UserUpstream::NAME);
+                let hint = if is_ours { ", where user-upstream may be meant" } else { "" };
+                findings.add(Rule::PluginUnknown, &spot, format!("the plugin {name:?}{hint}"));
             }
+            Some(Err(error)) => findings.add(Rule::ConfRefused, &spot, format!("{name}: {error}")),
+            Some(Ok(_)) => {}
         }
     }
     workspaces
@@ -133,60 +154,83 @@ fn user_upstream<'d>(
             None
         }
     };
-    Workspaces { call: plugin.clone(), conf: spot.clone(), config, mode }
+    Workspaces { call: plugin.clone(), conf: spot.clone(), config, mode, route_mode: mode }
 }
 
-/// Checks that the runner is asked behind the login.
-fn order(route: &Route<'_>, plugin: &Plugin<'_>, findings: &mut Findings) {
-    if plugin.name != BEFORE_LOGIN || route.plugin("openid-connect").is_none() {
-        return;
+/// When a call runs among a request's plugins; a later phase is behind all of them.
+fn call_priority(call: &Plugin<'_>) -> f64 {
+    match call.name {
+        REQUEST => call.priority().unwrap_or(REQUEST_PRIORITY),
+        _ => f64::NEG_INFINITY,
     }
-    let login = route.plugin("openid-connect").and_then(Plugin::priority).unwrap_or(LOGIN_PRIORITY);
-    let priority = plugin.priority().unwrap_or(PRE_REQ_PRIORITY);
-    if priority >= login {
-        let meta = plugin.conf.get_or_missing("_meta");
-        let spot = if meta.is_map() { meta.get_or_missing("priority") } else { meta };
-        let text = format!("ext-plugin-pre-req runs at priority {priority}, openid-connect at {login}");
-        findings.add(Rule::RunsBeforeLogin, &spot, text);
+}
+
+fn priority_spot<'d>(plugin: &Plugin<'d>) -> Spot<'d> {
+    let meta = plugin.conf.get_or_missing("_meta");
+    if meta.is_map() { meta.get_or_missing("priority") } else { meta }
+}
+
+/// Checks that the login comes first, then the plugin that drops what clients send, then
+/// the call. A global rule's login comes before all of them.
+fn order(route: &Route<'_>, workspaces: &Workspaces<'_>, findings: &mut Findings) {
+    let login = route.plugin(LOGIN).map(|login| login.priority().unwrap_or(LOGIN_PRIORITY));
+    let call = call_priority(&workspaces.call);
+    if let Some(login) = login.filter(|login| call >= *login) {
+        let text = format!("ext-plugin-pre-req runs at priority {call}, openid-connect at {login}");
+        findings.add(Rule::RunsBeforeLogin, &priority_spot(&workspaces.call), text);
+    }
+    let decision = route.plugin(DECISION).filter(|_| workspaces.route_mode == UpstreamMode::Direct);
+    let Some(decision) = decision else { return };
+    let priority = decision.priority().unwrap_or(DECISION_PRIORITY);
+    if let Some(login) = login.filter(|login| priority >= *login) {
+        let text = format!("{DECISION} runs at priority {priority}, openid-connect at {login}");
+        findings.add(Rule::DecisionBeforeLogin, &priority_spot(decision), text);
+    }
+    if workspaces.call.name == LATE_REQUEST {
+        let text = format!("{LATE_REQUEST} runs when {DECISION} has looked for the decision already");
+        findings.add(Rule::DecisionDropped, &workspaces.call.conf, text);
+    } else if call >= priority && login.is_none_or(|login| call < login) {
+        let text = format!("ext-plugin-pre-req runs at priority {call}, {DECISION} at {priority}");
+        findings.add(Rule::DecisionDropped, &priority_spot(&workspaces.call), text);
     }
 }
 
 /// Checks that no request goes past the call.
-fn filter(plugin: &Plugin<'_>, mode: UpstreamMode, findings: &mut Findings) {
-    let Some(filter) = plugin.filter() else { return };
+fn filter(workspaces: &Workspaces<'_>, findings: &mut Findings) {
+    let Some(filter) = workspaces.call.filter() else { return };
     let is_remembered = filter.items().len() == 1
         && filter.items()[0].items().iter().map(Spot::text).eq(REMEMBERED.map(Some));
-    if mode == UpstreamMode::Forward || !is_remembered {
-        findings.add(Rule::CallFiltered, &filter, format!("{} has a filter of its own", plugin.name));
+    if workspaces.route_mode == UpstreamMode::Forward || !is_remembered {
+        let text = format!("{} has a filter of its own", workspaces.call.name);
+        findings.add(Rule::CallFiltered, &filter, text);
     }
 }
 
 /// Checks that direct mode has its plugin in the gateway, and forward mode has not.
 pub(super) fn check_decision(route: &Route<'_>, workspaces: &Workspaces<'_>, findings: &mut Findings) {
-    let decision = route.plugin("kube-coders-upstream");
-    match (workspaces.mode, decision) {
-        (UpstreamMode::Forward, Some(plugin)) => {
+    let Some(decision) = route.plugin(DECISION) else {
+        if workspaces.mode == UpstreamMode::Direct && route.is_complete {
             findings.add(
-                Rule::DecisionPluginUnused,
-                &plugin.conf,
-                "kube-coders-upstream beside forward mode",
+                Rule::DecisionPluginMissing,
+                &workspaces.conf,
+                format!("direct mode without {DECISION}"),
             );
         }
-        (UpstreamMode::Direct, None) if route.is_complete => {
-            let text = "direct mode without kube-coders-upstream";
-            findings.add(Rule::DecisionPluginMissing, &workspaces.conf, text);
-        }
-        (UpstreamMode::Direct, Some(_)) => {
-            let call = &workspaces.call;
-            let priority = call.priority().unwrap_or(PRE_REQ_PRIORITY);
-            if call.name == BEFORE_LOGIN && (DECISION_PRIORITY..LOGIN_PRIORITY).contains(&priority) {
-                let text = format!("ext-plugin-pre-req runs at priority {priority}");
-                findings.add(Rule::DecisionDropped, &call.conf.get_or_missing("_meta"), text);
-            }
-            if let Some(timeout) = &route.timeout {
-                findings.add(Rule::RouteTimeout, timeout, "the route has a timeout of its own");
-            }
-        }
-        _ => {}
+        return;
+    };
+    if workspaces.mode == UpstreamMode::Forward {
+        findings.add(Rule::DecisionPluginUnused, &decision.conf, format!("{DECISION} beside forward mode"));
+    }
+    if let Some(filter) = decision.filter() {
+        findings.add(Rule::CallFiltered, &filter, format!("{DECISION} has a filter"));
+    }
+    let remember = decision.conf.get("remember");
+    if let Some(remember) =
+        remember.filter(|it| !it.number().is_some_and(|it| (0.0..=MAX_REMEMBER).contains(&it)))
+    {
+        findings.add(Rule::ObjectRefused, &remember, "remember is no number between 0 and 10");
+    }
+    if let Some(timeout) = &route.timeout {
+        findings.add(Rule::RouteTimeout, timeout, "the route has a timeout of its own");
     }
 }

@@ -7,7 +7,7 @@ use super::Checked;
 use super::calls::Workspaces;
 use super::document::Spot;
 use super::finding::Findings;
-use super::gateway::{Route, TargetNode, Upstream};
+use super::route::{Route, Upstream, UpstreamNode};
 use super::rule::Rule;
 use crate::upstream::UpstreamMode;
 
@@ -17,6 +17,28 @@ const GATEWAY_TIMEOUT: Duration = Duration::from_secs(60);
 /// What the runner waits for where neither its conf nor `--read-timeout` says otherwise.
 const RUNNER_READ_TIMEOUT: Duration = Duration::from_secs(300);
 
+/// Where the gateway listens itself if nobody says otherwise: for clients with and without
+/// TLS, the Admin API, the Control API, metrics, and its status.
+const GATEWAY_PORTS: [u16; 7] = [9080, 9443, 9180, 9090, 9091, 9092, 7085];
+
+/// Plugins that send a request somewhere else, or a copy of it.
+const ELSEWHERE: [&str; 11] = [
+    "traffic-split",
+    "proxy-mirror",
+    "ai-proxy",
+    "ai-proxy-multi",
+    "aws-lambda",
+    "azure-functions",
+    "openfunction",
+    "openwhisk",
+    "kafka-proxy",
+    "dubbo-proxy",
+    "http-dubbo",
+];
+
+/// Plugins that give one request's answer to another.
+const SHARED: [&str; 2] = ["proxy-cache", "graphql-proxy-cache"];
+
 /// Checks the upstream, WebSockets and timeouts of a route to workspaces.
 pub(super) fn check(
     route: &Route<'_>,
@@ -24,16 +46,17 @@ pub(super) fn check(
     checked: &Checked<'_>,
     findings: &mut Findings,
 ) {
-    if !route.websocket.is(true) {
+    if !route.websocket.is_true() {
         findings.add(Rule::WebSocketOff, &route.websocket, "WebSockets are not switched on");
     }
-    if let Some(plugin) = route.plugin("traffic-split") {
-        findings.add(Rule::UpstreamElsewhere, &plugin.conf, "traffic-split on a route to workspaces");
-    }
+    check_plugins(route, findings);
     match &route.upstream {
         Some(upstream) => {
             check_nodes(upstream, workspaces, checked, findings);
-            check_read_timeout(route, upstream, workspaces, findings);
+            if mode_of(workspaces) == UpstreamMode::Forward {
+                check_manner(upstream, findings);
+                check_read_timeout(route, upstream, workspaces, findings);
+            }
         }
         None if !route.upstream_is_unknown => {
             findings.add(Rule::UpstreamMissing, &route.spot.missing("upstream"), "no upstream");
@@ -42,41 +65,72 @@ pub(super) fn check(
     }
 }
 
+/// Checks the plugins that a route, or a global rule, has for where requests go.
+pub(super) fn check_plugins(route: &Route<'_>, findings: &mut Findings) {
+    for plugin in &route.plugins {
+        if ELSEWHERE.contains(&plugin.name) {
+            let text = format!("{} on the way to workspaces", plugin.name);
+            findings.add(Rule::UpstreamElsewhere, &plugin.conf, text);
+        }
+        if SHARED.contains(&plugin.name) {
+            let text = format!("{} on the way to workspaces", plugin.name);
+            findings.add(Rule::AnswersShared, &plugin.conf, text);
+        }
+    }
+}
+
+fn mode_of(workspaces: Option<&Workspaces<'_>>) -> UpstreamMode {
+    workspaces.map_or(UpstreamMode::Forward, |workspaces| workspaces.route_mode)
+}
+
+/// Whether a route leads to the forwarder, whoever decides on it.
+pub(super) fn leads_to_forwarder(route: &Route<'_>, checked: &Checked<'_>) -> bool {
+    route.upstream.iter().flat_map(|upstream| &upstream.nodes).any(|node| is_forwarder(node, checked))
+}
+
+fn is_forwarder(node: &UpstreamNode<'_>, checked: &Checked<'_>) -> bool {
+    let listens_at = checked.forwarder.ip();
+    let is_address = node.host.parse::<IpAddr>().is_ok_and(|address| address == listens_at);
+    let is_name = node.host.eq_ignore_ascii_case("localhost") && listens_at.is_ipv4();
+    (is_address || is_name) && node.port == Some(checked.forwarder.port())
+}
+
 fn check_nodes(
     upstream: &Upstream<'_>,
     workspaces: Option<&Workspaces<'_>>,
     checked: &Checked<'_>,
     findings: &mut Findings,
 ) {
-    if upstream.is_discovered {
-        let text = "an upstream whose nodes the gateway finds out";
-        findings.add(Rule::UpstreamOpen, &upstream.spot.get_or_missing("service_name"), text);
+    if let Some(discovered) = &upstream.discovered {
+        findings.add(Rule::UpstreamOpen, discovered, "an upstream whose nodes the gateway finds out");
         return;
     }
     if upstream.nodes.is_empty() {
         findings.add(Rule::UpstreamMissing, &upstream.spot, "an upstream without nodes");
     }
-    let mode = workspaces.map_or(UpstreamMode::Forward, |workspaces| workspaces.mode);
     for node in &upstream.nodes {
-        let is_forwarder = is_loopback(&node.host) && node.port == Some(checked.forwarder_port);
-        let is_right = match mode {
-            UpstreamMode::Forward => is_forwarder,
-            // Which ports are closed, nobody can tell from here; that none but the
-            // machine's own is meant can be.
-            UpstreamMode::Direct => is_loopback(&node.host) && !is_forwarder,
+        let (is_right, expected) = match mode_of(workspaces) {
+            UpstreamMode::Forward => {
+                (is_forwarder(node, checked), format!("the forwarder at {}", checked.forwarder))
+            }
+            UpstreamMode::Direct => (is_closed(node, checked), "a closed port on loopback".to_owned()),
         };
         if !is_right {
-            let expected = match mode {
-                UpstreamMode::Forward => format!("the forwarder at 127.0.0.1:{}", checked.forwarder_port),
-                UpstreamMode::Direct => "a closed port on loopback".to_owned(),
-            };
             let text = format!("the upstream is {}, and not {expected}", shown(node));
             findings.add(Rule::UpstreamOpen, &node.spot, text);
         }
     }
 }
 
-fn shown(node: &TargetNode<'_>) -> String {
+/// Whether nobody is known to listen there. Which ports are closed can't be told from a
+/// file; that none but the machine's own is meant, and none of those in use, can.
+fn is_closed(node: &UpstreamNode<'_>, checked: &Checked<'_>) -> bool {
+    let is_in_use =
+        node.port.is_none_or(|port| GATEWAY_PORTS.contains(&port) || port == checked.forwarder.port());
+    is_loopback(&node.host) && !is_in_use
+}
+
+fn shown(node: &UpstreamNode<'_>) -> String {
     match node.port {
         Some(port) => format!("{}:{port}", node.host),
         None => node.host.clone(),
@@ -88,6 +142,17 @@ pub(super) fn is_loopback(host: &str) -> bool {
     address.map_or(host.eq_ignore_ascii_case("localhost"), |address| address.is_loopback())
 }
 
+/// Checks how the forwarder is spoken to.
+fn check_manner(upstream: &Upstream<'_>, findings: &mut Findings) {
+    for (setting, name, good) in
+        [(&upstream.scheme, "scheme", "http"), (&upstream.pass_host, "pass_host", "pass")]
+    {
+        if let Some(spot) = setting.as_ref().filter(|spot| spot.text() != Some(good)) {
+            findings.add(Rule::UpstreamUnfit, spot, format!("{name} is not {good:?}"));
+        }
+    }
+}
+
 /// In direct mode the workspace's own timeouts travel with the decision.
 fn check_read_timeout(
     route: &Route<'_>,
@@ -95,21 +160,15 @@ fn check_read_timeout(
     workspaces: Option<&Workspaces<'_>>,
     findings: &mut Findings,
 ) {
-    if workspaces.is_some_and(|workspaces| workspaces.mode == UpstreamMode::Direct) {
-        return;
-    }
     let config = workspaces.and_then(|workspaces| workspaces.config.as_ref());
     let wanted = config.and_then(|config| config.timeouts.read).unwrap_or(RUNNER_READ_TIMEOUT);
     let timeout = route.timeout.as_ref().or(upstream.timeout.as_ref());
     let read = timeout.and_then(|timeout| timeout.get("read"));
     let waits = read.as_ref().map_or(Some(GATEWAY_TIMEOUT), duration);
-    if waits.is_some_and(|waits| waits < wanted) {
+    if let Some(waits) = waits.filter(|waits| *waits < wanted) {
         let spot =
             read.or_else(|| timeout.cloned()).unwrap_or_else(|| upstream.spot.get_or_missing("timeout"));
-        let text = format!(
-            "the gateway waits {:?} for what it reads, the runner {wanted:?}",
-            waits.unwrap_or_default()
-        );
+        let text = format!("the gateway waits {waits:?} for what it reads, the runner {wanted:?}");
         findings.add(Rule::ReadTimeoutShort, &spot, text);
     }
 }

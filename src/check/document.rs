@@ -80,7 +80,12 @@ fn reason(error: &Error) -> &'static str {
         | Error::AliasReplayStackDepthExceeded { .. } => {
             "more than a configuration has: too many values, too deep, or aliases of aliases"
         }
-        _ => "neither YAML nor JSON, or nested too deeply",
+        Error::ExternalMessage { msg, .. } | Error::Message { msg, .. }
+            if msg.contains("recursion limit") =>
+        {
+            "nested too deeply"
+        }
+        _ => "neither YAML nor JSON",
     }
 }
 
@@ -162,6 +167,7 @@ impl<'de> Visitor<'de> for AnyValue {
                 Value::Text(name) => name,
                 Value::Bool(name) => name.to_string().into(),
                 Value::Number(name) => name.to_string().into(),
+                Value::Null => "null".into(),
                 _ => return Err(A::Error::custom("a name is no text")),
             };
             map.push(Entry { name, place, node: entries.next_value()? });
@@ -280,18 +286,45 @@ impl<'d> Spot<'d> {
         }
     }
 
-    pub(super) fn is(&self, expected: bool) -> bool {
-        matches!(self.node.value, Value::Bool(value) if value == expected)
+    pub(super) fn is_true(&self) -> bool {
+        matches!(self.node.value, Value::Bool(true))
+    }
+
+    pub(super) fn is_false(&self) -> bool {
+        matches!(self.node.value, Value::Bool(false))
+    }
+
+    /// Whether the value of this name is true; one that is not there is not.
+    pub(super) fn has_true(&self, name: &str) -> bool {
+        self.get(name).is_some_and(|value| value.is_true())
+    }
+
+    /// Whether the value of this name is false; one that is not there is not.
+    pub(super) fn has_false(&self, name: &str) -> bool {
+        self.get(name).is_some_and(|value| value.is_false())
+    }
+
+    /// The number of this name.
+    pub(super) fn number_of(&self, name: &str) -> Option<f64> {
+        self.get(name)?.number()
+    }
+
+    /// This text, or the texts of this list.
+    pub(super) fn texts_of(&self) -> Vec<&'d str> {
+        match self.text() {
+            Some(text) => vec![text],
+            None => self.items().iter().filter_map(Self::text).collect(),
+        }
+    }
+
+    /// The same value, told at another line.
+    pub(super) fn at_line(&self, line: u64) -> Self {
+        Self { place: Place { line, column: 1 }, ..self.clone() }
     }
 
     /// The text of this name.
     pub(super) fn text_of(&self, name: &str) -> Option<&'d str> {
         self.get(name)?.text()
-    }
-
-    /// Whether there is a truth value of this name, and this one.
-    pub(super) fn says(&self, name: &str, expected: bool) -> bool {
-        self.get(name).is_some_and(|value| value.is(expected))
     }
 
     /// A text or number of this name, as a text: the gateway takes either for an id.
@@ -380,7 +413,7 @@ mod tests {
     #[test]
     fn what_is_no_document_is_told_by_its_place_and_without_its_content() {
         for (text, expected) in [
-            ("a: [1\nb: s3cret\n", "line 2, column 2: neither YAML nor JSON, or nested too deeply"),
+            ("a: [1\nb: s3cret\n", "line 2, column 2: neither YAML nor JSON"),
             (
                 "a: s3cret\na: s3cret\n",
                 "line 2, column 1: a name stands twice in one map, and which of the two counts depends on the reader",

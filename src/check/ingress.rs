@@ -1,56 +1,60 @@
 //! The ingress controller's resources: the same routes in other words.
 
+use std::collections::HashMap;
+
 use super::document::Spot;
 use super::finding::Findings;
-use super::gateway::{Plugin, Plugins, Route, TargetNode, Upstream, port_of};
+use super::route::{Plugin, Plugins, Route, Upstream, UpstreamNode, port_of};
 use super::rule::Rule;
 
 /// The resources by their kinds.
 #[derive(Default)]
 pub(super) struct Resources<'d> {
     routes: Vec<Spot<'d>>,
-    plugin_configs: Vec<Spot<'d>>,
-    upstreams: Vec<Spot<'d>>,
+    /// Rules for all routes: those of ApisixGlobalRule and of GatewayProxy.
     global_rules: Vec<Spot<'d>>,
-    others: usize,
+    /// What is named by others, by kind, namespace and name.
+    named: HashMap<(&'d str, Option<&'d str>, &'d str), Spot<'d>>,
+    twice: Vec<Spot<'d>>,
+    /// All of them, whatever their kind.
+    all: Vec<Spot<'d>>,
 }
 
 impl<'d> Resources<'d> {
-    pub(super) fn add(&mut self, kind: &str, resource: &Spot<'d>) {
+    pub(super) fn add(&mut self, kind: &'d str, resource: &Spot<'d>) {
         match kind {
             "ApisixRoute" => self.routes.push(resource.clone()),
-            "ApisixPluginConfig" => self.plugin_configs.push(resource.clone()),
-            "ApisixUpstream" => self.upstreams.push(resource.clone()),
-            "ApisixGlobalRule" => self.global_rules.push(resource.clone()),
-            // A certificate or a consumer, whose secrets are Kubernetes' own.
-            _ => self.others += 1,
+            "ApisixGlobalRule" | "GatewayProxy" => self.global_rules.push(resource.clone()),
+            _ => {}
         }
+        let name = resource.at(&["metadata", "name"]).and_then(|name| name.text()).unwrap_or_default();
+        if self.named.insert((kind, namespace(resource), name), resource.clone()).is_some() {
+            self.twice.push(resource.clone());
+        }
+        self.all.push(resource.clone());
     }
 
-    pub(super) fn count(&self) -> usize {
-        let lists = [&self.routes, &self.plugin_configs, &self.upstreams, &self.global_rules];
-        lists.iter().map(|list| list.len()).sum::<usize>() + self.others
+    pub(super) fn all(&self) -> impl Iterator<Item = &Spot<'d>> {
+        self.all.iter()
     }
 
-    /// The plugins of each global rule.
-    pub(super) fn global_plugins(&self) -> Vec<Vec<Plugin<'d>>> {
-        let of_rule = |rule: &Spot<'d>| {
+    pub(super) fn global_rules(&self) -> impl Iterator<Item = Route<'d>> {
+        self.global_rules.iter().map(|rule| {
             let mut plugins = Plugins::default();
-            let entries = rule.at(&["spec", "plugins"]).iter().flat_map(Spot::items).collect::<Vec<_>>();
-            entries.iter().filter_map(plugin).for_each(|plugin| plugins.put_plugin(plugin));
-            plugins.enabled()
-        };
-        self.global_rules.iter().map(of_rule).collect()
-    }
-
-    pub(super) fn with_plugins(&self) -> impl Iterator<Item = &Spot<'d>> {
-        [&self.routes, &self.plugin_configs, &self.global_rules].into_iter().flatten()
+            let list = rule.at(&["spec", "plugins"]).map(|list| list.items()).unwrap_or_default();
+            list.iter().filter_map(plugin).for_each(|plugin| plugins.put(plugin));
+            Route::with_plugins(rule, plugins.enabled())
+        })
     }
 
     pub(super) fn routes(&self, findings: &mut Findings) -> Vec<Route<'d>> {
+        for resource in &self.twice {
+            let spot = resource.get_or_missing("metadata");
+            findings.add(Rule::IdTwice, &spot, "a resource of this kind, namespace and name stands twice");
+        }
         let mut routes = Vec::new();
         for resource in &self.routes {
-            for rule in resource.at(&["spec", "http"]).iter().flat_map(Spot::items) {
+            for rule in resource.at(&["spec", "http"]).map(|list| list.items()).unwrap_or_default() {
                 routes.push(self.route(resource, &rule, findings));
             }
         }
@@ -60,33 +64,50 @@ impl<'d> Resources<'d> {
     fn route(&self, resource: &Spot<'d>, rule: &Spot<'d>, findings: &mut Findings) -> Route<'d> {
         let plugin_config = rule.text_of("plugin_config_name").and_then(|name| {
             let namespace = rule.text_of("plugin_config_namespace").or_else(|| namespace(resource));
-            let found = named(&self.plugin_configs, name, namespace);
-            if found.is_none() {
-                let text = format!("no file has the ApisixPluginConfig {name:?}");
-                findings.add(Rule::ReferenceMissing, &rule.get_or_missing("plugin_config_name"), text);
-            }
-            found
+            let spot = rule.get_or_missing("plugin_config_name");
+            self.referenced("ApisixPluginConfig", namespace, name, &spot, findings)
         });
         let shared = plugin_config.as_ref().and_then(|config| config.at(&["spec", "plugins"]));
         let mut plugins = Plugins::default();
         for list in [shared, rule.get("plugins")].into_iter().flatten() {
-            list.items().iter().filter_map(plugin).for_each(|plugin| plugins.put_plugin(plugin));
+            list.items().iter().filter_map(plugin).for_each(|plugin| plugins.put(plugin));
         }
         let conditions = rule.get_or_missing("match");
-        let hosts = conditions.items_of("hosts").into_iter().filter_map(|host| host.text());
         let upstream = self.upstream(resource, rule, findings);
+        let narrowed = ["methods", "remoteAddrs"].into_iter().filter_map(|name| conditions.get(name));
         Route {
-            hosts: hosts.collect(),
+            hosts: conditions.get("hosts").map(|hosts| hosts.texts_of()).unwrap_or_default(),
+            paths: conditions.get("paths").map(|paths| paths.texts_of()).unwrap_or_default(),
             websocket: rule.get_or_missing("websocket"),
-            timeout: None,
+            timeout: rule.get("timeout"),
             conditions: conditions.get("exprs"),
+            narrowed: narrowed.collect(),
+            priority: rule.number_of("priority").unwrap_or_default(),
             upstream_is_unknown: upstream.is_none() && rule.get("upstreams").is_some(),
             upstream,
-            scripts: Vec::new(),
+            scripts: conditions.get("filter_func").into_iter().collect(),
+            global_login: None,
             is_complete: plugin_config.is_some() == rule.get("plugin_config_name").is_some(),
             plugins: plugins.enabled(),
             spot: rule.clone(),
         }
+    }
+
+    fn referenced(
+        &self,
+        kind: &'static str,
+        namespace: Option<&'d str>,
+        name: &'d str,
+        spot: &Spot<'d>,
+        findings: &mut Findings,
+    ) -> Option<Spot<'d>> {
+        let found = self.named.get(&(kind, namespace, name)).cloned();
+        if found.is_none() {
+            let place = namespace.map(|namespace| format!(" in the namespace {namespace:?}"));
+            let place = place.unwrap_or_else(|| " without a namespace".to_owned());
+            findings.add(Rule::ReferenceMissing, spot, format!("no file has the {kind} {name:?}{place}"));
+        }
+        found
     }
 
     /// The nodes of all of a rule's upstreams, and of its backends, which are Kubernetes
@@ -97,55 +118,55 @@ impl<'d> Resources<'d> {
         rule: &Spot<'d>,
         findings: &mut Findings,
     ) -> Option<Upstream<'d>> {
-        let mut nodes = Vec::new();
-        let mut timeout = rule.get("timeout");
-        for backend in rule.items_of("backends").into_iter() {
+        let spot = rule.get("upstreams").or_else(|| rule.get("backends"))?;
+        let mut upstream = Upstream {
+            spot,
+            nodes: Vec::new(),
+            discovered: None,
+            timeout: None,
+            scheme: None,
+            pass_host: None,
+        };
+        for backend in rule.items_of("backends") {
             let host = format!("the service {}", backend.text_of("serviceName").unwrap_or_default());
             let port = backend.get("servicePort").and_then(|port| port_of(&port));
-            nodes.push(TargetNode { spot: backend, host, port });
+            upstream.nodes.push(UpstreamNode { spot: backend, host, port });
         }
-        for reference in rule.items_of("upstreams").into_iter() {
+        let mut is_known = !upstream.nodes.is_empty();
+        for reference in rule.items_of("upstreams") {
             let Some(name) = reference.text_of("name") else { continue };
-            let Some(upstream) = named(&self.upstreams, name, namespace(resource)) else {
-                let text = format!("no file has the ApisixUpstream {name:?}");
-                findings.add(Rule::ReferenceMissing, &reference.get_or_missing("name"), text);
-                return None;
-            };
-            let spec = upstream.get_or_missing("spec");
-            timeout = timeout.or_else(|| spec.get("timeout"));
-            for node in spec.items_of("externalNodes").into_iter() {
-                let host = match node.text_of("type") {
-                    Some("Service") => format!("the service {}", node.text_of("name").unwrap_or_default()),
-                    _ => node.text_of("name").unwrap_or_default().to_owned(),
-                };
-                let port = node.get("port").and_then(|port| port_of(&port));
-                nodes.push(TargetNode { spot: node, host, port });
-            }
+            let spot = reference.get_or_missing("name");
+            let found = self.referenced("ApisixUpstream", namespace(resource), name, &spot, findings);
+            let Some(spec) = found.map(|found| found.get_or_missing("spec")) else { continue };
+            is_known = true;
+            upstream.discovered = upstream.discovered.or_else(|| spec.get("discovery"));
+            upstream.timeout = upstream.timeout.or_else(|| spec.get("timeout"));
+            upstream.scheme = upstream.scheme.or_else(|| spec.get("scheme"));
+            upstream.pass_host = upstream.pass_host.or_else(|| spec.get("passHost"));
+            upstream.nodes.extend(spec.items_of("externalNodes").into_iter().map(external));
         }
-        let spot = rule.get("upstreams").or_else(|| rule.get("backends"))?;
-        Some(Upstream { spot, nodes, is_discovered: false, timeout })
+        is_known.then_some(upstream)
     }
 }
 
-/// A plugin of a list of them: `{"name": …, "enable": true, "config": {…}}`.
+fn external(node: Spot<'_>) -> UpstreamNode<'_> {
+    let name = node.text_of("name").unwrap_or_default();
+    let host = match node.text_of("type") {
+        Some("Service") => format!("the service {name}"),
+        _ => name.to_owned(),
+    };
+    UpstreamNode { port: node.get("port").and_then(|port| port_of(&port)), host, spot: node }
+}
+
+/// A plugin of a list of them: `{"name": …, "enable": true, "config": {…}}`, and
+/// `enabled` in a GatewayProxy.
 fn plugin<'d>(entry: &Spot<'d>) -> Option<Plugin<'d>> {
     let name = entry.text_of("name")?;
     let conf = entry.get_or_missing("config");
-    (!entry.says("enable", false)).then(|| Plugin {
-        name,
-        conf,
-        has_secret: entry.get("secretRef").is_some(),
-    })
+    let is_off = entry.has_false("enable") || entry.has_false("enabled");
+    (!is_off).then(|| Plugin { name, conf, has_secret: entry.get("secretRef").is_some() })
 }
 
 fn namespace<'d>(resource: &Spot<'d>) -> Option<&'d str> {
     resource.at(&["metadata", "namespace"])?.text()
-}
-
-fn named<'d>(among: &[Spot<'d>], name: &str, in_namespace: Option<&str>) -> Option<Spot<'d>> {
-    let is_it = |resource: &&Spot<'d>| {
-        resource.at(&["metadata", "name"]).is_some_and(|text| text.text() == Some(name))
-            && namespace(resource) == in_namespace
-    };
-    among.iter().find(is_it).cloned()
 }

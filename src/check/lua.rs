@@ -2,8 +2,10 @@
 
 use super::document::Spot;
 use super::finding::Findings;
-use super::gateway::Route;
+use super::route::Route;
 use super::rule::Rule;
+use crate::direct::DECISION_HEADER;
+use crate::stamp::STAMP_HEADER;
 
 /// The plugins that run functions from their conf.
 const FUNCTIONS: [&str; 2] = ["serverless-pre-function", "serverless-post-function"];
@@ -14,11 +16,25 @@ const CHOOSES: [&str; 4] = ["apisix.upstream", "apisix.balancer", "ngx.balancer"
 /// What a function names that wants to know who is asking, in lower case.
 const IDENTITY: [&str; 4] = ["userinfo", "id-token", "id_token", "access-token"];
 
-/// The functions of a route.
+/// Headers that say who somebody is, or where a request goes.
+const DECIDING: [&str; 9] = [
+    "x-userinfo",
+    "x-id-token",
+    "x-raw-id-token",
+    "x-access-token",
+    "authorization",
+    "x-forwarded-user",
+    STAMP_HEADER,
+    DECISION_HEADER,
+    "host",
+];
+
+/// The functions that plugins of a route run, each plugin's `_meta.pre_function` too.
 fn functions<'d>(route: &Route<'d>) -> Vec<Spot<'d>> {
     let plugins = FUNCTIONS.iter().filter_map(|name| route.plugin(name));
     let of_plugins = plugins.flat_map(|plugin| plugin.conf.items_of("functions"));
-    of_plugins.chain(route.scripts.iter().cloned()).collect()
+    let before_plugins = route.plugins.iter().filter_map(|plugin| plugin.conf.at(&["_meta", "pre_function"]));
+    of_plugins.chain(before_plugins).collect()
 }
 
 /// The functions that send a request somewhere by who is asking: those which the runner
@@ -29,23 +45,47 @@ pub(super) fn choosers<'d>(route: &Route<'d>) -> Vec<Spot<'d>> {
         let names = |words: &[&str]| words.iter().any(|word| text.contains(word));
         names(&CHOOSES) || names(&IDENTITY) && (text.contains("upstream") || text.contains("balancer"))
     };
-    functions(route).into_iter().filter(chooses).collect()
+    functions(route).into_iter().chain(route.scripts.iter().cloned()).filter(chooses).collect()
 }
 
-/// Checks a route to workspaces for what changes requests beside the runner.
+/// Checks a route to workspaces, or a global rule, for what changes requests beside the
+/// runner.
 pub(super) fn check(route: &Route<'_>, findings: &mut Findings) {
     let choosers = choosers(route);
-    for function in functions(route) {
-        if choosers.iter().any(|chooser| chooser.path == function.path) {
-            findings.add(Rule::LuaChooses, &function, "a Lua function that chooses the upstream");
-        } else {
-            findings.add(Rule::LuaOnRoute, &function, "a Lua function on a route to workspaces");
-        }
+    let is_chooser = |function: &Spot<'_>| choosers.iter().any(|chooser| chooser.path == function.path);
+    for chooser in &choosers {
+        findings.add(Rule::LuaChooses, chooser, "a Lua function that chooses the upstream");
     }
+    for function in functions(route).iter().filter(|function| !is_chooser(function)) {
+        findings.add(Rule::LuaOnRoute, function, "a Lua function on the way to workspaces");
+    }
+    for script in &route.scripts {
+        findings.add(Rule::ScriptOnRoute, script, "a Lua script on a route to workspaces");
+    }
+    rewrites(route, findings);
+}
+
+/// Checks what takes a path, a host or a deciding header for another.
+fn rewrites(route: &Route<'_>, findings: &mut Findings) {
     if let Some(plugin) = route.plugin("proxy-rewrite") {
-        for name in ["uri", "regex_uri"] {
+        for name in ["uri", "regex_uri", "host", "method", "use_real_request_uri_unsafe"] {
             if let Some(spot) = plugin.conf.get(name) {
                 findings.add(Rule::PathRewritten, &spot, format!("proxy-rewrite with {name}"));
+            }
+        }
+        let headers = plugin.conf.get_or_missing("headers");
+        let changes = [Some(headers.clone()), headers.get("set"), headers.get("add")];
+        for (name, spot) in changes.into_iter().flatten().flat_map(|change| change.entries()) {
+            if DECIDING.contains(&&*name.to_ascii_lowercase()) {
+                findings.add(Rule::IdentityRewritten, &spot, format!("proxy-rewrite writes {name}"));
+            }
+        }
+    }
+    for plugin in route.plugins.iter().filter(|plugin| plugin.name == "forward-auth") {
+        for header in plugin.conf.items_of("upstream_headers") {
+            let name = header.text().unwrap_or_default();
+            if DECIDING.contains(&&*name.to_ascii_lowercase()) {
+                findings.add(Rule::IdentityRewritten, &header, format!("forward-auth writes {name}"));
             }
         }
     }

@@ -8,9 +8,10 @@ use std::fmt::Write as _;
 use reqwest::Url;
 
 use super::document::Spot;
-use super::gateway::Route;
 use super::login::LOGIN;
 use super::lua;
+use super::report::shown;
+use super::route::Route;
 use crate::upstream::HostName;
 use crate::user_upstream::{HostTemplate, Template};
 
@@ -36,17 +37,18 @@ pub(super) fn migrate(routes: &[Route<'_>]) -> Option<String> {
     let facts = Facts::of(route);
     let mut head = format!(
         "# In place of {} in {}, line {}. Goes to conf/apisix.yaml, beside the config.yaml of\n\
-         # apisix-conf/standalone, whose README says what else is needed.\n",
+         # apisix-conf/standalone, whose README says what else is needed. The same for the Admin API, the ingress\n\
+         # controller and Helm stands beside it in apisix-conf.\n",
         if route.spot.path.is_empty() { "the route" } else { &route.spot.path },
-        route.spot.file,
+        shown(route.spot.file),
         route.spot.place.line
     );
-    for note in &facts.notes {
+    let others = with_choosers.map(|other| {
+        format!("{} has such a function too: migrate it by itself, in a file of its own.", other.spot.path)
+    });
+    for note in facts.notes.iter().cloned().chain(others) {
         // Writing to a text can't fail.
-        let _ = writeln!(head, "#\n# {note}");
-    }
-    for other in with_choosers {
-        let _ = writeln!(head, "#\n# {} has such a function too: check it by itself.", other.spot.path);
+        let _ = writeln!(head, "#\n# {}", shown(&note));
     }
     let (_, body) = SHIPPED.split_once(HEAD_END).expect("a test reads the shipped file");
     let mut body =
@@ -84,21 +86,57 @@ impl Facts {
             "the route had no discovery from which to take an issuer",
         );
         let client = or_example(conf.and_then(client), "apisix", "the route had no client_id in clear text");
-        let function = lua::choosers(route);
-        let template = function.iter().find_map(|function| template(function.text()?));
-        let template = or_example(template, TEMPLATE, "the name that the function makes was not understood");
+        let found = lua::choosers(route).iter().find_map(|function| template(function.text()?));
+        let template = or_example(
+            found.as_ref().map(|found| format!("http://{}:{}", found.host, found.port.unwrap_or(PORT))),
+            TEMPLATE,
+            "the name that the function makes was not understood",
+        );
+        if let Some(found) = &found {
+            notes.extend(found.notes());
+        }
         if conf.is_some_and(|conf| conf.text_of("discovery").is_some_and(|url| url.starts_with("http:"))) {
             notes.push(format!(
-                "The old route asked Keycloak over http. This one asks {issuer} over https: make that the issuer's\n\
-                 # public address, and name a private CA in apisix.ssl.ssl_trusted_certificate and identity.ca_file."
+                "The old route asked Keycloak over http. This one asks {issuer} over https: make that the \
+                 issuer's public address, and name a private CA in apisix.ssl.ssl_trusted_certificate and identity.ca_file."
             ));
         }
         notes.push(format!(
-            "At Keycloak's client {client}: the redirect URI https://{host}/.apisix/redirect and nothing else,\n\
-             # PKCE method S256, and a new secret, in the gateway's environment as KEYCLOAK_CLIENT_SECRET."
+            "At Keycloak's client {client}: the redirect URI https://{host}/.apisix/redirect and nothing else, PKCE \
+             method S256, and a new secret, in the gateway's environment as KEYCLOAK_CLIENT_SECRET."
         ));
+        notes.extend(left_behind(route));
         Self { host, issuer, client, template, notes }
     }
+}
+
+/// What the old route has that ours has not, of which nobody but its owner knows what it
+/// is for.
+fn left_behind(route: &Route<'_>) -> Vec<String> {
+    let replaced = ["openid-connect", "proxy-rewrite", "serverless-pre-function", "serverless-post-function"];
+    let plugins = route.plugins.iter().filter(|plugin| !replaced.contains(&plugin.name));
+    let mut notes: Vec<_> =
+        plugins.map(|plugin| format!("Not taken over: the plugin {}.", plugin.name)).collect();
+    if route.paths.iter().any(|path| *path != "/*") {
+        notes.push(format!(
+            "The old route was for {} only; this one is for every path.",
+            route.paths.join(", ")
+        ));
+    }
+    for condition in route.conditions.iter().chain(&route.narrowed) {
+        notes.push(format!("Not taken over: the condition {}.", condition.path));
+    }
+    let login = route.plugin(LOGIN).map(|plugin| &plugin.conf);
+    for name in ["required_scopes", "claim_schema", "claim_validator", "scope"] {
+        let says_more =
+            |spot: &Spot<'_>| name != "scope" || !matches!(spot.text(), Some("openid" | "openid profile"));
+        if login.and_then(|login| login.get(name)).is_some_and(|spot| says_more(&spot)) {
+            notes.push(format!(
+                "Not taken over: {name} of openid-connect. The conf's allow says who is let in."
+            ));
+        }
+    }
+    notes
 }
 
 /// The one host of the route, or that of its redirect_uri.
@@ -128,22 +166,50 @@ fn client(conf: &Spot<'_>) -> Option<String> {
     (starts_plainly && client.bytes().all(is_plain)).then(|| client.to_owned())
 }
 
-/// The template of the name that a function puts together: `"code-" .. user.sub .. ".svc"`.
-fn template(function: &str) -> Option<String> {
+/// The name that a function puts together: `"code-" .. user.sub .. ".svc"`.
+struct Found<'f> {
+    host: String,
+    claim: &'f str,
+    port: Option<&'f str>,
+}
+
+impl Found<'_> {
+    fn notes(&self) -> impl Iterator<Item = String> {
+        let port = self.port.is_none().then(|| {
+            format!("Replace the port {PORT}: the function does not say it in a way that is understood here.")
+        });
+        let claim = (self.claim != "sub").then(|| {
+            format!(
+                "Names are made of {}. Where a value is no lower-case label, a digest stands behind it, so such a \
+                 workspace has another name than before: kube-coders name VALUE.",
+                self.claim
+            )
+        });
+        [port, claim].into_iter().flatten()
+    }
+}
+
+fn template(function: &str) -> Option<Found<'_>> {
     let literals = literals(function);
-    let (host, port) = (0..literals.len()).find_map(|at| concatenated(function, &literals, at))?;
+    let mut found = (0..literals.len()).find_map(|at| concatenated(function, &literals, at))?;
     let of_its_own = || literals.iter().find_map(|literal| literal.text.strip_prefix(':'));
-    let template = format!("http://{host}:{}", port.or_else(of_its_own).unwrap_or(PORT));
-    Template::parse(&template).is_ok().then_some(template)
+    found.port = found.port.or_else(of_its_own).or_else(|| number_of_port(function));
+    let port = found.port.unwrap_or(PORT);
+    Template::parse(&format!("http://{}:{port}", found.host)).is_ok().then_some(found)
+}
+
+/// The number in `port = 8080`.
+fn number_of_port(function: &str) -> Option<&str> {
+    function.match_indices("port").find_map(|(at, word)| {
+        let rest = function[at + word.len()..].trim_start().strip_prefix('=')?.trim_start();
+        let length = rest.find(|character: char| !character.is_ascii_digit()).unwrap_or(rest.len());
+        (length > 0).then(|| &rest[..length])
+    })
 }
 
 /// The host, and the port if there is one behind it, where a literal, a claim and perhaps
 /// another literal are put together.
-fn concatenated<'f>(
-    function: &'f str,
-    literals: &[Literal<'f>],
-    at: usize,
-) -> Option<(String, Option<&'f str>)> {
+fn concatenated<'f>(function: &'f str, literals: &[Literal<'f>], at: usize) -> Option<Found<'f>> {
     let before = &literals[at];
     let rest = behind_dots(&function[before.end..])?;
     let is_in_name = |character: char| character.is_ascii_alphanumeric() || "._".contains(character);
@@ -157,7 +223,7 @@ fn concatenated<'f>(
     let after = after.unwrap_or_default();
     let (after, port) = after.split_once(':').map_or((after, None), |(after, port)| (after, Some(port)));
     let host = format!("{}{{{claim}}}{after}", before.text);
-    HostTemplate::parse(&host).is_ok().then_some((host, port))
+    HostTemplate::parse(&host).is_ok().then_some(Found { host, claim, port })
 }
 
 /// What stands behind the two dots that put texts together.
@@ -203,26 +269,32 @@ mod tests {
 
     #[test]
     fn a_template_is_read_out_of_a_function() {
-        for (function, expected) in [
+        for (function, host, port) in [
             (
                 r#"local host = "code-" .. user.sub .. ".code-server.svc" .. ":8443""#,
-                Some("http://code-{sub}.code-server.svc:8443"),
+                "code-{sub}.code-server.svc",
+                Some("8443"),
             ),
             (
                 r#"local h = 'ws-'..claims.preferred_username..'.dev:3000'"#,
-                Some("http://ws-{preferred_username}.dev:3000"),
+                "ws-{preferred_username}.dev",
+                Some("3000"),
             ),
-            (r#"local h = "code-" .. sub"#, Some("http://code-{sub}:8443")),
-            (
-                r#"log("user: " .. user.sub) local h = "code-" .. user.sub .. suffix"#,
-                Some("http://code-{sub}:8443"),
-            ),
-            (r#"local h = string.format("code-%s", sub)"#, None),
-            (r#"local h = "code-"#, None),
-            (r#"local h = "Code " .. sub"#, None),
-            ("", None),
+            (r#"local h = "code-" .. sub"#, "code-{sub}", None),
+            (r#"log("user: " .. user.sub) local h = "code-" .. user.sub .. suffix"#, "code-{sub}", None),
+            (r#"nodes = {{host = "code-" .. t.sub .. ".svc", port = 8080}}"#, "code-{sub}.svc", Some("8080")),
+            (r#"local port = 8080 local h = "code-" .. sub"#, "code-{sub}", Some("8080")),
         ] {
-            assert_eq!(template(function).as_deref(), expected, "{function}");
+            let found = template(function).unwrap();
+            assert_eq!((&*found.host, found.port), (host, port), "{function}");
+        }
+        for function in [
+            r#"local h = string.format("code-%s", sub)"#,
+            r#"local h = "code-""#,
+            r#"local h = "Code " .. sub"#,
+            "",
+        ] {
+            assert!(template(function).is_none(), "{function}");
         }
     }
 }

@@ -1,87 +1,134 @@
 //! The gateway's own configuration, `config.yaml`, beside what its routes need of it.
 
+use super::calls::DECISION;
 use super::document::Spot;
 use super::finding::Findings;
-use super::gateway::{Objects, Route};
+use super::objects::Objects;
+use super::route::Route;
 use super::rule::Rule;
-use super::secrets::{is_reference, variables};
+use super::secrets::is_reference;
 
 /// Checks every `config.yaml` among the files.
-pub(super) fn check(
-    objects: &Objects<'_>,
-    routes: &[Route<'_>],
-    calls_runner: bool,
-    findings: &mut Findings,
-) {
-    for config in &objects.configs {
-        if calls_runner {
-            runner(config, findings);
+pub(super) fn check(objects: &Objects<'_>, routes: &[Route<'_>], findings: &mut Findings) {
+    for config in objects.configs() {
+        plugins(config, routes, findings);
+        if config.get("ext-plugin").is_some() {
             underscores(config, findings);
         }
-        environment(config, objects, findings);
-        plugins(config, routes, findings);
         admin(config, findings);
+        forwarded(config, findings);
+    }
+}
+
+/// Checks that the gateway knows the runner which its routes call.
+pub(super) fn check_runner(objects: &Objects<'_>, findings: &mut Findings) {
+    for config in objects.configs() {
+        runner(config, findings);
     }
 }
 
 fn runner(config: &Spot<'_>, findings: &mut Findings) {
     let runner = config.get_or_missing("ext-plugin");
-    if runner.text_of("path_for_test").is_none() && runner.items_of("cmd").is_empty() {
-        findings.add(Rule::RunnerUnset, &runner, "neither path_for_test nor cmd");
+    let command = runner.items_of("cmd");
+    match (runner.text_of("path_for_test"), runner.get("cmd")) {
+        (Some(path), _) if !path.starts_with('/') => {
+            let text = "path_for_test is no path, such as /run/kube-coders/runner.sock";
+            findings.add(Rule::RunnerUnset, &runner.get_or_missing("path_for_test"), text);
+        }
+        (Some(_), _) => {}
+        (None, Some(spot)) if command.is_empty() => findings.add(Rule::RunnerUnset, &spot, "cmd is no list"),
+        (None, Some(spot)) => {
+            let is_ours = command[0].text().is_some_and(|program| program.ends_with("/kube-coders"));
+            if is_ours && command.get(1).and_then(Spot::text) != Some("run") {
+                findings.add(Rule::RunnerUnset, &spot, "cmd starts kube-coders without run behind it");
+            }
+        }
+        (None, None) => findings.add(Rule::RunnerUnset, &runner, "neither path_for_test nor cmd"),
     }
 }
 
 fn underscores(config: &Spot<'_>, findings: &mut Findings) {
-    let http = config.at(&["nginx_config", "http"]);
-    let setting = http.as_ref().and_then(|http| http.get("underscores_in_headers"));
-    // Unquoted, off is a truth value for the gateway's reader and a text for ours.
-    let is_off = setting.as_ref().is_some_and(|setting| setting.is(false) || setting.text() == Some("off"));
-    if !is_off {
-        let spot = setting
-            .or_else(|| Some(http?.missing("underscores_in_headers")))
-            .unwrap_or_else(|| config.missing("nginx_config.http.underscores_in_headers"));
-        findings.add(Rule::UnderscoresOn, &spot, "headers with an underscore come through");
-    }
-}
-
-fn environment(config: &Spot<'_>, objects: &Objects<'_>, findings: &mut Findings) {
-    let passed: Vec<_> = config.at(&["nginx_config", "envs"]).iter().flat_map(Spot::items).collect();
-    // An entry may have a value behind its name.
-    let is_passed =
-        |name: &str| passed.iter().filter_map(Spot::text).any(|entry| entry.split('=').next() == Some(name));
-    for (name, spot) in variables(objects) {
-        if !is_passed(name) {
-            let text = format!("nginx_config.envs of {} does not have {name}", config.file);
-            findings.add(Rule::EnvironmentNotPassed, &spot, text);
+    let nginx = config.get_or_missing("nginx_config");
+    // What a server says itself counts before what is said for all.
+    for snippet in ["http_server_configuration_snippet", "http_configuration_snippet"] {
+        let Some(spot) = nginx.get(snippet) else { continue };
+        let words: Vec<_> = spot.text().unwrap_or_default().split_whitespace().collect();
+        let says = |what: &str| words.windows(2).any(|pair| pair == ["underscores_in_headers", what]);
+        if says("on;") {
+            findings.add(Rule::UnderscoresOn, &spot, "a snippet lets headers with an underscore through");
         }
+        if says("on;") || says("off;") {
+            return;
+        }
+    }
+    let setting = nginx.get_or_missing("http").get_or_missing("underscores_in_headers");
+    if setting.is_false() {
+        let text = "off without quotes is false, which nginx does not know: it does not start";
+        findings.add(Rule::UnderscoresOn, &setting, text);
+    } else if setting.text() != Some("off") {
+        findings.add(Rule::UnderscoresOn, &setting, "headers with an underscore come through");
     }
 }
 
 fn plugins(config: &Spot<'_>, routes: &[Route<'_>], findings: &mut Findings) {
-    let Some(list) = config.get("plugins").filter(Spot::is_list) else { return };
-    let listed: Vec<_> = list.items().iter().filter_map(Spot::text).collect();
-    for plugin in routes.iter().flat_map(|route| &route.plugins) {
-        if !listed.contains(&plugin.name) {
+    let used = || routes.iter().flat_map(|route| &route.plugins);
+    if let Some(list) = config.get("plugins").filter(Spot::is_list) {
+        let listed = list.texts_of();
+        for plugin in used().filter(|plugin| !listed.contains(&plugin.name)) {
             let text = format!("plugins of {} does not have {}", config.file, plugin.name);
             findings.add(Rule::PluginNotListed, &plugin.conf, text);
         }
+    } else {
+        for plugin in used().filter(|plugin| plugin.name == DECISION) {
+            let text =
+                format!("{} has no list of plugins, and the gateway's own lacks {DECISION}", config.file);
+            findings.add(Rule::PluginNotListed, &plugin.conf, text);
+        }
+    }
+    let apisix = config.get_or_missing("apisix");
+    if used().any(|plugin| plugin.name == DECISION) && apisix.text_of("extra_lua_path").is_none() {
+        let text = format!("no extra_lua_path, by which the gateway finds {DECISION}");
+        findings.add(Rule::PluginNotListed, &apisix.missing("extra_lua_path"), text);
     }
 }
 
 fn admin(config: &Spot<'_>, findings: &mut Findings) {
     let Some(admin) = config.at(&["deployment", "admin"]) else { return };
-    for range in admin.items_of("allow_admin") {
-        if range.text().is_some_and(|range| range.ends_with("/0")) {
+    if let Some(allowed) = admin.get("allow_admin") {
+        let ranges = allowed.items();
+        if ranges.is_empty() {
+            findings.add(Rule::AdminOpen, &allowed, "an empty allow_admin lets everybody in");
+        }
+        for range in ranges.into_iter().filter(is_wide) {
             findings.add(Rule::AdminOpen, &range, "the Admin API takes anybody's requests");
         }
     }
+    if admin.has_false("admin_key_required") {
+        let text = "the Admin API asks for no key";
+        findings.add(Rule::AdminOpen, &admin.get_or_missing("admin_key_required"), text);
+    }
     for key in admin.items_of("admin_key") {
-        if key.text_of("key").is_some_and(|value| !value.is_empty() && !is_reference(value)) {
-            findings.add(
-                Rule::SecretInClear,
-                &key.get_or_missing("key"),
-                "the Admin API's key in clear text",
-            );
+        if key.text_of("key").is_some_and(|value| !value.is_empty() && !is_reference(value, true)) {
+            let text = "the Admin API's key in clear text";
+            findings.add(Rule::SecretInClear, &key.get_or_missing("key"), text);
+        }
+    }
+}
+
+/// A range of addresses that has half of them or all in it.
+fn is_wide(range: &Spot<'_>) -> bool {
+    range.text().is_some_and(|range| range.ends_with("/0") || range.ends_with("/1"))
+}
+
+/// Checks whose word about a client's address, host and scheme is believed.
+fn forwarded(config: &Spot<'_>, findings: &mut Findings) {
+    for (path, what) in [
+        (&["apisix", "trusted_addresses"][..], "its scheme, host and port are"),
+        (&["nginx_config", "http", "real_ip_from"], "its address is"),
+    ] {
+        let ranges = config.at(path).map(|list| list.items()).unwrap_or_default();
+        for range in ranges.into_iter().filter(is_wide) {
+            findings.add(Rule::ForwardedByAnybody, &range, format!("any client says what {what}"));
         }
     }
 }

@@ -11,7 +11,8 @@ use super::rule::{Rule, Severity};
 pub(super) fn text(findings: &[Finding], files: usize) -> String {
     let mut text = String::new();
     for finding in findings {
-        let Finding { file, line, column, path, rule, found } = finding;
+        let Finding { line, column, rule, .. } = finding;
+        let [file, path, found] = [&finding.file, &finding.path, &finding.found].map(|text| shown(text));
         let facts = rule.facts();
         let severity = name(facts.severity);
         // Writing to a text can't fail.
@@ -32,6 +33,22 @@ pub(super) fn text(findings: &[Finding], files: usize) -> String {
         counted(files, "file")
     );
     text
+}
+
+/// A text that may come from anywhere, without what moves a terminal's cursor, begins a
+/// line, or turns the direction of writing.
+pub(super) fn shown(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+                shown.extend(character.escape_unicode());
+            }
+            _ if character.is_control() => shown.extend(character.escape_debug()),
+            _ => shown.push(character),
+        }
+    }
+    shown
 }
 
 fn counted(count: usize, what: &str) -> String {
@@ -143,7 +160,13 @@ fn pretty(value: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::uri;
+    use super::{shown, uri};
+
+    #[test]
+    fn what_comes_from_a_file_stays_on_its_line() {
+        let hostile = "a\u{1b}[31m\r\n::error::b\u{202e}c\u{9b}é 한";
+        assert_eq!(shown(hostile), "a\\u{1b}[31m\\r\\n::error::b\\u{202e}c\\u{9b}é 한");
+    }
 
     #[test]
     fn a_file_s_name_becomes_a_uri() {

@@ -54,10 +54,16 @@ rules! {
         "the runner is asked before the login and sees whatever identity headers a client wrote",
         "give ext-plugin-pre-req \"_meta\": {\"priority\": 2598}, which is below openid-connect's 2599",
     ),
-    GlobalCall => error(
-        "call-in-global-rule",
-        "a global rule's plugins run before those of any route, so the runner is asked before the login",
-        "move ext-plugin-pre-req to the route or its service, behind openid-connect",
+    CalledElsewhere => error(
+        "called-elsewhere",
+        "a global rule's plugins run before those of any route, so the runner is asked before the login; \
+         a consumer's replace the route's",
+        "user-upstream in ext-plugin-pre-req of the route or its service, behind openid-connect",
+    ),
+    CalledTwice => error(
+        "called-twice",
+        "the second is asked about what the first has changed, and finds no identity any more",
+        "one user-upstream on a route",
     ),
     DegradationAllowed => error(
         "degradation-allowed",
@@ -68,6 +74,11 @@ rules! {
         "call-filtered",
         "requests for which the filter is false go on without the runner's decision",
         "remove the filter; only direct mode has one, [[\"kc_hit\", \"!\", \"==\", \"1\"]]",
+    ),
+    DecisionBeforeLogin => error(
+        "decision-before-login",
+        "kube-coders-upstream looks before anybody knows who is asking: what it remembers would serve all users",
+        "leave kube-coders-upstream at its own priority, 2598, openid-connect at 2599, and ext-plugin-pre-req at 2597",
     ),
     WrongPhase => error(
         "wrong-phase",
@@ -153,11 +164,6 @@ rules! {
     ),
 
     // The login.
-    LoginRefused => error(
-        "login-refused",
-        "the gateway refuses the plugin's conf, and with it the route",
-        "see the schema of openid-connect in APISIX 3.18",
-    ),
     BearerOnly => error(
         "bearer-only",
         "nobody is ever sent to a login: browsers are answered with 401",
@@ -181,7 +187,7 @@ rules! {
     RedirectUriForeign => error(
         "redirect-uri-foreign",
         "the login does not come back to this route over TLS: the code can be read, or the session is never found",
-        "redirect_uri: https://, a host of the route, and a path that is no page of the workspace",
+        "redirect_uri: https://, a host of the route, and a path of the route that is no page of the workspace",
     ),
     TlsUnverified => error(
         "tls-unverified",
@@ -244,6 +250,21 @@ rules! {
         "other sites' pages can send requests with the user's session",
         "\"session\": {\"cookie_same_site\": \"Lax\"}",
     ),
+    CookieLost => error(
+        "cookie-lost",
+        "browsers refuse the session's cookie, or do not send it on the way back from the login, which never ends",
+        "\"__Host-…\" with cookie_secure: true, cookie_path \"/\" and no cookie_domain; cookie_same_site: Lax",
+    ),
+    CookieShared => warning(
+        "cookie-shared",
+        "the session is sent to every host of the domain",
+        "no cookie_domain",
+    ),
+    SessionReachesOther => warning(
+        "session-reaches-other",
+        "the session's cookie is for the whole host, so this route's upstream gets it too",
+        "another host for it, or a login on it",
+    ),
     CookieReachesWorkspace => error(
         "cookie-reaches-workspace",
         "the workspace, which is a user's own code, gets the session's cookie and can use it elsewhere",
@@ -259,17 +280,37 @@ rules! {
     UpstreamMissing => error(
         "upstream-missing",
         "the gateway answers 503 to every request",
-        "the forwarder, {\"127.0.0.1:9181\": 1}; in direct mode a closed port, {\"127.0.0.1:1\": 1}",
+        "the forwarder, {\"127.0.0.1:9181\": 1} if it listens where it does by default; in direct mode {\"127.0.0.1:1\": 1}",
     ),
     UpstreamOpen => error(
         "upstream-open",
         "a request that comes without the runner's decision goes there, with its cookies and tokens",
-        "the forwarder, {\"127.0.0.1:9181\": 1}; in direct mode a closed port, {\"127.0.0.1:1\": 1}",
+        "the forwarder, {\"127.0.0.1:9181\": 1} if it listens where it does by default; in direct mode {\"127.0.0.1:1\": 1}",
     ),
     UpstreamElsewhere => error(
         "upstream-elsewhere",
         "this plugin chooses an upstream of its own, past the runner's decision",
         "take it off the route",
+    ),
+    AnswersShared => error(
+        "answers-shared",
+        "one user's answers are kept by host and path, and given to others",
+        "take it off the route",
+    ),
+    UpstreamUnfit => error(
+        "upstream-unfit",
+        "the forwarder speaks plain HTTP, and passes the browser's Host on: requests or WebSockets fail",
+        "scheme: http and pass_host: pass",
+    ),
+    RunnerNotCalled => error(
+        "runner-not-called",
+        "nobody decides where its requests go, so the forwarder answers all of them with 403 stamp-refused",
+        "user-upstream in ext-plugin-pre-req of the route or its service",
+    ),
+    RouteShadowed => warning(
+        "route-shadowed",
+        "of two routes with the same priority the gateway may take either: navigations may never see the login",
+        "a higher priority for the route that asks for more",
     ),
     WebSocketOff => error(
         "websocket-off",
@@ -279,7 +320,7 @@ rules! {
     ReadTimeoutShort => warning(
         "read-timeout-short",
         "the gateway cuts what is quiet for longer before the runner would: terminals, downloads, debuggers",
-        "timeout: {connect: 6, send: 300, read: 300} at the route's upstream",
+        "timeout: {connect: 6, send: 300, read: 300} at the route's upstream, and none at the route",
     ),
     RouteTimeout => warning(
         "route-timeout",
@@ -298,14 +339,24 @@ rules! {
     ),
     DecisionDropped => error(
         "decision-dropped",
-        "kube-coders-upstream (2598) runs after the runner and drops its decision as if a client had sent it: \
-         every request is answered with 503",
-        "give ext-plugin-pre-req \"_meta\": {\"priority\": 2597}",
+        "kube-coders-upstream runs after the runner and drops its decision as if a client had sent it, or looks before \
+         it is there: every request is answered with 503",
+        "ext-plugin-pre-req with \"_meta\": {\"priority\": 2597}, and kube-coders-upstream at its own 2598",
     ),
     LuaChooses => error(
         "lua-chooses-upstream",
         "a function in the route decides whose workspace a request reaches, and believes headers without a check",
         "user-upstream in ext-plugin-pre-req in its place; --migrate prints the route",
+    ),
+    ScriptOnRoute => error(
+        "script-on-route",
+        "a script runs in place of all plugins: no login, and no call of the runner",
+        "take it off the route and its service",
+    ),
+    IdentityRewritten => error(
+        "identity-rewritten",
+        "a header that says who somebody is, or where the request goes, is overwritten with what the plugin says",
+        "leave these headers to openid-connect and the runner",
     ),
     LuaOnRoute => warning(
         "lua-on-route",
@@ -314,11 +365,21 @@ rules! {
     ),
     PathRewritten => warning(
         "path-rewritten",
-        "the path is decoded and encoded again: a workspace gets another one than the client asked for",
+        "a workspace gets another path, host or method than the client asked for: a path is decoded and encoded again",
         "remove proxy-rewrite, which such a route has no use for",
     ),
 
     // The files and the process.
+    ObjectRefused => error(
+        "object-refused",
+        "the gateway refuses the object, and goes on with what it had before or without it",
+        "what the plugin's schema says: APISIX 3.18's documentation, or apisix-conf/plugins for ours",
+    ),
+    ReadDifferently => error(
+        "read-differently",
+        "the gateway reads YAML 1.1, in which this is another value than in YAML 1.2 and than it looks like",
+        "quote a text, and write a number in decimal digits without a leading 0",
+    ),
     IdTwice => error(
         "id-twice",
         "only one of the two is in force",
@@ -326,8 +387,13 @@ rules! {
     ),
     ReferenceMissing => warning(
         "reference-missing",
-        "what it brings to the route could not be checked",
+        "what it brings to the route, a login perhaps, could not be checked",
         "name its file too",
+    ),
+    ReferenceBroken => error(
+        "reference-broken",
+        "the gateway knows no such object and answers every request to the route with an error",
+        "the id of an object that the file has",
     ),
     NotTerminated => error(
         "not-terminated",
@@ -339,25 +405,25 @@ rules! {
         "the gateway does not know the runner, and answers 503",
         "ext-plugin.path_for_test with the runner's socket, or ext-plugin.cmd",
     ),
-    EnvironmentNotPassed => error(
-        "environment-not-passed",
-        "nginx takes variables away from its workers, so the reference itself is taken for the secret, which anybody knows",
-        "list the variable in nginx_config.envs",
-    ),
     PluginNotListed => error(
         "plugin-not-listed",
-        "a plugin that is not in the list is left out of every route, without an error",
-        "add it to plugins",
+        "a plugin that the gateway does not load is left out of every route, without an error",
+        "add it to plugins of config.yaml, and for kube-coders-upstream apisix.extra_lua_path",
     ),
     UnderscoresOn => warning(
         "underscores-on",
         "headers with _ for - come through; the runner refuses them, other plugins may take them for the real ones",
         "nginx_config.http.underscores_in_headers: \"off\"",
     ),
+    ForwardedByAnybody => warning(
+        "forwarded-by-anybody",
+        "whoever connects says that plain HTTP was HTTPS, which host was meant, or what the log shows as its address",
+        "the addresses of your load balancers and nothing wider, or nothing",
+    ),
     AdminOpen => error(
         "admin-open",
         "whoever reaches the Admin API and has, or guesses, its key can send everybody anywhere",
-        "deployment.admin.allow_admin with the few addresses that need it",
+        "deployment.admin.allow_admin with the few addresses that need it, and a key that is asked for",
     ),
 }
 

@@ -1,52 +1,59 @@
-//! Secrets that stand in the files themselves, and references to secrets elsewhere.
+//! Secrets that stand in the files themselves.
 
 use super::document::Spot;
 use super::finding::Findings;
-use super::gateway::Objects;
+use super::objects::Objects;
 use super::rule::Rule;
 
-/// What a secret's name ends with, whatever plugin it belongs to.
-const SECRETS: [&str; 5] = ["secret", "password", "private_key", "secret_key", "api_key"];
+/// What a secret's name ends with, whatever it belongs to.
+const SECRETS: [&str; 7] =
+    ["secret", "password", "private_key", "secret_key", "api_key", "token", "authorization"];
 
-/// How a value refers to the gateway's environment.
-const ENVIRONMENT: &str = "$env://";
-
-/// Checks every plugin's conf and every certificate.
+/// Checks every object of a gateway.
 pub(super) fn check(objects: &Objects<'_>, findings: &mut Findings) {
-    for object in objects.with_plugins() {
-        for (name, spot) in object.texts() {
-            let Some(name) = name.map(str::to_ascii_lowercase) else { continue };
-            let value = spot.text().unwrap_or_default();
-            let is_named_so = SECRETS.iter().any(|ending| name.ends_with(ending));
-            // A certificate's key, or that of a client's certificate.
-            let is_key = value.contains("-----BEGIN") && value.contains("PRIVATE KEY-----");
-            if (is_named_so || is_key) && !is_reference(value) && !value.is_empty() {
-                findings.add(Rule::SecretInClear, &spot, format!("{name} in clear text"));
-            }
+    for object in objects.all() {
+        check_texts(object, objects, findings);
+    }
+    for part in objects.configs().iter().flat_map(|config| {
+        [&["deployment", "etcd"][..], &["deployment", "certs"], &["nginx_config", "envs"]]
+            .into_iter()
+            .filter_map(|path| config.at(path))
+    }) {
+        check_texts(&part, objects, findings);
+    }
+}
+
+fn check_texts(object: &Spot<'_>, objects: &Objects<'_>, findings: &mut Findings) {
+    let may_replace = objects.replaces_variables(object.file);
+    for (name, spot) in object.texts() {
+        let value = spot.text().unwrap_or_default();
+        // A variable that is listed may have its value behind its name.
+        let (name, value) = match value.split_once('=') {
+            Some((name, value)) if object.path.ends_with("envs") => (Some(name), value),
+            _ => (name, value),
+        };
+        let name = name.unwrap_or_default().to_ascii_lowercase();
+        let of_key_auth = name == "key"
+            && ["key-auth.key", "keyAuth.value.key", "adminKey.key"]
+                .iter()
+                .any(|end| spot.path.ends_with(end));
+        let of_proxy = name == "value" && spot.path.ends_with("adminKey.value");
+        let is_named_so = SECRETS.iter().any(|ending| name.ends_with(ending));
+        // A certificate's key, or that of a client's certificate.
+        let is_key = value.contains("-----BEGIN") && value.contains("PRIVATE KEY-----");
+        if (is_named_so || is_key || of_key_auth || of_proxy)
+            && !value.is_empty()
+            && !is_reference(value, may_replace)
+        {
+            findings.add(Rule::SecretInClear, &spot, format!("{name} in clear text"));
         }
     }
 }
 
 /// Whether a value says where the secret is, and not what it is: the gateway looks it up,
-/// or its start replaces a variable.
-pub(super) fn is_reference(value: &str) -> bool {
+/// or replaces a variable as it reads its own files. A default behind `:=` is in clear.
+pub(super) fn is_reference(value: &str, may_replace: bool) -> bool {
     let lower = value.to_ascii_lowercase();
-    [ENVIRONMENT, "$secret://"].iter().any(|prefix| lower.starts_with(prefix))
-        || value.starts_with("${{") && value.ends_with("}}")
-}
-
-/// The variables of the gateway's environment that the files refer to.
-pub(super) fn variables<'d>(objects: &Objects<'d>) -> Vec<(&'d str, Spot<'d>)> {
-    let mut found = Vec::new();
-    for object in objects.with_plugins() {
-        for (_, spot) in object.texts() {
-            let text = spot.text().unwrap_or_default();
-            if text.get(..ENVIRONMENT.len()).is_some_and(|start| start.eq_ignore_ascii_case(ENVIRONMENT)) {
-                // A part of a variable that holds JSON stands behind a slash.
-                let name = text[ENVIRONMENT.len()..].split('/').next().unwrap_or_default();
-                found.push((name, spot));
-            }
-        }
-    }
-    found
+    let is_variable = value.starts_with("${{") && value.ends_with("}}") && !value.contains(":=");
+    ["$env://", "$secret://"].iter().any(|prefix| lower.starts_with(prefix)) || may_replace && is_variable
 }

@@ -14,7 +14,7 @@ fn found(files: &[(&str, &str)], flags: &[&str]) -> Result<Vec<Finding>, CheckEr
     let Subcommands::Check(args) = Cli::parse_from(typed).command else { panic!("check") };
     let mut registry = Registry::default();
     assert!(registry.add(Other));
-    let checked = Checked::new(&args, &registry)?;
+    let (checked, _) = Checked::new(&args, &registry)?;
     let files: Vec<_> = files.iter().map(|(file, text)| ((*file).to_owned(), (*text).to_owned())).collect();
     checked.findings(&files)
 }

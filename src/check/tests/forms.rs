@@ -1,6 +1,7 @@
 //! The forms in which a gateway's configuration comes.
 
 use super::*;
+use crate::check::rule::Rule;
 
 const CONF: &str = r#"{\"identity\": {\"trust\": \"gateway\"}, \"upstream\": \"http://code-{sub}:8443\"}"#;
 
@@ -33,7 +34,7 @@ fn a_route_s_own_plugin_takes_the_place_of_its_service_s() {
         "\"plugins\": {",
         "\"plugins\": {\"ext-plugin-pre-req\": {\"_meta\": {\"disable\": true}, \"conf\": []},",
     );
-    check(&[("route.json", &own), ("service.json", &service())], GATEWAY, &[]);
+    check(&[("route.json", &own), ("service.json", &service())], GATEWAY, &[("runner-not-called", "")]);
 }
 
 #[test]
@@ -135,7 +136,7 @@ fn the_ingress_controller_s_resources_are_read() {
     check_ingress(
         &[("          secretRef: login\n", "")],
         &[
-            ("login-refused", &format!("{route}.plugins[0].config.client_id")),
+            ("object-refused", &format!("{route}.plugins[0].config.client_id")),
             ("session-secret-missing", &format!("{route}.plugins[0].config.session.secret")),
         ],
     );
@@ -170,25 +171,116 @@ fn resources_in_a_list_are_read() {
 fn a_global_rule_of_the_ingress_controller_is_one() {
     let text = INGRESS.replace("kind: ApisixPluginConfig", "kind: ApisixGlobalRule");
     let findings = found(&[("ingress.yaml", &text)], GATEWAY).unwrap();
-    assert!(findings.iter().any(|finding| finding.rule == Rule::GlobalCall), "{findings:?}");
+    assert!(findings.iter().any(|finding| finding.rule == Rule::CalledElsewhere), "{findings:?}");
 }
 
 #[test]
 fn what_is_no_configuration_is_refused_and_not_called_clean() {
-    for text in [
-        "",
-        "a: 1\n",
-        "- 1\n",
-        "[]",
-        "apiVersion: v1\nkind: ConfigMap\n",
-        "{\"total\": 0, \"list\": []}",
-        "routes: {}\n",
-    ] {
+    for text in ["", "a: 1\n", "- 1\n", "[]", "apiVersion: v1\nkind: ConfigMap\n", "routes: {}\n"] {
         let error = found(&[("a.yaml", text)], &[]).unwrap_err().to_string();
         assert!(error.starts_with("a.yaml: no configuration of a gateway: "), "{text:?}: {error}");
     }
     let error = found(&[("a.yaml", "a: [")], &[]).unwrap_err().to_string();
-    assert_eq!(error, "a.yaml, line 1, column 4: neither YAML nor JSON, or nested too deeply");
+    assert_eq!(error, "a.yaml, line 1, column 4: neither YAML nor JSON");
+}
+
+/// What the ingress controller's resources say beside routes, and how a route can be said
+/// in other ways.
+#[test]
+fn the_controller_s_other_ways_are_known() {
+    let timeout = ("      websocket: true\n", "      websocket: true\n      timeout: {connect: 6s}\n");
+    check_ingress(&[timeout], &[("read-timeout-short", "spec.http[0].timeout")]);
+    check_ingress(
+        &[("        paths: [/*]\n", "        paths: [/*]\n        filter_func: 'return function() end'\n")],
+        &[("script-on-route", "spec.http[0].match.filter_func")],
+    );
+    check_ingress(
+        &[("  externalNodes:", "  discovery: {type: nacos, serviceName: x}\n  externalNodes:")],
+        &[("upstream-open", "spec.discovery")],
+    );
+    // An upstream that no file has does not hide the backends beside it.
+    check_ingress(
+        &[(
+            "[{name: forwarder}]",
+            "[{name: another}]\n      backends: [{serviceName: code, servicePort: 80}]",
+        )],
+        &[
+            ("read-timeout-short", "spec.http[0].upstreams.timeout"),
+            ("reference-missing", "spec.http[0].upstreams[0].name"),
+            ("upstream-open", "spec.http[0].backends[0]"),
+        ],
+    );
+    let twice = format!(
+        "{INGRESS}---\napiVersion: apisix.apache.org/v2\nkind: ApisixUpstream\nmetadata: {{name: forwarder, namespace: apisix}}\nspec: {{externalNodes: [{{type: Domain, name: evil.example, port: 80}}]}}\n"
+    );
+    let findings = found(&[("ingress.yaml", &twice)], GATEWAY).unwrap();
+    let codes: Vec<_> = findings.iter().map(|finding| finding.rule).collect();
+    assert_eq!(codes, [Rule::ReadTimeoutShort, Rule::IdTwice, Rule::UpstreamOpen]);
+}
+
+#[test]
+fn a_gateway_proxy_s_plugins_are_global_and_its_key_is_a_secret() {
+    let text = "apiVersion: apisix.apache.org/v1alpha1\nkind: GatewayProxy\nmetadata: {name: a}\nspec:\n  plugins:\n    - {name: openid-connect, enabled: true, config: {client_id: a, discovery: 'https://key/', bearer_only: true, ssl_verify: false}}\n    - {name: openid-connect2, enabled: false, config: {client_secret: s3cret}}\n  provider: {controlPlane: {auth: {adminKey: {value: s3cret}}}}\n";
+    check(
+        &[("proxy.yaml", text)],
+        &[],
+        &[
+            ("tls-unverified", "spec.plugins[0].config.ssl_verify"),
+            ("secret-in-clear", "spec.plugins[1].config.client_secret"),
+            ("secret-in-clear", "spec.provider.controlPlane.auth.adminKey.value"),
+        ],
+    );
+}
+
+#[test]
+fn of_helm_values_the_embedded_configuration_is_read() {
+    let values = "image: {tag: 3.18.0}\napisix:\n  fullCustomConfig:\n    config:\n      deployment: {admin: {allow_admin: [0.0.0.0/0]}}\n";
+    let path = "apisix.fullCustomConfig.config.deployment.admin.allow_admin[0]";
+    check(&[("values.yaml", values)], &[], &[("admin-open", path)]);
+    let spawned = "apisix:\n  extPlugin: {enabled: true}\n  nginx: {envs: [A]}\n";
+    assert!(found(&[("values.yaml", spawned)], &[]).is_err());
+}
+
+#[test]
+fn a_collection_alone_is_a_gateway_s() {
+    for text in [
+        "plugin_configs:\n  - {id: 1, plugins: {}}\n#END\n",
+        "stream_routes: []\n#END\n",
+        "{\"routes\": []}",
+        "{\"total\": 0, \"list\": []}",
+        "{\"key\": \"/apisix/services/routes\", \"value\": {\"uri\": \"/*\"}}",
+    ] {
+        check(&[("a.yaml", text)], &[], &[]);
+    }
+}
+
+#[test]
+fn variables_are_replaced_in_the_gateway_s_own_files_only() {
+    let body = r#"{"uri": "/*", "plugins": {"basic-auth": {"password": "${{PASSWORD}}"}}}"#;
+    check(&[("route.json", body)], &[], &[("secret-in-clear", "plugins.basic-auth.password")]);
+    let standalone = format!("{{\"routes\": [{body}]}}");
+    check(&[("apisix.json", &standalone)], &[], &[]);
+}
+
+#[test]
+fn one_look_shows_all_that_is_wrong() {
+    let error = found(&[("a.yaml", "a: ["), ("b.yaml", "b: [")], &[]).unwrap_err().to_string();
+    let expected = "a.yaml, line 1, column 4: neither YAML nor JSON\nkube-coders: b.yaml, line 1, column 4: neither YAML nor JSON";
+    assert_eq!(error, expected);
+    let flags = ["--gateway-version", "new", "--forwarder-address", "9181", "--upstream-mode", "both"];
+    let error = found(&[("a.yaml", "routes: []")], &flags).unwrap_err().to_string();
+    for part in ["--gateway-version \"new\"", "--forwarder-address \"9181\"", "--upstream-mode \"both\""] {
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+#[test]
+fn hostile_names_stay_on_their_line() {
+    let text = "routes:\n  - uri: /*\n    plugins: {openid-connect: {discovery: 'https://key/', client_id: a, bearer_only: true, session: {\"a\\e[31m\\n::error::b\": 1}}}\n#END\n";
+    let findings = found(&[("a\nb.yaml", text)], &[]).unwrap();
+    let printed = report::text(&findings, 1);
+    assert!(printed.starts_with("a\\nb.yaml:3:"), "{printed}");
+    assert!(!printed.contains('\u{1b}') && !printed.contains("\n::error"), "{printed}");
 }
 
 #[test]

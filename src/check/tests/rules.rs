@@ -51,7 +51,7 @@ const CONFIG: &str = r#"deployment:
 ext-plugin:
   path_for_test: /run/kube-coders/runner.sock
 nginx_config:
-  envs: [CLIENT_SECRET, "SESSION_SECRET=x"]
+  envs: [CLIENT_SECRET]
   http:
     underscores_in_headers: "off"
 plugins: [openid-connect, ext-plugin-pre-req]
@@ -220,12 +220,12 @@ fn faults() -> Vec<Fault> {
                 ),
                 ("client_id: apisix", "client_name: apisix"),
             ],
-            Rule::LoginRefused,
+            Rule::ObjectRefused,
             at(LOGIN, "client_id"),
         ),
         fault(
             &[("cookie_secure: true", "cookie_secure: true\n          cookie_samesite: Lax")],
-            Rule::LoginRefused,
+            Rule::ObjectRefused,
             at(LOGIN, "session.cookie_samesite"),
         ),
         fault(&[("bearer_only: false", "bearer_only: true")], Rule::BearerOnly, at(LOGIN, "bearer_only")),
@@ -391,7 +391,7 @@ fn faults() -> Vec<Fault> {
         ),
         fault(&[DIRECT, CLOSED], Rule::DecisionPluginMissing, CONF),
         fault(&[DECISION], Rule::DecisionPluginUnused, "routes[0].plugins.kube-coders-upstream"),
-        fault(&[DIRECT, CLOSED, DECISION], Rule::DecisionDropped, at(CALL, "_meta")),
+        fault(&[DIRECT, CLOSED, DECISION], Rule::DecisionDropped, at(CALL, "_meta.priority")),
         fault(
             &[(
                 "    upstream:\n",
@@ -410,7 +410,7 @@ fn faults() -> Vec<Fault> {
         ),
         fault(
             &[("    uri: /*\n", "    uri: /*\n    script: 'return {}'\n")],
-            Rule::LuaOnRoute,
+            Rule::ScriptOnRoute,
             "routes[0].script",
         ),
         fault(
@@ -423,10 +423,250 @@ fn faults() -> Vec<Fault> {
         ),
         fault(
             &[("    uri: /*\n", "    uri: /*\n    plugin_config_id: 7\n")],
-            Rule::ReferenceMissing,
+            Rule::ReferenceBroken,
             "routes[0].plugin_config_id",
         ),
         fault(&[("#END\n", "")], Rule::NotTerminated, ""),
+        fault(
+            &[("{priority: 2598}", "{priority: 2598, pre_function: 'return function() end'}")],
+            Rule::LuaOnRoute,
+            at(CALL, "_meta.pre_function"),
+        ),
+        fault(
+            &[(
+                "          - name: user",
+                "          - name: user-upstream\n            value: '{\"identity\": {\"trust\": \"verified\", \"issuer\": \"https://key.example.com/realms/dev\", \"audience\": [\"apisix\"]}, \"upstream\": \"http://a:1\", \"login\": \"/.apisix/logout\"}'\n          - name: user",
+            )],
+            Rule::CalledTwice,
+            at(CALL, "conf[1].value"),
+        ),
+        fault(
+            &[
+                DIRECT,
+                CLOSED,
+                (
+                    DECISION.0,
+                    "      kube-coders-upstream: {remember: 10, _meta: {priority: 2700}}\n      ext-plugin-pre-req:\n",
+                ),
+                DECISION_ORDER,
+            ],
+            Rule::DecisionBeforeLogin,
+            "routes[0].plugins.kube-coders-upstream._meta.priority",
+        ),
+        fault(
+            &[
+                DIRECT,
+                CLOSED,
+                (
+                    DECISION.0,
+                    "      kube-coders-upstream: {_meta: {priority: 2000}}\n      ext-plugin-pre-req:\n",
+                ),
+                DECISION_ORDER,
+            ],
+            Rule::DecisionDropped,
+            at(CALL, "_meta.priority"),
+        ),
+        fault(
+            &[
+                DIRECT,
+                CLOSED,
+                DECISION,
+                ("      ext-plugin-pre-req:\n", "      ext-plugin-post-req:\n"),
+                ("        _meta: {priority: 2598}\n", ""),
+            ],
+            Rule::DecisionDropped,
+            "routes[0].plugins.ext-plugin-post-req",
+        ),
+        fault(
+            &[
+                DIRECT,
+                CLOSED,
+                (DECISION.0, "      kube-coders-upstream: {remember: 11}\n      ext-plugin-pre-req:\n"),
+                DECISION_ORDER,
+            ],
+            Rule::ObjectRefused,
+            "routes[0].plugins.kube-coders-upstream.remember",
+        ),
+        fault(
+            &[
+                DIRECT,
+                CLOSED,
+                (
+                    DECISION.0,
+                    "      kube-coders-upstream: {_meta: {filter: [[uri, \"==\", /]]}}\n      ext-plugin-pre-req:\n",
+                ),
+                DECISION_ORDER,
+            ],
+            Rule::CallFiltered,
+            "routes[0].plugins.kube-coders-upstream._meta.filter",
+        ),
+        fault(
+            &[DIRECT, (NODES, r#"nodes: {"127.0.0.1:9180": 1}"#), DECISION, DECISION_ORDER],
+            Rule::UpstreamOpen,
+            "routes[0].upstream.nodes[\"127.0.0.1:9180\"]",
+        ),
+        fault(
+            &[(NODES, r#"nodes: {"[::1]:9181": 1}"#)],
+            Rule::UpstreamOpen,
+            "routes[0].upstream.nodes[\"[::1]:9181\"]",
+        ),
+        fault(
+            &[("    upstream:\n", "    upstream:\n      scheme: https\n")],
+            Rule::UpstreamUnfit,
+            "routes[0].upstream.scheme",
+        ),
+        fault(
+            &[("    upstream:\n", "    upstream:\n      pass_host: node\n")],
+            Rule::UpstreamUnfit,
+            "routes[0].upstream.pass_host",
+        ),
+        fault(
+            &[
+                ("          - name: user-upstream", "          - name: other"),
+                (
+                    "            value: >-\n              {\"identity\": {\"trust\": \"verified\", \"issuer\": \"https://key.example.com/realms/dev\", \"audience\": [\"apisix\"]},\n               \"upstream\": \"http://code-{sub}:8443\", \"login\": \"/.apisix/logout\"}\n",
+                    "            value: ''\n",
+                ),
+            ],
+            Rule::RunnerNotCalled,
+            "routes[0]",
+        ),
+        fault(
+            &[("    upstream:\n", "      proxy-cache: {cache_strategy: memory}\n    upstream:\n")],
+            Rule::AnswersShared,
+            "routes[0].plugins.proxy-cache",
+        ),
+        fault(
+            &[(
+                "    upstream:\n",
+                "      proxy-rewrite: {headers: {set: {X-Userinfo: $arg_u}}}\n    upstream:\n",
+            )],
+            Rule::IdentityRewritten,
+            "routes[0].plugins.proxy-rewrite.headers.set.X-Userinfo",
+        ),
+        fault(
+            &[(
+                "    upstream:\n",
+                "      forward-auth: {uri: 'https://a/', upstream_headers: [X-Userinfo]}\n    upstream:\n",
+            )],
+            Rule::IdentityRewritten,
+            "routes[0].plugins.forward-auth.upstream_headers[0]",
+        ),
+        fault(
+            &[("    upstream:\n", "      proxy-rewrite: {host: a}\n    upstream:\n")],
+            Rule::PathRewritten,
+            "routes[0].plugins.proxy-rewrite.host",
+        ),
+        Fault {
+            flags: &["--gateway-version", "3.15"],
+            ..fault(
+                &[
+                    ("        ssl_verify: true\n", ""),
+                    ("[\"apisix\"]}", "[\"apisix\"], \"token\": [\"x-access-token\"]}"),
+                    (RAW_TOKEN, ""),
+                ],
+                Rule::TlsUnverified,
+                at(LOGIN, "ssl_verify"),
+            )
+        },
+        fault(&[("ssl_verify: true", "ssl_verify: \"true\"")], Rule::ObjectRefused, at(LOGIN, "ssl_verify")),
+        fault(
+            &[("unauth_action: deny", "unauth_action: login")],
+            Rule::ObjectRefused,
+            at(LOGIN, "unauth_action"),
+        ),
+        fault(
+            &[("allow_degradation: false", "allow_degradation: \"false\"")],
+            Rule::ObjectRefused,
+            at(CALL, "allow_degradation"),
+        ),
+        fault(
+            &[(
+                "redirect_uri: https://coders.example.com/.apisix/redirect",
+                "redirect_uri: https://coders.example.com/",
+            )],
+            Rule::RedirectUriForeign,
+            at(LOGIN, "redirect_uri"),
+        ),
+        fault(
+            &[("    uri: /*\n", "    uri: /code/*\n")],
+            Rule::RedirectUriForeign,
+            at(LOGIN, "redirect_uri"),
+        ),
+        fault(&[("\"audience\":", "\"token\": [\"x-id-token\"], \"audience\":")], Rule::TokenNotPassed, CONF),
+        fault(
+            &[("cookie_secure: true", "cookie_secure: true\n          cookie_same_site: Strict")],
+            Rule::CookieLost,
+            at(LOGIN, "session.cookie_same_site"),
+        ),
+        fault(
+            &[
+                (
+                    "cookie_secure: true",
+                    "cookie_secure: true\n          cookie_name: __Host-a\n          cookie_path: /a",
+                ),
+                (LOGIN_PATH, r#""login": "/.apisix/logout", "remove_cookies": ["__Host-a"]"#),
+            ],
+            Rule::CookieLost,
+            at(LOGIN, "session.cookie_name"),
+        ),
+        fault(
+            &[("cookie_secure: true", "cookie_secure: true\n          cookie_domain: example.com")],
+            Rule::CookieShared,
+            at(LOGIN, "session.cookie_domain"),
+        ),
+        fault(
+            &[
+                ("unauth_action: deny", "unauth_action: auth"),
+                ("    uri: /*\n", "    uri: /*\n    vars: [[http_accept, \"!\", \"~~\", text/html]]\n"),
+            ],
+            Rule::XhrLogin,
+            at(LOGIN, "unauth_action"),
+        ),
+        Fault {
+            flags: &["--gateway-version", "3.18"],
+            ..fault(
+                &[
+                    ("\"audience\":", "\"userinfo_claims\": [\"team\"], \"audience\":"),
+                    ("code-{sub}", "code-{team}"),
+                    NO_LOGIN,
+                ],
+                Rule::NoLogin,
+                CONF,
+            )
+        },
+        fault(
+            &[
+                ("\"audience\":", "\"userinfo_claims\": [\"team\"], \"audience\":"),
+                ("code-{sub}", "code-{team}"),
+            ],
+            Rule::GatewayUnsaid,
+            CONF,
+        ),
+        fault(
+            &[("$env://CLIENT_SECRET", "${{CLIENT_SECRET:=s3cret}}")],
+            Rule::SecretInClear,
+            at(LOGIN, "client_secret"),
+        ),
+        fault(
+            &[(
+                "routes:\n",
+                "consumers:\n  - username: a\n    plugins: {key-auth: {key: s3cret}}\nroutes:\n",
+            )],
+            Rule::SecretInClear,
+            "consumers[0].plugins.key-auth.key",
+        ),
+        fault(
+            &[("    uri: /*\n", "    uri: /*\n    service_id: 7\n")],
+            Rule::ReferenceBroken,
+            "routes[0].service_id",
+        ),
+        fault(
+            &[("    uri: /*\n", "    uri: /*\n    upstream_id: 7\n")],
+            Rule::ReferenceBroken,
+            "routes[0].upstream_id",
+        ),
+        fault(&[("{priority: 2598}", "{priority: 02598}")], Rule::ReadDifferently, ""),
     ]
 }
 
@@ -434,11 +674,6 @@ fn faults() -> Vec<Fault> {
 fn process_faults() -> Vec<Fault> {
     vec![
         fault(&[("path_for_test:", "path:")], Rule::RunnerUnset, "ext-plugin"),
-        fault(
-            &[("CLIENT_SECRET, ", "")],
-            Rule::EnvironmentNotPassed,
-            "routes[0].plugins.openid-connect.client_secret",
-        ),
         fault(&[("[openid-connect, ", "[")], Rule::PluginNotListed, LOGIN),
         fault(&[("\"off\"", "\"on\"")], Rule::UnderscoresOn, "nginx_config.http.underscores_in_headers"),
         fault(
@@ -448,6 +683,58 @@ fn process_faults() -> Vec<Fault> {
         ),
         fault(&[("127.0.0.0/24", "0.0.0.0/0")], Rule::AdminOpen, "deployment.admin.allow_admin[0]"),
         fault(&[("\"${{ADMIN_KEY}}\"", "s3cret")], Rule::SecretInClear, "deployment.admin.admin_key[0].key"),
+        fault(
+            &[("\"${{ADMIN_KEY}}\"", "\"${{ADMIN_KEY:=s3cret}}\"")],
+            Rule::SecretInClear,
+            "deployment.admin.admin_key[0].key",
+        ),
+        fault(&[("[127.0.0.0/24]", "[]")], Rule::AdminOpen, "deployment.admin.allow_admin"),
+        fault(
+            &[("  admin:\n", "  admin:\n    admin_key_required: false\n")],
+            Rule::AdminOpen,
+            "deployment.admin.admin_key_required",
+        ),
+        fault(
+            &[("  admin:\n", "  etcd: {password: s3cret}\n  admin:\n")],
+            Rule::SecretInClear,
+            "deployment.etcd.password",
+        ),
+        fault(
+            &[("[CLIENT_SECRET]", "[\"SESSION_SECRET=s3cret\"]")],
+            Rule::SecretInClear,
+            "nginx_config.envs[0]",
+        ),
+        fault(
+            &[("ext-plugin:\n", "apisix: {trusted_addresses: [0.0.0.0/0]}\next-plugin:\n")],
+            Rule::ForwardedByAnybody,
+            "apisix.trusted_addresses[0]",
+        ),
+        fault(
+            &[("  http:\n", "  http:\n    real_ip_from: [\"::/0\"]\n")],
+            Rule::ForwardedByAnybody,
+            "nginx_config.http.real_ip_from[0]",
+        ),
+        fault(&[("\"off\"", "off")], Rule::UnderscoresOn, "nginx_config.http.underscores_in_headers"),
+        fault(
+            &[("  http:\n", "  http_server_configuration_snippet: underscores_in_headers on;\n  http:\n")],
+            Rule::UnderscoresOn,
+            "nginx_config.http_server_configuration_snippet",
+        ),
+        fault(
+            &[("path_for_test: /run", "path_for_test: unix:/run")],
+            Rule::RunnerUnset,
+            "ext-plugin.path_for_test",
+        ),
+        fault(
+            &[("path_for_test: /run/kube-coders/runner.sock", "cmd: /opt/kube-coders/kube-coders run")],
+            Rule::RunnerUnset,
+            "ext-plugin.cmd",
+        ),
+        fault(
+            &[("path_for_test: /run/kube-coders/runner.sock", "cmd: [/opt/kube-coders/kube-coders]")],
+            Rule::RunnerUnset,
+            "ext-plugin.cmd",
+        ),
     ]
 }
 
@@ -469,8 +756,11 @@ fn what_is_good_is_clean() {
     check(&[("apisix.yaml", &direct)], &[], &[]);
     let way = changed(GOOD, &[CLOSED, DECISION, DECISION_ORDER]);
     check(&[("apisix.yaml", &way)], &["--upstream-mode", "direct"], &[]);
-    let off = changed(CONFIG, &[("\"off\"", "off")]);
-    check(&[("apisix.yaml", GOOD), ("config.yaml", &off)], &[], &[]);
+    let spawned = changed(
+        CONFIG,
+        &[("path_for_test: /run/kube-coders/runner.sock", "cmd: [/opt/kube-coders/kube-coders, run]")],
+    );
+    check(&[("apisix.yaml", GOOD), ("config.yaml", &spawned)], &[], &[]);
     let remembered = changed(
         GOOD,
         &[
@@ -507,7 +797,15 @@ fn each_fault_is_found_alone_and_where_it_is() {
 fn every_rule_has_a_fault_that_shows_it() {
     let shown: BTreeSet<_> = faults().iter().chain(&process_faults()).map(|fault| fault.rule).collect();
     // These need more than one object, and have tests of their own below.
-    let elsewhere = [Rule::GlobalCall, Rule::WrongPhase, Rule::SessionsDiffer, Rule::IdTwice];
+    let elsewhere = [
+        Rule::CalledElsewhere,
+        Rule::WrongPhase,
+        Rule::SessionsDiffer,
+        Rule::SessionReachesOther,
+        Rule::RouteShadowed,
+        Rule::ReferenceMissing,
+        Rule::IdTwice,
+    ];
     let missing: Vec<_> =
         Rule::ALL.iter().filter(|rule| !shown.contains(rule) && !elsewhere.contains(rule)).collect();
     assert!(missing.is_empty(), "{missing:?}");
@@ -535,14 +833,14 @@ fn a_call_in_a_global_rule_is_before_every_login() {
     let conf = r#"{"conf": [{"name": "user-upstream", "value": "{\"identity\": {\"trust\": \"gateway\"}, \"upstream\": \"http://a:1\"}"}]}"#;
     let text = format!("global_rules:\n  - id: 1\n    plugins:\n      ext-plugin-pre-req: {conf}\n#END\n");
     let path = "global_rules[0].plugins.ext-plugin-pre-req.conf[0].value";
-    check(&[("apisix.yaml", &text)], &[], &[("call-in-global-rule", path)]);
+    check(&[("apisix.yaml", &text)], &[], &[("called-elsewhere", path)]);
 }
 
 #[test]
 fn user_upstream_does_not_look_at_responses() {
     let text = changed(GOOD, &[("ext-plugin-pre-req", "ext-plugin-post-resp")]);
     let path = "routes[0].plugins.ext-plugin-post-resp.conf[0].value";
-    check(&[("apisix.yaml", &text)], &[], &[("wrong-phase", path)]);
+    check(&[("apisix.yaml", &text)], &[], &[("runner-not-called", "routes[0]"), ("wrong-phase", path)]);
 }
 
 #[test]
@@ -568,4 +866,173 @@ fn a_login_for_something_else_is_looked_at_too() {
         ],
     );
     check(&[("apisix.yaml", &text)], &[], &[("tls-unverified", &format!("{LOGIN}.ssl_verify"))]);
+}
+
+#[test]
+fn the_gateway_s_own_order_of_objects_counts() {
+    // The id of an upstream before an upstream, and the last of two objects of one id.
+    let upstreams = |host: &str| {
+        format!(
+            "upstreams:\n  - {{id: 7, nodes: {{\"127.0.0.1:9181\": 1}}, timeout: {{read: 300}}}}\n  - {{id: 7, nodes: {{\"{host}\": 1}}, timeout: {{read: 300}}}}\nroutes:\n"
+        )
+    };
+    let of = |host: &str| {
+        changed(
+            GOOD,
+            &[("routes:\n", &upstreams(host)), ("    uri: /*\n", "    uri: /*\n    upstream_id: 7\n")],
+        )
+    };
+    let path = "upstreams[1].nodes[\"evil.example:80\"]";
+    check(
+        &[("apisix.yaml", &of("evil.example:80"))],
+        &[],
+        &[("id-twice", "upstreams[1].id"), ("upstream-open", path)],
+    );
+    check(&[("apisix.yaml", &of("127.0.0.1:9181"))], &[], &[("id-twice", "upstreams[1].id")]);
+}
+
+#[test]
+fn a_service_s_script_runs_in_place_of_all() {
+    let text = changed(
+        GOOD,
+        &[
+            ("routes:\n", "services:\n  - {id: 7, script: 'return {}'}\nroutes:\n"),
+            ("    uri: /*\n", "    uri: /*\n    service_id: 7\n"),
+        ],
+    );
+    check(&[("apisix.yaml", &text)], &[], &[("script-on-route", "services[0].script")]);
+}
+
+#[test]
+fn a_global_rule_is_looked_at() {
+    let rule = |plugins: &str| {
+        let rules = format!("global_rules:\n  - {{id: 1, plugins: {{{plugins}}}}}\nroutes:\n");
+        changed(GOOD, &[("routes:\n", &rules)])
+    };
+    for (plugins, code, path) in [
+        (
+            "serverless-post-function: {functions: ['require(\"apisix.upstream\")']}",
+            "lua-chooses-upstream",
+            "serverless-post-function.functions[0]",
+        ),
+        ("proxy-cache: {}", "answers-shared", "proxy-cache"),
+        ("traffic-split: {}", "upstream-elsewhere", "traffic-split"),
+        (
+            "ext-plugin-pre-req: {conf: [], allow_degradation: true}",
+            "degradation-allowed",
+            "ext-plugin-pre-req.allow_degradation",
+        ),
+    ] {
+        check(&[("apisix.yaml", &rule(plugins))], &[], &[(code, &format!("global_rules[0].plugins.{path}"))]);
+    }
+}
+
+#[test]
+fn a_login_in_a_global_rule_is_one() {
+    let login = GOOD
+        .split_once("      openid-connect:\n")
+        .unwrap()
+        .1
+        .split_once("      ext-plugin-pre-req:\n")
+        .unwrap()
+        .0;
+    let rule = format!("global_rules:\n  - id: 1\n    plugins:\n      openid-connect:\n{login}routes:\n");
+    let without = changed(GOOD, &[(&format!("      openid-connect:\n{login}"), "")]);
+    check(&[("apisix.yaml", &without)], &[], &[("nobody-logs-in", CONF)]);
+    check(&[("apisix.yaml", &changed(&without, &[("routes:\n", &rule)]))], &[], &[]);
+}
+
+#[test]
+fn a_route_that_is_off_is_not_looked_at() {
+    let text = changed(
+        GOOD,
+        &[
+            ("    uri: /*\n", "    uri: /*\n    status: 0\n"),
+            ("allow_degradation: false", "allow_degradation: true"),
+        ],
+    );
+    check(&[("apisix.yaml", &text)], &[], &[]);
+}
+
+#[test]
+fn a_login_for_programs_has_no_session_to_share() {
+    let api = "  - id: api\n    host: coders.example.com\n    uri: /api/*\n    plugins:\n      openid-connect: {bearer_only: true, client_id: b, discovery: 'https://key/'}\n    upstream: {nodes: {\"app:80\": 1}}\n#END\n";
+    check(&[("apisix.yaml", &changed(GOOD, &[("#END\n", api)]))], &[], &[]);
+}
+
+#[test]
+fn another_route_of_the_host_gets_the_session_too() {
+    let other = |more: &str| {
+        let route = format!("  - id: other\n    host: coders.example.com\n    uri: /api/*\n{more}#END\n");
+        changed(GOOD, &[("#END\n", &route)])
+    };
+    let open = other("    upstream: {nodes: {\"app:80\": 1}}\n");
+    check(&[("apisix.yaml", &open)], &[], &[("session-reaches-other", "routes[1]")]);
+    let answered = other("    plugins: {fault-injection: {abort: {http_status: 200}}}\n");
+    check(&[("apisix.yaml", &answered)], &[], &[]);
+}
+
+#[test]
+fn navigations_need_the_higher_priority() {
+    let second = GOOD.split_once("routes:\n").unwrap().1;
+    let login = |priority: &str| {
+        let route = changed(
+            second,
+            &[
+                ("\"workspaces\"", "\"login\""),
+                ("unauth_action: deny", "unauth_action: auth"),
+                (
+                    "    uri: /*\n",
+                    &format!("    uri: /*\n{priority}    vars: [[http_accept, \"~~\", text/html]]\n"),
+                ),
+            ],
+        );
+        format!("{}{route}", GOOD.trim_end_matches("#END\n"))
+    };
+    check(&[("apisix.yaml", &login(""))], &[], &[("route-shadowed", "routes[1].priority")]);
+    check(&[("apisix.yaml", &login("    priority: 1\n"))], &[], &[]);
+}
+
+#[test]
+fn direct_mode_needs_the_plugin_to_be_loaded() {
+    let direct = changed(GOOD, &[DIRECT, CLOSED, DECISION, DECISION_ORDER]);
+    let files = |config: &str| found(&[("apisix.yaml", &direct), ("config.yaml", config)], &[]).unwrap();
+    let paths = |config: &str| -> Vec<_> {
+        files(config).into_iter().map(|finding| (finding.rule, finding.path)).collect()
+    };
+    let loaded = changed(
+        CONFIG,
+        &[
+            ("[openid-connect, ", "[kube-coders-upstream, openid-connect, "),
+            ("ext-plugin:\n", "apisix: {extra_lua_path: /opt/?.lua}\next-plugin:\n"),
+        ],
+    );
+    assert_eq!(paths(&loaded), []);
+    let unlisted =
+        changed(&loaded, &[("plugins: [kube-coders-upstream, openid-connect, ext-plugin-pre-req]\n", "")]);
+    assert_eq!(
+        paths(&unlisted),
+        [(Rule::PluginNotListed, "routes[0].plugins.kube-coders-upstream".to_owned())]
+    );
+    let nowhere = changed(&loaded, &[("apisix: {extra_lua_path: /opt/?.lua}\n", "")]);
+    assert_eq!(paths(&nowhere), [(Rule::PluginNotListed, "apisix.extra_lua_path".to_owned())]);
+}
+
+/// What is said of each fault, word by word.
+#[test]
+fn what_is_found_is_said_as_it_stands_in_the_list() {
+    let mut said = String::new();
+    let mut say = |files: &[(&str, &str)], flags: &[&str]| {
+        for finding in found(files, flags).unwrap() {
+            said.push_str(&format!("{}: {}\n", finding.rule.facts().code, finding.found));
+        }
+    };
+    for Fault { change, flags, .. } in faults() {
+        say(&[("apisix.yaml", &changed(GOOD, change))], flags);
+    }
+    for Fault { change, flags, .. } in process_faults() {
+        say(&[("apisix.yaml", GOOD), ("config.yaml", &changed(CONFIG, change))], flags);
+    }
+    let listed = include_str!("found.txt");
+    assert!(said == listed, "src/check/tests/found.txt must be:\n{said}");
 }

@@ -1,0 +1,95 @@
+//! What routes are to each other: of one host, or in each other's way.
+
+use std::collections::{HashMap, HashSet};
+
+use super::document::Spot;
+use super::finding::Findings;
+use super::identity::is_for_navigations;
+use super::login::LOGIN;
+use super::route::Route;
+use super::rule::Rule;
+
+/// Checks the routes of a gateway, of which some lead to workspaces.
+pub(super) fn check(routes: &[Route<'_>], to_workspaces: &[bool], findings: &mut Findings) {
+    sessions(routes, findings);
+    others_of_the_host(routes, to_workspaces, findings);
+    priorities(routes, to_workspaces, findings);
+}
+
+/// Checks that the routes of one host have one session.
+fn sessions(routes: &[Route<'_>], findings: &mut Findings) {
+    let mut first_of = HashMap::new();
+    for route in routes {
+        let login = route.plugin(LOGIN).filter(|plugin| !plugin.conf.has_true("bearer_only"));
+        let Some(plugin) = login else { continue };
+        let firsts: Vec<_> =
+            route.hosts.iter().map(|host| *first_of.entry(*host).or_insert(&plugin.conf)).collect();
+        if let Some(name) = firsts.into_iter().find_map(|first| different(&plugin.conf, first)) {
+            let text = format!("{name} differs from that of another route of the same host");
+            findings.add(Rule::SessionsDiffer, &plugin.conf, text);
+        }
+    }
+}
+
+/// The first field in which two logins differ so that they can't share a session.
+fn different(one: &Spot<'_>, other: &Spot<'_>) -> Option<&'static str> {
+    let paths: [&[&str]; 5] = [
+        &["client_id"],
+        &["session", "secret"],
+        &["session", "cookie_name"],
+        &["session", "cookie_path"],
+        &["redirect_uri"],
+    ];
+    let names = ["client_id", "session.secret", "session.cookie_name", "session.cookie_path", "redirect_uri"];
+    let text =
+        |conf: &Spot<'_>, path: &[&str]| conf.at(path).and_then(|value| value.text().map(str::to_owned));
+    paths.into_iter().zip(names).find(|(path, _)| text(one, path) != text(other, path)).map(|(_, name)| name)
+}
+
+/// Checks that nobody else gets the session's cookie, which is for the whole host.
+fn others_of_the_host(routes: &[Route<'_>], to_workspaces: &[bool], findings: &mut Findings) {
+    let ours = || routes.iter().zip(to_workspaces).filter(|(_, ours)| **ours).map(|(route, _)| route);
+    let hosts: HashSet<_> = ours().flat_map(|route| &route.hosts).collect();
+    let others = routes.iter().zip(to_workspaces).filter(|(_, ours)| !**ours).map(|(route, _)| route);
+    for route in others {
+        let is_answered_here = route.upstream.is_none() && !route.upstream_is_unknown || is_answered(route);
+        let shares = route.hosts.iter().any(|host| hosts.contains(host));
+        if shares && !is_answered_here && route.plugin(LOGIN).is_none() {
+            let text = "a route without a login on the host of workspaces";
+            findings.add(Rule::SessionReachesOther, &route.spot, text);
+        }
+    }
+}
+
+/// Checks that a route for navigations comes before the one for the rest.
+fn priorities(routes: &[Route<'_>], to_workspaces: &[bool], findings: &mut Findings) {
+    let ours = || routes.iter().zip(to_workspaces).filter(|(_, ours)| **ours).map(|(route, _)| route);
+    let mut plain: HashMap<_, f64> = HashMap::new();
+    for route in ours().filter(|route| route.conditions.is_none()) {
+        for place in places(route) {
+            let highest = plain.entry(place).or_insert(f64::NEG_INFINITY);
+            *highest = highest.max(route.priority);
+        }
+    }
+    for route in ours().filter(|route| is_for_navigations(route)) {
+        let is_shadowed = |place| plain.get(&place).is_some_and(|priority| route.priority <= *priority);
+        if places(route).any(is_shadowed) {
+            let text = format!("a route for navigations with priority {}", route.priority);
+            findings.add(Rule::RouteShadowed, &route.spot.get_or_missing("priority"), text);
+        }
+    }
+}
+
+/// Whether a plugin answers each request, so that no upstream is asked.
+pub(super) fn is_answered(route: &Route<'_>) -> bool {
+    let fault = route.plugin("fault-injection").and_then(|plugin| plugin.conf.get("abort"));
+    let always = fault.is_some_and(|abort| abort.get("vars").is_none() && abort.get("percentage").is_none());
+    always
+        || route.plugin("mocking").is_some()
+        || route.plugin("redirect").is_some_and(|it| it.conf.get("uri").is_some())
+}
+
+/// Each host of a route with each of its paths.
+fn places<'r, 'd>(route: &'r Route<'d>) -> impl Iterator<Item = (&'d str, &'d str)> + use<'r, 'd> {
+    route.hosts.iter().flat_map(|host| route.paths.iter().map(move |path| (*host, *path)))
+}
