@@ -100,7 +100,7 @@ rules! {
     ConfRefused => error(
         "conf-refused",
         "the runner refuses the conf, and every request to the route is answered with 503",
-        "mend the field that the message names; the README lists all of them",
+        "mend the field that the message names; docs/user-upstream.md lists all of them",
     ),
     PluginUnknown => warning(
         "plugin-unknown",

@@ -1,15 +1,16 @@
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use crate::program::{BINARY, run};
 
-fn readme() -> String {
-    std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap()
+fn page(name: &str) -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap()
 }
 
 /// The first column's backquoted words of the rows under a heading, each with
 /// the second column.
-fn rows(readme: &str, heading: &str) -> Vec<(Vec<String>, String)> {
-    let (_, section) = readme.split_once(&format!("\n## {heading}\n")).unwrap();
+fn rows(page: &str, heading: &str) -> Vec<(Vec<String>, String)> {
+    let (_, section) = page.split_once(&format!("\n## {heading}\n")).unwrap();
     let section = section.split("\n## ").next().unwrap();
     let lines = section.lines().filter(|line| line.starts_with("| `"));
     let rows = lines.map(|line| {
@@ -43,10 +44,10 @@ fn help(command: &str) -> BTreeMap<String, Option<String>> {
 }
 
 #[test]
-fn every_flag_of_run_is_in_the_readme_with_its_default() {
+fn every_flag_of_run_is_on_its_page_with_its_default() {
     let mut flags = help("run");
     assert!(flags.len() > 10, "{flags:?}");
-    for (names, default) in rows(&readme(), "Settings") {
+    for (names, default) in rows(&page("docs/running.md"), "Settings") {
         for name in names {
             let known = flags.remove(name.strip_prefix("--").unwrap());
             let known = known.unwrap_or_else(|| panic!("run has no {name}"));
@@ -56,12 +57,12 @@ fn every_flag_of_run_is_in_the_readme_with_its_default() {
             }
         }
     }
-    assert!(flags.is_empty(), "not in the README: {flags:?}");
+    assert!(flags.is_empty(), "not on the page: {flags:?}");
 }
 
 #[test]
 fn every_command_of_the_readme_is_there_with_its_flags() {
-    for (usages, _) in rows(&readme(), "Commands") {
+    for (usages, _) in rows(&page("README.md"), "Commands") {
         let words: Vec<&str> = usages[0].split_whitespace().collect();
         assert_eq!(words[0], "kube-coders");
         let flags = help(words[1]);
@@ -73,13 +74,47 @@ fn every_command_of_the_readme_is_there_with_its_flags() {
     }
 }
 
+/// The pages below a folder.
+fn pages_below(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() && !path.ends_with("node_modules") && !path.ends_with("target") {
+            pages_below(&path, found);
+        } else if path.extension().is_some_and(|end| end == "md") {
+            found.push(path);
+        }
+    }
+}
+
 #[test]
-fn every_file_that_the_readme_links_to_is_there() {
-    let readme = readme();
-    let links: Vec<&str> = readme.split("](").skip(1).filter_map(|rest| rest.split(')').next()).collect();
-    let files: Vec<_> = links.into_iter().filter(|link| !link.starts_with("http")).collect();
-    assert!(!files.is_empty());
-    for file in files {
-        assert!(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(file).exists(), "{file}");
+fn every_file_that_a_page_links_to_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut pages = vec![root.join("README.md")];
+    for folder in ["docs", "apisix-conf", "examples", "tests"] {
+        pages_below(&root.join(folder), &mut pages);
+    }
+    assert!(pages.len() > 20, "{pages:?}");
+    let mut links = 0;
+    for page in pages {
+        let text = std::fs::read_to_string(&page).unwrap();
+        // What stands in a block is no link.
+        let prose: String = text.split("```").step_by(2).collect();
+        for link in prose.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let file = link.split('#').next().unwrap();
+            if !link.starts_with("http") && !file.is_empty() {
+                assert!(page.parent().unwrap().join(file).exists(), "{}: {link}", page.display());
+                links += 1;
+            }
+        }
+    }
+    assert!(links > 50, "{links}");
+}
+
+#[test]
+fn every_page_is_led_to() {
+    let readme = page("README.md");
+    for entry in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs")).unwrap() {
+        let name = format!("docs/{}", entry.unwrap().file_name().to_str().unwrap());
+        assert!(readme.contains(&format!("]({name})")), "{name}");
     }
 }
