@@ -99,7 +99,8 @@ pem() {
 }
 
 # Puts what stands on standard input. The key goes to curl through a pipe: the arguments
-# of a process are for all users to read.
+# of a process are for all users to read. Nobody's .curlrc is read, which could have curl write
+# all that it sends into a file.
 put() {
   local path=$1 answer status
   if [ -n "$dry_run" ]; then
@@ -107,7 +108,7 @@ put() {
     cat
     return
   fi
-  answer=$(curl --silent --show-error --noproxy '*' --connect-timeout 5 --max-time 30 \
+  answer=$(curl --disable --silent --show-error --noproxy '*' --connect-timeout 5 --max-time 30 \
     --request PUT --header "Content-Type: application/json" \
     --header @<(printf 'X-API-KEY: %s\n' "$key") \
     --data-binary @- --write-out '\n%{http_code}' "$url/apisix/admin/$path") ||

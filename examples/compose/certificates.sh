@@ -49,9 +49,13 @@ and when you are done, ./certificates.sh remove says how to take that back
 TEXT
 }
 
+# What is secret is written beside and renamed: a file that is there keeps its mode, and who has
+# it open would read what is written into it.
 key() {
+  rm -f "$1.new"
   openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -pkeyopt ec_param_enc:named_curve \
-    -out "$1" 2>/dev/null
+    -out "$1.new" 2>/dev/null
+  mv -f "$1.new" "$1"
 }
 
 # Whether a certificate is there, belongs to a key and lasts.
@@ -118,7 +122,9 @@ write_environment() {
   new="$(printf 'CODERS_TLS_CERT="%s\\n"\nCODERS_TLS_KEY="%s\\n"' \
     "$(in_one_line "$folder/server.crt")" "$(in_one_line "$folder/server.key")")"
   if [ ! -f "$folder/gateway.env" ] || [ "$(cat "$folder/gateway.env")" != "$new" ]; then
-    printf '%s\n' "$new" >"$folder/gateway.env"
+    rm -f "$folder/gateway.env.new"
+    printf '%s\n' "$new" >"$folder/gateway.env.new"
+    mv -f "$folder/gateway.env.new" "$folder/gateway.env"
     echo "made $PWD/$folder/gateway.env"
   fi
 }
@@ -149,4 +155,5 @@ write_environment
 # Containers read the CA's certificate as users of their own.
 chmod 0755 "$folder"
 chmod 0644 "$folder/ca.crt"
+chmod 0600 "$folder/ca.key" "$folder/server.key" "$folder/gateway.env"
 say_how_to_trust

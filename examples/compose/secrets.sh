@@ -18,18 +18,16 @@ old=.env
 [ -f "$old" ] || old=.env.example
 made=()
 new="$(mktemp .env.XXXXXX)"
-trap 'rm -f "$new"' EXIT
+trap 'rm -f "$new" "$new.missing"' EXIT
 
-# Prints a file, with a value behind each name that has none.
+# Prints a file, with a value behind each name that has none. A value may end in `=`, too.
 fill() {
   local line
   while IFS= read -r line || [ -n "$line" ]; do
-    case "$line" in
-      [A-Z]*=)
-        line+="$(openssl rand -hex 16)"
-        made+=("${line%%=*}")
-        ;;
-    esac
+    if [[ $line =~ ^[A-Z_]+=$ ]]; then
+      line+="$(openssl rand -hex 16)"
+      made+=("${line%%=*}")
+    fi
     printf '%s\n' "$line"
   done
 }
@@ -39,12 +37,12 @@ if [ "$old" = .env ]; then
   # What the example has and .env has not, since it was made.
   while IFS= read -r line; do
     if ! grep -q "^$line" .env; then printf '%s\n' "$line"; fi
-  done < <(grep '^[A-Z].*=$' .env.example) >"$new.missing"
+  done < <(grep -E '^[A-Z_]+=$' .env.example) >"$new.missing"
   fill <"$new.missing" >>"$new"
-  rm "$new.missing"
 fi
 
 if [ "${#made[@]}" -eq 0 ]; then
+  chmod 0600 .env
   echo "nothing to make: $PWD/.env has every secret"
 else
   mv "$new" .env

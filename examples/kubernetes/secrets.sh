@@ -26,7 +26,20 @@ random() { openssl rand -hex 32 | tr -d '\n' >"$folder/$1"; }
 exists() { kubectl --namespace "$1" get secret "$2" >/dev/null 2>&1; }
 label() { kubectl --namespace "$1" label --overwrite secret "$2" app.kubernetes.io/part-of=kube-coders >/dev/null; }
 
+# Ends here if a Secret that is there lacks a key: kubectl prints nothing for it, and nothing would
+# become the secret of the gateway.
+has() {
+  local namespace=$1 secret=$2 key value
+  for key in "${@:3}"; do
+    value=$(kubectl --namespace "$namespace" get secret "$secret" --output "jsonpath={.data.$key}") ||
+      fail "found no way to read secret/$secret in namespace $namespace"
+    [ -n "$value" ] || fail "secret/$secret in namespace $namespace has no \"$key\", or an empty one; \
+put it in with: kubectl --namespace $namespace edit secret $secret"
+  done
+}
+
 if exists keycloak keycloak; then
+  has keycloak keycloak postgres-password admin-password client-secret
   echo "kept    secret/keycloak in namespace keycloak"
 else
   random postgres-password
@@ -44,6 +57,7 @@ client_secret() {
 }
 
 if exists apisix kube-coders-gateway; then
+  has apisix kube-coders-gateway KEYCLOAK_CLIENT_SECRET SESSION_SECRET
   echo "kept    secret/kube-coders-gateway in namespace apisix"
   in_gateway=$(kubectl --namespace apisix get secret kube-coders-gateway --output 'jsonpath={.data.KEYCLOAK_CLIENT_SECRET}' | base64 -d)
   [ "$in_gateway" = "$(client_secret)" ] ||
@@ -60,6 +74,7 @@ fi
 
 # Only a gateway with an Admin API reads it. The chart wants both keys.
 if exists apisix apisix-admin-key; then
+  has apisix apisix-admin-key admin viewer
   echo "kept    secret/apisix-admin-key in namespace apisix"
 else
   random admin

@@ -174,6 +174,22 @@ class Put(unittest.TestCase):
         self.assertEqual(proxy.requests, [])
         self.assertEqual(len(gateway.requests), len(PATHS))
 
+    def test_nobodys_curlrc_is_read(self):
+        """One that traces would write the key into a file, one with a proxy or another URL send it elsewhere."""
+        with tempfile.TemporaryDirectory() as folder, Gateway() as gateway, Gateway() as other:
+            trace = pathlib.Path(folder, "trace")
+            text = f'trace-ascii = "{trace}"\nurl = "{other.url}/apisix/admin/stolen"\nheader = "X-More: 1"\n'
+            for name in (".curlrc", "curlrc"):
+                pathlib.Path(folder, name).write_text(text)
+            for variable in ("HOME", "CURL_HOME", "XDG_CONFIG_HOME"):
+                variables = {"APISIX_ADMIN_URL": gateway.url, "APISIX_ADMIN_KEY": KEY, variable: folder}
+                result = put(**variables, **self.certificate_files())
+                self.assertEqual(result.returncode, 0, result.stderr)
+                self.assertFalse(trace.exists(), variable)
+            self.assertEqual(other.requests, [])
+            self.assertEqual(len(gateway.requests), 3 * (1 + len(PATHS)))
+            self.assertFalse([1 for _, _, headers, _ in gateway.requests if "X-More" in headers])
+
     def test_a_dry_run_asks_nobody_and_shows_no_key(self):
         with Gateway() as gateway:
             result = put("--dry-run", APISIX_ADMIN_URL=gateway.url, **self.certificate_files())

@@ -351,6 +351,56 @@ class Certificates(InACopy):
         self.assertEqual(self.mode("certificates/ca.crt"), 0o644)
         self.assertEqual(self.mode("certificates"), 0o755)
 
+    def test_a_secret_that_others_could_read_is_not_written_where_they_read(self):
+        """Rewritten in its place, a file that is 0644 stays so; and who had it open reads on."""
+        for spoil in ("ca.key", "server.key", "gateway.env"):
+            with self.subTest(spoil):
+                self.script("certificates.sh")
+                folder = self.folder / "certificates"
+                opened = []
+                for name in ("ca.key", "server.key", "gateway.env"):
+                    for path in (folder / name, folder / f"{name}.new"):
+                        path.touch()
+                        path.chmod(0o644)
+                        opened.append(path.open(encoding="ascii"))
+                (folder / spoil).write_text("", encoding="ascii")
+                spoilt = (folder / spoil).stat().st_ino
+                self.script("certificates.sh")
+                self.assertNotEqual((folder / spoil).stat().st_ino, spoilt)
+                for file in opened:
+                    with file:
+                        for name in ("ca.key", "server.key", "gateway.env"):
+                            made = (folder / name).read_text(encoding="ascii")
+                            if (folder / name).stat().st_ino != os.fstat(file.fileno()).st_ino:
+                                file.seek(0)
+                                self.assertNotEqual(file.read(), made, (file.name, name))
+                for name in ("ca.key", "server.key", "gateway.env"):
+                    self.assertEqual(self.mode(f"certificates/{name}"), 0o600, name)
+                self.assertNotEqual((folder / spoil).read_text(encoding="ascii"), "")
+                shutil.rmtree(folder)
+
+    def test_a_secret_is_never_where_an_old_file_was(self):
+        self.script("certificates.sh")
+        folder = self.folder / "certificates"
+        (folder / "ca.key").unlink()
+        with (folder / "server.key").open(encoding="ascii") as key, (folder / "gateway.env").open(encoding="ascii") as env:
+            old = (key.read(), env.read())
+            self.script("certificates.sh")
+            key.seek(0), env.seek(0)
+            # Whoever had the old ones open has the old ones still.
+            self.assertEqual((key.read(), env.read()), old)
+        self.assertNotEqual((folder / "server.key").read_text(encoding="ascii"), old[0])
+        self.assertNotEqual((folder / "gateway.env").read_text(encoding="ascii"), old[1])
+
+    def test_what_stays_is_closed_to_others_too(self):
+        self.script("certificates.sh")
+        secrets = ("ca.key", "server.key", "gateway.env")
+        for name in secrets:
+            (self.folder / "certificates" / name).chmod(0o644)
+        self.assertNotIn("made ", self.script("certificates.sh").stdout)
+        for name in secrets:
+            self.assertEqual(self.mode(f"certificates/{name}"), 0o600, name)
+
     def test_the_gateway_gets_certificate_and_key_as_they_are(self):
         self.script("certificates.sh")
         said = (self.folder / "certificates" / "gateway.env").read_text(encoding="ascii")
@@ -437,20 +487,41 @@ class Secrets(InACopy):
         self.assertTrue((self.folder / ".env").read_text(encoding="ascii").startswith("# mine\n"))
         self.assertFalse(list(self.folder.glob(".env.??????*.missing")))
 
+    def test_a_value_of_ones_own_stays_whatever_it_ends_in(self):
+        mine = {
+            "ALICE_PASSWORD": "c2VjcmV0LXZhbHVlLW9mLW1pbmU=",
+            "BOB_PASSWORD": "bXkgb3duIHNlY3JldCB2YWx1ZQ==",
+            "KEYCLOAK_CLIENT_SECRET": "A=",
+            "POSTGRES_PASSWORD": "=",
+        }
+        old = "".join(f"{name}={value}\n" for name, value in mine.items())
+        (self.folder / ".env").write_text(f"{old}# NOTE=\nlower_case=\nSESSION_SECRET=\n", encoding="ascii")
+        said = self.script("secrets.sh").stdout
+        text = (self.folder / ".env").read_text(encoding="ascii")
+        self.assertTrue(text.startswith(f"{old}# NOTE=\nlower_case=\nSESSION_SECRET="), text)
+        self.assertIn("SESSION_SECRET", said)
+        for name, value in mine.items():
+            self.assertEqual(self.values()[name], value)
+            self.assertNotIn(name, said)
+        before = self.state()
+        self.script("secrets.sh")
+        self.assertEqual(self.state(), before)
+
+    def test_it_is_its_owners_alone_even_if_it_was_not(self):
+        self.script("secrets.sh")
+        (self.folder / ".env").chmod(0o644)
+        self.assertIn("nothing to make", self.script("secrets.sh").stdout)
+        self.assertEqual(self.mode(".env"), 0o600)
+        with (self.folder / ".env").open("a", encoding="ascii") as file:
+            file.write("MORE_SECRET=\n")
+        (self.folder / ".env").chmod(0o644)
+        self.script("secrets.sh")
+        self.assertEqual(self.mode(".env"), 0o600)
+        self.assertEqual(sorted(path.name for path in self.folder.glob(".env*")), [".env", ".env.example"])
+
     def test_git_ignores_what_the_scripts_make(self):
         ignored = read("examples/compose/.gitignore").split()
         self.assertLessEqual({"/.env", "/certificates/"}, set(ignored))
-
-
-class Scripts(Case):
-    def test_shellcheck_finds_nothing(self):
-        if shutil.which("shellcheck") is None:
-            self.skipTest("shellcheck is not installed")
-        scripts = self.not_empty(sorted(FOLDER.glob("*.sh")))
-        checked = run("shellcheck", *map(str, scripts))
-        self.assertEqual(checked.returncode, 0, checked.stdout)
-        for script in scripts:
-            self.assertTrue(os.access(script, os.X_OK), script)
 
 
 def cargo(field):

@@ -5,11 +5,13 @@ import http.server
 import io
 import os
 import re
+import stat
 import subprocess
 import sys
 import tempfile
 import threading
 import unittest
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -27,6 +29,17 @@ def package(**files):
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, text in files.items():
             archive.writestr(name.replace("__", "/"), text)
+    return buffer.getvalue()
+
+
+def package_with(name, content, kind, **files):
+    """The same, with an entry besides that is no plain file."""
+    buffer = io.BytesIO(package(**files))
+    with zipfile.ZipFile(buffer, "a") as archive:
+        entry = zipfile.ZipInfo(name)
+        entry.create_system = 3
+        entry.external_attr = (kind | 0o777) << 16
+        archive.writestr(entry, content)
     return buffer.getvalue()
 
 
@@ -219,6 +232,41 @@ class Install(Script):
         places = [*self.path.rglob("evil"), *self.path.parent.glob("evil")]
         self.assertLessEqual(set(places), {self.path / "out/redhat.java-1.2.3/evil"})
 
+    def test_a_package_with_links_is_refused(self):
+        """A link in a built-in extension leads out of the image, into what a workspace may write."""
+        for target in ("/etc/passwd", "../../../../home/coder/evil.js", "package.json"):
+            for place in ("extension/link", "extension/out/main.js", "extension/a b"):
+                data = package_with(place, target, stat.S_IFLNK, **{"extension__package.json": "{}"})
+                self.serve("redhat", "java", "1.2.3", data)
+                self.lock(("redhat.java", "1.2.3", digest(data)), ("redhat.vscode-yaml", "1.0.0", digest(YAML)))
+                with self.subTest(place):
+                    self.fails(
+                        f"install-extensions: redhat.java 1.2.3 has {place}, which is neither a file nor a folder:"
+                        " nothing of it is installed",
+                        *self.arguments(),
+                    )
+                    self.assertEqual(self.installed(), [])
+
+    def test_a_package_with_one_name_twice_does_not_eat_the_lock(self):
+        """Asked whether to replace a file, unzip would take the lock's next lines for an answer: [r]ename, and the name."""
+        buffer = io.BytesIO(package(**{"extension__package.json": "{}", "extension__main.js": "1"}))
+        with warnings.catch_warnings(), zipfile.ZipFile(buffer, "a") as archive:
+            warnings.simplefilter("ignore")
+            archive.writestr("extension/main.js", "2")
+        data = buffer.getvalue()
+        self.serve("redhat", "java", "1.2.3", data)
+        self.serve("redhat", "vscode-xml", "1.0.0", YAML)
+        self.write("in", "redhat.java 1.2.3", "redhat.vscode-xml 1.0.0", "redhat.vscode-yaml 1.0.0")
+        self.lock(
+            ("redhat.java", "1.2.3", digest(data)),
+            ("redhat.vscode-xml", "1.0.0", digest(YAML)),
+            ("redhat.vscode-yaml", "1.0.0", digest(YAML)),
+        )
+        self.assertTrue(self.succeeds(*self.arguments()).endswith("3 extensions in out\n"))
+        self.assertEqual(
+            self.installed(), ["redhat.java-1.2.3", "redhat.vscode-xml-1.0.0", "redhat.vscode-yaml-1.0.0"]
+        )
+
     def test_arguments_are_counted(self):
         self.fails("install-extensions: needs three arguments, LOCK IN FOLDER, and got 1", "install-extensions.sh", "lock")
 
@@ -309,18 +357,9 @@ class Files(unittest.TestCase):
         lines = (IMAGES / role / name).read_text().splitlines()
         return [line.split() for line in lines if line and not line.startswith("#")]
 
-    def test_scripts_pass_shellcheck(self):
-        scripts = sorted(IMAGES.glob("*.sh"))
-        self.assertEqual(len(scripts), 2)
-        for command in (["shellcheck", *scripts], ["shellcheck", "--shell=sh", CHART / "home.sh"]):
-            result = subprocess.run(command, capture_output=True, text=True)
-            self.assertEqual((result.returncode, result.stdout), (0, ""))
-        for script in scripts:
-            self.assertTrue(os.access(script, os.X_OK), script)
-
-    def test_yaml_is_clean(self):
-        files = [CHART / "Chart.yaml", CHART / "values.yaml"]
-        command = [sys.executable, "-m", "yamllint", "--strict", "--config-file", REPOSITORY / ".yamllint", *files]
+    def test_the_chart_s_script_passes_shellcheck(self):
+        """It has no first line to know its shell by, so the look at all scripts leaves it out."""
+        command = ["shellcheck", "--shell=sh", CHART / "home.sh"]
         result = subprocess.run(command, capture_output=True, text=True)
         self.assertEqual((result.returncode, result.stdout), (0, ""))
 

@@ -286,9 +286,9 @@ class Security(Case):
         self.assertNotIn("egress", policies["postgres"])
         self.assertEqual(len(policies["keycloak"]["egress"]), 2)
 
-    def test_only_the_gateway_reaches_etcd_and_nobody_its_admin_port(self):
+    def test_only_the_gateway_reaches_etcd_and_nobody_else_its_admin_port(self):
         policies = self.policies("apisix")
-        self.assertEqual(set(policies), {"default-deny-ingress", "gateway", "etcd"})
+        self.assertEqual(set(policies), {"default-deny-ingress", "gateway", "gateway-with-admin-api", "etcd"})
         self.assertEqual(
             policies["etcd"]["ingress"],
             [
@@ -300,6 +300,22 @@ class Security(Case):
         )
         self.assertEqual(
             [port["port"] for rule in policies["gateway"]["ingress"] for port in rule["ports"]], [9443, 9080]
+        )
+        # Where the ingress controller tells the routes, it does, and nobody else.
+        browsers, controller = policies["gateway-with-admin-api"]["ingress"]
+        self.assertEqual(policies["gateway-with-admin-api"]["podSelector"], {"matchLabels": GATEWAY})
+        self.assertEqual(browsers, policies["gateway"]["ingress"][0])
+        self.assertEqual(
+            controller,
+            {
+                "from": [
+                    {
+                        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "ingress-apisix"}},
+                        "podSelector": {"matchLabels": {"app.kubernetes.io/name": "apisix-ingress-controller"}},
+                    }
+                ],
+                "ports": [{"protocol": "TCP", "port": 9180}],
+            },
         )
 
     def test_the_chart_admits_the_same_gateway(self):
@@ -504,7 +520,10 @@ class Gateway(Case):
         self.assertIn(int(node.partition(":")[2]), ports)
         # The same for the ingress controller.
         (rule,) = find("ApisixRoute", "keycloak", "keycloak")["spec"]["http"]
-        self.assertEqual(rule["match"], {"hosts": [route["host"]], "paths": route["uris"]})
+        match = dict(rule["match"])
+        # What else there is, test_keycloak_route.py compares.
+        self.assertEqual(len(match.pop("exprs")), len(route["vars"]))
+        self.assertEqual(match, {"hosts": [route["host"]], "paths": route["uris"]})
         self.assertEqual(rule["backends"], [{"serviceName": "keycloak", "servicePort": 8443}])
         self.assertEqual(find("ApisixUpstream", "keycloak", "keycloak")["spec"]["scheme"], "https")
 
@@ -596,6 +615,31 @@ class Gateway(Case):
             values["externalEtcd"]["host"],
             [f"http://etcd.apisix.svc.cluster.local:{etcd['spec']['ports'][0]['port']}"],
         )
+
+    def test_the_ingress_controllers_gateway_is_the_dashboards_but_for_who_reaches_it(self):
+        here = yaml.safe_load(read("apisix-conf/helm/values-ingress.yaml"))
+        there = yaml.safe_load(read(self.DASHBOARD))
+        admin, other = here["apisix"]["admin"], there["apisix"]["admin"]
+        self.assertEqual(admin.pop("ip"), "0.0.0.0")
+        self.assertNotIn("0.0.0.0/0", admin.pop("allow")["ipList"])
+        # The page is the dashboard's alone.
+        for key in ("ip", "allow", "enable_admin_ui"):
+            del other[key]
+        self.assertEqual(here, there)
+        proxy = find("GatewayProxy", "apisix-config", "apisix")["spec"]["provider"]["controlPlane"]
+        self.assertEqual(proxy["service"], {"name": "apisix-admin", "port": 9180})
+        reference = proxy["auth"]["adminKey"]["valueFrom"]["secretKeyRef"]
+        self.assertEqual(reference, {"name": admin["credentials"]["secretName"], "key": "admin"})
+
+    def test_etcd_and_its_class_are_of_one_user(self):
+        spec = find("StatefulSet", "etcd", "apisix")["spec"]
+        (claim,) = spec["volumeClaimTemplates"]
+        share = find("StorageClass", claim["spec"]["storageClassName"])["parameters"]["share"]
+        user = spec["template"]["spec"]["securityContext"]["runAsUser"]
+        (options,) = [
+            line for line in read("examples/kubernetes/storage/kube-coders.exports").splitlines() if share in line
+        ]
+        self.assertIn(f"anonuid={user},", options)
 
     def test_the_patch_has_the_shared_grace_period(self):
         patch = yaml.safe_load(read("examples/kubernetes/gateway/deployment-patch.yaml"))

@@ -155,6 +155,31 @@ class Certificates(Folder):
             self.assertEqual(stat.S_IMODE(key.stat().st_mode), 0o600, key)
         self.assertEqual(stat.S_IMODE((self.folder / "tls").stat().st_mode), 0o700)
 
+    def test_a_key_is_not_written_where_others_read(self):
+        """A file that is there keeps its mode, and who has it open reads what is written into it."""
+        tls = self.folder / "tls"
+        tls.mkdir()
+        opened = {}
+        for name in ["ca", *HOSTS]:
+            path = tls / f"{name}.key.new"
+            path.touch(0o644)
+            opened[name] = path.open()
+        self.assertEqual(self.call().returncode, 0)
+        for name, file in opened.items():
+            with file:
+                self.assertEqual(file.read(), "", name)
+        before = self.contents()
+        for name in HOSTS:
+            (tls / f"{name}.crt").unlink()
+            (tls / f"{name}.key").chmod(0o644)
+        with (tls / f"{HOSTS[0]}.key").open() as file:
+            self.assertEqual(self.call().returncode, 0)
+            self.assertEqual(file.read().encode(), before[f"{HOSTS[0]}.key"])
+        self.assertNotEqual(self.contents()[f"{HOSTS[0]}.key"], before[f"{HOSTS[0]}.key"])
+        for name in ["ca", *HOSTS]:
+            self.assertEqual(stat.S_IMODE((tls / f"{name}.key").stat().st_mode), 0o600)
+        self.assertFalse(list(tls.glob("*.new")))
+
     def test_what_is_missing_or_of_another_key_is_made_anew(self):
         self.call()
         before = self.contents()
@@ -238,7 +263,9 @@ KUBECTL_SECRETS = """\
           case "$argument" in
             jsonpath=*)
               key=${argument#jsonpath=\\{.data.}
-              base64 -w0 "$FOLDER/$namespace/$2/${key%\\}}"
+              file=$FOLDER/$namespace/$2/${key%\\}}
+              # As kubectl does, nothing for a key that is not there.
+              if [ -f "$file" ]; then base64 -w0 "$file"; fi
               ;;
           esac
         done
@@ -313,6 +340,34 @@ class Secrets(Folder):
         self.assertEqual(refused.returncode, 1)
         self.assertIn("is not client-secret of secret/keycloak", refused.stderr)
 
+    def test_no_secret_is_made_of_nothing(self):
+        """The gateway would log in with an empty client secret, and sign sessions with an empty one."""
+        self.call()
+        whole = self.contents()
+        needed = {
+            "keycloak/keycloak": ["client-secret", "admin-password", "postgres-password"],
+            "apisix/kube-coders-gateway": ["KEYCLOAK_CLIENT_SECRET", "SESSION_SECRET"],
+            "apisix/apisix-admin-key": ["admin", "viewer"],
+        }
+        self.assertEqual(set(whole), {f"{secret}/{key}" for secret, keys in needed.items() for key in keys})
+        for secret, keys in needed.items():
+            for key in keys:
+                for spoil in (pathlib.Path.unlink, lambda path: path.write_text("")):
+                    with self.subTest(f"{secret}/{key}"):
+                        spoil(self.folder / secret / key)
+                        if secret == "keycloak/keycloak":
+                            shutil.rmtree(self.folder / "apisix/kube-coders-gateway")
+                        refused = self.call()
+                        self.assertEqual(refused.returncode, 1, refused.stdout)
+                        namespace, name = secret.split("/")
+                        self.assertIn(f'secret/{name} in namespace {namespace} has no "{key}", or an empty one', refused.stderr)
+                        if secret == "keycloak/keycloak":
+                            self.assertFalse((self.folder / "apisix/kube-coders-gateway").exists())
+                            (self.folder / "apisix/kube-coders-gateway").mkdir()
+                        for path, text in whole.items():
+                            (self.folder / path).write_text(text)
+        self.assertEqual(self.call().returncode, 0)
+
     def test_without_the_namespace_it_says_what_to_apply(self):
         (self.folder / "apisix").rmdir()
         refused = self.call()
@@ -336,6 +391,15 @@ KCADM = """\
     #!/usr/bin/env bash
     set -euo pipefail
     echo "$*" >>"$FOLDER/calls"
+    # The real one keeps the admin's tokens there.
+    before=
+    for argument in "$@"; do
+      if [ "$before" = --config ]; then
+        echo "tokens of the admin" >"$argument"
+        echo "$argument" >>"$FOLDER/configs"
+      fi
+      before=$argument
+    done
     case "$1 $2" in
       "config credentials") [ "${KC_CLI_PASSWORD:-}" = of-the-first-admin ] ;;
       "get users")
@@ -347,7 +411,10 @@ KCADM = """\
           case "$argument" in username=*) printf '%s\\n' "$@" >"$FOLDER/user-${argument#username=}" ;; esac
         done
         ;;
-      "set-password --config") printf '%s' "$KC_CLI_PASSWORD" >"$FOLDER/password" ;;
+      "get users/9c02ac07-ee1d-4f49-b799-ac7f0fd0397a/credentials")
+        if [ -f "$FOLDER/password" ]; then echo password; fi
+        ;;
+      "set-password -r") printf '%s' "$KC_CLI_PASSWORD" >"$FOLDER/password" ;;
       *) exit 9 ;;
     esac
 """
@@ -380,6 +447,68 @@ class Users(Folder):
         again = self.call("alice", "alice@example.com", "Alice", "Example")
         self.assertEqual(again.stdout, "kept     alice\nsubject  9c02ac07-ee1d-4f49-b799-ac7f0fd0397a\n")
         self.assertEqual((self.folder / "password").read_text(), password)
+
+    def test_nobody_is_left_without_a_password(self):
+        alice = ("alice", "alice@example.com", "Alice", "Example")
+        self.call(*alice)
+        # As after a run that was broken off between the two.
+        (self.folder / "password").unlink()
+        again = self.call(*alice)
+        self.assertEqual(again.returncode, 0, again.stderr)
+        self.assertRegex(again.stdout, r"\Akept     alice\npassword \S+ \(for the first login.*\)\nsubject  9c02ac07")
+        first = (self.folder / "password").read_text()
+        self.assertIn(first, again.stdout)
+        reset = self.call("--reset-password", *alice)
+        self.assertEqual(reset.returncode, 0, reset.stderr)
+        second = (self.folder / "password").read_text()
+        self.assertNotEqual(second, first)
+        self.assertIn(f"password {second} ", reset.stdout)
+        # One that fails is seen, and nothing is printed as if it counted.
+        self.put("kcadm", KCADM.replace("printf '%s' \"$KC_CLI", "exit 1; printf '%s' \"$KC_CLI"))
+        failed = self.call("--reset-password", *alice)
+        self.assertNotEqual(failed.returncode, 0)
+        self.assertNotIn("password ", failed.stdout)
+
+    def left_over(self):
+        """Which files with the admin's tokens are still there, of those that there were."""
+        paths = {pathlib.Path(line) for line in (self.folder / "configs").read_text().splitlines()}
+        self.assertTrue(paths, "the stand-in was given no --config")
+        return sorted(path for path in paths if path.exists())
+
+    def test_no_tokens_of_the_admin_stay_in_the_pod(self):
+        """They would administer all realms for whoever comes to read files there."""
+        alice = ("alice", "alice@example.com", "Alice", "Example")
+        self.assertEqual(self.call(*alice).returncode, 0)
+        self.assertEqual(self.left_over(), [])
+        verbs = ["config credentials", "get users", "create users", "get users/9c02ac07", "set-password -r"]
+        for verb in verbs:
+            for end in ("exit 1", "kill -TERM $PPID", "kill -HUP $PPID", "kill -INT $PPID"):
+                with self.subTest(verb=verb, end=end):
+                    (self.folder / "configs").unlink()
+                    for name in ("user-alice", "password"):
+                        (self.folder / name).unlink(missing_ok=True)
+                    failing = f'    case "$1 $2" in "{verb}"*) {end}; exit 1 ;; esac\n    case "$1 $2" in\n      "config cred'
+                    self.put("kcadm", KCADM.replace('    case "$1 $2" in\n      "config cred', failing))
+                    failed = self.call(*alice)
+                    self.assertNotEqual(failed.returncode, 0)
+                    self.assertNotIn("password ", failed.stdout)
+                    self.assertEqual(self.left_over(), [])
+
+    def test_kcadm_leaves_no_tokens_either(self):
+        """The script for all other commands."""
+        def kcadm(*arguments, **options):
+            return run(KUBERNETES / "keycloak" / "kcadm.sh", *arguments, env=self.environment(), **options)
+
+        self.call("alice", "alice@example.com", "Alice", "Example")
+        shown = kcadm("get", "users", "-r", "dev", "-q", "username=alice")
+        self.assertEqual((shown.returncode, shown.stdout), (0, "9c02ac07-ee1d-4f49-b799-ac7f0fd0397a\n"), shown.stderr)
+        self.assertEqual(self.left_over(), [])
+        self.assertNotEqual(kcadm("delete", "everything").returncode, 0)
+        self.assertEqual(self.left_over(), [])
+        self.assertNotIn("of-the-first-admin", (self.folder / "calls").read_text())
+        refused = kcadm()
+        self.assertEqual(refused.returncode, 1)
+        self.assertIn("found no command", refused.stderr)
 
     def test_names_are_data(self):
         name = 'O\'Hara "$(touch hacked)" `touch hacked`; 김'

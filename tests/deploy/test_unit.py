@@ -1,6 +1,7 @@
 """The unit for systemd: that it is one, and how much it leaves open."""
 
 import configparser
+import os
 import pathlib
 import re
 import shutil
@@ -39,6 +40,52 @@ class Unit(unittest.TestCase):
         # Other versions weigh a little differently.
         self.assertAlmostEqual(float(exposure), float(noted), delta=0.3)
         print(f"exposure {exposure}")
+
+
+class Start(unittest.TestCase):
+    """The script of the guide that starts the gateway with its secrets."""
+
+    FILES = {
+        "SESSION_SECRET": "session-secret",
+        "KEYCLOAK_CLIENT_SECRET": "client-secret",
+        "CODERS_TLS_CERT": "coders.crt",
+        "CODERS_TLS_KEY": "coders.key",
+    }
+
+    def setUp(self):
+        text = (UNIT.parent / "README.md").read_text(encoding="utf-8")
+        (script,) = re.findall(r"^sudo install -m 700 /dev/stdin /etc/apisix/start <<'END'\n(.*?)^END$", text, re.M | re.S)
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = pathlib.Path(folder.name)
+        for variable, name in self.FILES.items():
+            (self.folder / name).write_text(f"of {variable}\nin two lines\n")
+        self.script = self.folder / "start"
+        self.script.write_text(script)
+        self.script.chmod(0o700)
+
+    def start(self):
+        command = [self.script, "env", "--null"]
+        return subprocess.run(command, text=True, capture_output=True, check=False, env={"PATH": os.environ["PATH"]})
+
+    def test_what_it_starts_has_all_four_as_they_are(self):
+        config = (UNIT.parent / "config.yaml").read_text(encoding="utf-8")
+        started = self.start()
+        self.assertEqual(started.returncode, 0, started.stderr)
+        for variable in self.FILES:
+            self.assertIn(f"- {variable}\n", config)
+            self.assertIn(f"{variable}=of {variable}\nin two lines\0", started.stdout)
+
+    def test_it_starts_nothing_without_one_of_them(self):
+        for name in self.FILES.values():
+            for spoil in (lambda path: path.write_text(""), pathlib.Path.unlink):
+                with self.subTest(name):
+                    before = (self.folder / name).read_text()
+                    spoil(self.folder / name)
+                    started = self.start()
+                    self.assertNotEqual(started.returncode, 0)
+                    self.assertEqual(started.stdout, "")
+                    (self.folder / name).write_text(before)
 
 
 class Folder(unittest.TestCase):

@@ -1,5 +1,6 @@
 """The chart of a workspace, rendered by a real Helm and checked without a cluster."""
 
+import ipaddress
 import json
 import os
 import random
@@ -50,6 +51,14 @@ FULL = {
     "affinity": {"podAntiAffinity": {}},
 }
 PASSWORD = {"auth": {"mode": "password", "existingSecret": "alice"}}
+
+# What is not the internet, and stays in a list of one's own; and what a network may need to get there.
+INSIDE_IPV4 = [
+    "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "169.254.0.0/16", "127.0.0.0/8",
+    "192.0.0.0/24", "198.18.0.0/15", "240.0.0.0/4", "168.63.129.16/32",
+]
+INSIDE_IPV6 = ["fc00::/7", "fe80::/10"]
+NAT64 = ["64:ff9b::/96", "64:ff9b:1::/48"]
 
 # What text may hold that YAML, Go's templates, a shell or a label could take for their own.
 HOSTILE = [
@@ -397,6 +406,17 @@ class Gateway(Case):
                 helm.HelmValuesError, selector, {"networkPolicy": {"gateway": {selector: None}}}
             )
 
+    def test_half_a_selector_is_refused(self):
+        # Null takes one label away, and what is left admits more than the gateway.
+        for selector, label in (("namespaceLabels", "kubernetes.io/metadata.name"), ("podLabels", "app.kubernetes.io/name")):
+            for more in ({}, {"team": "platform"}):
+                values = {"networkPolicy": {"gateway": {selector: {label: None, **more}}}}
+                self.refused(helm.HelmValuesError, f"missing property '{label}'", values)
+        # One gateway in the namespace may be told by the name alone.
+        alone = {"networkPolicy": {"gateway": {"podLabels": {"app.kubernetes.io/instance": None}}}}
+        (peer,) = objects(alone)["NetworkPolicy"]["spec"]["ingress"][0]["from"]
+        self.assertEqual(peer["podSelector"], {"matchLabels": {"app.kubernetes.io/name": "apisix"}})
+
     def test_no_password_without_a_policy_is_refused(self):
         off = {"networkPolicy": {"enabled": False}}
         self.refused(
@@ -430,6 +450,37 @@ class Gateway(Case):
                 objects({"server": {"extraArgs": [flag]}})
         self.assertIn("--locale=ko", code_server(FULL)["args"])
 
+    def test_flags_that_would_undo_the_charts_are_refused(self):
+        # Of a flag that is given twice, code-server takes the last.
+        own = [arg.split("=")[0] for arg in code_server(FULL)["args"] if "=" in arg and arg not in FULL["server"]["extraArgs"]]
+        self.assertEqual(len(own), 6)
+        for flag in own:
+            for arg in (f"{flag}=/tmp/a", flag):
+                with self.subTest(arg), self.assertRaises(helm.HelmValuesError):
+                    objects({"server": {"extraArgs": [arg]}})
+        for arg in ("--disable-proxy", "--disable-file-downloads", "--user-data-dir-of=mine"):
+            self.assertIn(arg, code_server({"server": {"extraArgs": [arg]}})["args"])
+
+    def test_not_every_origin_is_trusted(self):
+        # With a star, a page of any site could open a WebSocket into the workspace of whoever looks at it.
+        for arg in ("--trusted-origins=*", "--trusted-origins=a.example.com,*", "--trusted-origins"):
+            with self.subTest(arg), self.assertRaises(helm.HelmValuesError):
+                objects({"server": {"extraArgs": [arg]}})
+        one = "--trusted-origins=coders.example.com"
+        self.assertIn(one, code_server({"server": {"extraArgs": [one]}})["args"])
+
+    def test_variables_that_would_undo_the_charts_are_refused(self):
+        # Of a variable that is given twice, the last counts.
+        for name in ("HOME", "PASSWORD", "HASHED_PASSWORD", "PORT", "CODE_SERVER_HOST", "CODE_SERVER_CONFIG"):
+            for values in ({}, PASSWORD):
+                with self.subTest(name):
+                    self.refused(
+                        helm.HelmRenderError,
+                        f"env has {name}, which the chart or code-server's flags set: see the chart's README",
+                        values,
+                        {"env": [{"name": "TZ", "value": "UTC"}, {"name": name, "value": "1"}]},
+                    )
+
     def test_a_workspace_reaches_names_and_the_internet_only(self):
         dns, internet = objects()["NetworkPolicy"]["spec"]["egress"]
         self.assertEqual([(port["port"], port["protocol"]) for port in dns["ports"]], [(53, "UDP"), (53, "TCP")])
@@ -438,10 +489,62 @@ class Gateway(Case):
         self.assertEqual(peer["namespaceSelector"], {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}})
         blocks = {peer["ipBlock"]["cidr"]: set(peer["ipBlock"]["except"]) for peer in internet["to"]}
         self.assertEqual(set(blocks), {"0.0.0.0/0", "::/0"})
-        private = {"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "169.254.0.0/16", "127.0.0.0/8"}
-        self.assertEqual(blocks["0.0.0.0/0"], private)
-        self.assertEqual(blocks["::/0"], {"fc00::/7", "fe80::/10"})
+        self.assertEqual(blocks["0.0.0.0/0"], {*INSIDE_IPV4})
+        self.assertEqual(blocks["::/0"], {*INSIDE_IPV6, *NAT64})
         self.assertEqual(set(internet), {"to"})
+
+    def reaches(self, address, *parts):
+        """Whether one of the policy's rules lets a workspace connect to an address that is no pod's."""
+        address = ipaddress.ip_address(address)
+        for rule in objects(*parts)["NetworkPolicy"]["spec"]["egress"]:
+            for peer in rule["to"]:
+                block = peer.get("ipBlock")
+                if block and address in ipaddress.ip_network(block["cidr"]):
+                    if not any(address in ipaddress.ip_network(one) for one in block.get("except", [])):
+                        return True
+        return False
+
+    def test_no_metadata_service_is_reached(self):
+        inside = [
+            "169.254.169.254", "fd00:ec2::254", "fd20:ce::254", "fd00:c1::a9fe:a9fe", "100.100.100.200", "192.0.0.192",
+            "168.63.129.16", "64:ff9b::169.254.169.254", "64:ff9b::a00:1", "64:ff9b:1::a00:1", "198.18.0.1", "198.19.255.255",
+            "240.0.0.1", "255.255.255.255", "10.1.2.3", "127.0.0.1", "fe80::1",
+        ]
+        for address in inside:
+            self.assertFalse(self.reaches(address), address)
+        for address in ("1.1.1.1", "168.63.129.17", "198.20.0.1", "192.0.1.1", "223.255.255.255", "2606:4700::1111"):
+            self.assertTrue(self.reaches(address), address)
+
+    def test_a_list_of_ones_own_keeps_what_is_inside(self):
+        """Helm puts one list in another's place: whoever adds a range would take the others away."""
+        mine = "203.0.113.0/24"
+        for key, inside in (("exceptIPv4", INSIDE_IPV4), ("exceptIPv6", INSIDE_IPV6)):
+            whole = chart.values["networkPolicy"]["egress"][key]
+            for missing in inside:
+                rest = [one for one in whole if one != missing]
+                self.refused(
+                    helm.HelmRenderError,
+                    f"networkPolicy.egress.{key} lacks {missing}: a list of your own takes the place of values.yaml's,"
+                    " so copy that one and add to it; what a workspace has to reach goes into networkPolicy.egress.extra",
+                    {"networkPolicy": {"egress": {key: rest or ["2001:db8::/32"]}}},
+                )
+        added = {"networkPolicy": {"egress": {"exceptIPv4": [*INSIDE_IPV4, mine], "exceptIPv6": INSIDE_IPV6}}}
+        self.assertFalse(self.reaches("203.0.113.7", added))
+        self.assertTrue(self.reaches("203.0.114.7", added))
+        # A network that translates its way out to IPv4 needs this one.
+        self.assertTrue(self.reaches("64:ff9b::101:101", added))
+
+    def test_a_rule_for_everything_is_refused(self):
+        for rule, message in (
+            ({}, "missing property 'to'"),
+            ({"ports": [{"port": 443}]}, "missing property 'to'"),
+            ({"to": []}, "minItems: got 0, want 1"),
+            ({"to": None}, "got null, want array"),
+            ({"to": [{}]}, "minProperties: got 0, want 1"),
+            ({"to": [{"ipBlock": {"cidr": "10.0.0.1/32"}}], "form": []}, "additional properties 'form' not allowed"),
+        ):
+            with self.subTest(rule):
+                self.refused(helm.HelmValuesError, message, {"networkPolicy": {"egress": {"extra": [rule]}}})
 
     def test_what_it_reaches_is_up_to_values(self):
         def egress(values):
@@ -466,6 +569,95 @@ class Gateway(Case):
                      {"name": "3000", "port": 3000}, {"name": "a" * 16, "port": 3000}, {"name": "dev"}):
             with self.subTest(port), self.assertRaises(helm.HelmValuesError):
                 objects({"extraPorts": [port]})
+
+
+class Nulls(Case):
+    """Helm takes away what is null, the default with it, before it asks the schema."""
+
+    # What an operator may take away, and what that leaves.
+    ALLOWED = {
+        "networkPolicy.gateway.podLabels.app.kubernetes.io/instance": "told by the name alone",
+        "resources.requests": "Kubernetes takes the limits",
+        "resources.requests.cpu": "Kubernetes takes the limit",
+        "resources.requests.memory": "Kubernetes takes the limit",
+        "resources.limits.cpu": "as much as the node has free",
+    }
+
+    def paths(self, values, prefix=()):
+        for key, value in values.items():
+            yield (*prefix, key)
+            if isinstance(value, dict):
+                yield from self.paths(value, (*prefix, key))
+
+    def null(self, path):
+        values = None
+        for key in reversed(path):
+            values = {key: values}
+        return values
+
+    def test_null_changes_nothing_or_is_refused(self):
+        refused, unchanged, allowed = 0, 0, set()
+        for values in ({}, PASSWORD):
+            for path in self.paths(chart.values):
+                try:
+                    found = objects(values, self.null(path))
+                except (helm.HelmValuesError, helm.HelmRenderError) as error:
+                    # By the chart itself, and not by chance.
+                    self.assertRegex(str(error), r"execution error|specifications of the schema")
+                    self.assertTrue(any(part in str(error) for part in path[-2:]), (path, str(error)))
+                    refused += 1
+                    continue
+                if found == objects(values):
+                    unchanged += 1
+                else:
+                    allowed.add(".".join(path))
+        self.assertEqual(allowed, set(self.ALLOWED))
+        self.assertGreater(refused, 40)
+        self.assertGreater(unchanged, 20)
+        print(f"\nnull: {refused} refused, {unchanged} change nothing, {len(allowed)} allowed")
+
+    def test_a_list_whose_items_are_comments_is_refused(self):
+        for key in ("exceptIPv4", "exceptIPv6"):
+            written = yaml.safe_load(f"networkPolicy:\n  egress:\n    {key}:\n    # - 10.0.0.0/8\n")
+            self.refused(helm.HelmValuesError, f"at '/networkPolicy/egress': missing property '{key}'", written)
+
+    def test_what_protects_is_looked_at_without_the_schema_too(self):
+        gateway, egress = "networkPolicy.gateway", "networkPolicy.egress"
+        needed = [
+            "auth", "auth.mode", "auth.hashed", "auth.secretKey", "networkPolicy", "networkPolicy.enabled", gateway,
+            f"{gateway}.namespaceLabels", f"{gateway}.podLabels", egress, f"{egress}.restricted", f"{egress}.internet",
+            f"{egress}.dns", f"{egress}.dns.namespaceLabels", f"{egress}.dns.podLabels", f"{egress}.exceptIPv4",
+            f"{egress}.exceptIPv6", "resources", "resources.limits", "resources.limits.memory", "tmpSize", "server",
+            "server.bindAddress", "server.folder",
+        ]
+        with tempfile.TemporaryDirectory() as folder:
+            chart.save_dir(folder)
+            (Path(folder) / "workspace/values.schema.json").unlink()
+            with helm.Chart.load(Path(folder) / "workspace") as bare:
+
+                def message_of(values):
+                    with self.assertRaises(helm.HelmRenderError) as caught:
+                        bare.render(merged(SUBJECT, values))
+                    return str(caught.exception)
+
+                for path in needed:
+                    for values in ({}, PASSWORD):
+                        message = message_of(merged(values, self.null(path.split("."))))
+                        self.assertRegex(
+                            message,
+                            rf"{re.escape(path)}[.\w]* is missing or empty: null takes a default away; leave the key out,"
+                            " or give it a value",
+                        )
+                for key in ("exceptIPv4", "exceptIPv6"):
+                    self.assertIn(f"{egress}.{key} is missing", message_of({"networkPolicy": {"egress": {key: []}}}))
+                for rule in ({}, {"to": []}, {"ports": [{"port": 443}]}):
+                    self.assertIn(
+                        "networkPolicy.egress.extra has a rule without `to`, which would let a workspace connect to anything",
+                        message_of({"networkPolicy": {"egress": {"extra": [rule]}}}),
+                    )
+                for selector, label in (("namespaceLabels", "kubernetes.io/metadata.name"), ("podLabels", "app.kubernetes.io/name")):
+                    values = {"networkPolicy": {"gateway": {selector: {label: None, "team": "platform"}}}}
+                    self.assertIn(f"{gateway}.{selector} lacks {label}", message_of(values))
 
 
 class Storage(Case):

@@ -52,10 +52,15 @@ while read -r id version sha256 rest; do
   [ "$found" = "$sha256" ] \
     || fail "$id $version has SHA-256 $found, and $lock says $sha256: nothing of it is unpacked"
   rm -rf "$work/unpacked"
-  unzip -q "$work/vsix" 'extension/*' -d "$work/unpacked" \
+  # Asked whether to replace a file, unzip would read the next lines of the lock.
+  unzip -q -o "$work/vsix" 'extension/*' -d "$work/unpacked" </dev/null \
     || fail "$id $version is no extension: it can't be unpacked, or has no folder \"extension\""
   [ -f "$work/unpacked/extension/package.json" ] \
     || fail "$id $version is no extension: it has no extension/package.json"
+  # A link in an extension leads out of it, such as into the home, which a workspace may write.
+  other="$(find "$work/unpacked" ! -type f ! -type d -printf '%P\n' -quit)"
+  [ -z "$other" ] \
+    || fail "$id $version has $other, which is neither a file nor a folder: nothing of it is installed"
   rm -rf "${folder:?}/$id-$version"
   mv "$work/unpacked/extension" "$folder/$id-$version"
   echo "$id $version: checked and unpacked"

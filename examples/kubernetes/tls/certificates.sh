@@ -44,10 +44,12 @@ chmod 700 "$folder"
 ca_key=$folder/ca.key
 ca=$folder/ca.crt
 
-# Written beside and renamed, so that a run that is broken off leaves no half a file.
+# Written beside and renamed, so that a run that is broken off leaves no half a file. What such a
+# run left goes first: a file that is there keeps its mode.
 make_ca() {
   local permitted="" host
   for host in "${hosts[@]}"; do permitted+="${permitted:+,}permitted;DNS:$host"; done
+  rm -f "$ca_key.new" "$ca.new"
   openssl ecparam -name prime256v1 -genkey -noout -out "$ca_key.new"
   openssl req -x509 -new -sha256 -key "$ca_key.new" -days "$ca_days" -out "$ca.new" -config /dev/null \
     -subj "/CN=kube-coders private CA" \
@@ -62,6 +64,7 @@ make_ca() {
 
 make_certificate() {
   local host=$1 key=$folder/$1.key certificate=$folder/$1.crt
+  rm -f "$key.new" "$certificate.new"
   openssl ecparam -name prime256v1 -genkey -noout -out "$key.new"
   openssl req -new -sha256 -key "$key.new" -subj "/CN=$host" -out "$folder/$host.csr" -config /dev/null
   openssl x509 -req -sha256 -in "$folder/$host.csr" -CA "$ca" -CAkey "$ca_key" -set_serial "0x$(openssl rand -hex 16)" \
