@@ -7,7 +7,6 @@ import os
 import re
 import stat
 import subprocess
-import sys
 import tempfile
 import threading
 import unittest

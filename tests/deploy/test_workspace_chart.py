@@ -763,6 +763,30 @@ class Server(Case):
         )
 
 
+class ExtraPorts(Case):
+    """The second set of routes that the README makes for a user's own server."""
+
+    def test_the_commands_make_routes_without_a_finding(self):
+        page = (CHART / "README.md").read_text(encoding="utf-8")
+        (block,) = [block for block in re.findall(r"```sh\n(.*?)```", page, re.S) if "dev-port" in block]
+        with tempfile.TemporaryDirectory() as folder:
+            os.symlink(REPOSITORY / "apisix-conf", Path(folder, "apisix-conf"))
+            program = Path(folder, "kube-coders")
+            os.symlink(KUBE_CODERS, program)
+            environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}
+            made = subprocess.run(
+                ["bash", "-eu", "-c", block], cwd=folder, env=environment, text=True, capture_output=True, check=False
+            )
+            self.assertEqual((made.returncode, made.stdout), (0, "0 errors, 0 warnings in 3 files\n"), made.stderr)
+            objects = {path.stem: json.loads(path.read_text()) for path in Path(folder, "dev-port").iterdir()}
+        self.assertEqual({one["id"] for one in objects.values()}, {"dev", "dev-login"})
+        conf = objects["service"]["plugins"]["ext-plugin-pre-req"]["conf"][0]["value"]
+        self.assertEqual(json.loads(conf)["upstream"], "http://code-{sub}.code-server.svc.cluster.local:3000")
+        for name in ("route-workspaces", "route-workspaces-login"):
+            self.assertEqual(objects[name]["host"], "dev.coders.example.com")
+            self.assertEqual(objects[name]["service_id"], "dev")
+
+
 class Subjects(Case):
     def test_what_is_no_subject_is_refused(self):
         for values, message in (
