@@ -276,7 +276,8 @@ fn objects<'d>(files: &'d [(&'d str, Vec<Node>)]) -> Result<Objects<'d>, CheckEr
         if ours == 0 {
             wrong.push(format!(
                 "{}: no configuration of a gateway: no standalone file, no object or answer of the Admin API, no \
-                 config.yaml, and no resource of the ingress controller",
+                 config.yaml, no resource of the ingress controller, and no \
+                 fullCustomConfig in Helm values",
                 shown(file)
             ));
         }

@@ -55,6 +55,7 @@ pub(super) fn documents(text: &str) -> Result<Vec<Node>, DocumentError> {
         budget: serde_saphyr::budget! {
             max_nodes: MAX_VALUES,
             max_events: 4 * MAX_VALUES,
+            max_documents: MAX_VALUES,
             // What aliases make of a file is limited all the same.
             enforce_alias_anchor_ratio: false,
         },
@@ -333,6 +334,26 @@ impl<'d> Spot<'d> {
             Value::Text(text) => Some(text.to_string()),
             Value::Number(number) => Some(number.to_string()),
             _ => None,
+        }
+    }
+
+    /// Every name and every single value below, each told at its own place.
+    pub(super) fn scalars(&self) -> Vec<Self> {
+        let mut found = Vec::new();
+        self.each_scalar(&mut found);
+        found
+    }
+
+    fn each_scalar(&self, found: &mut Vec<Self>) {
+        match &self.node.value {
+            Value::List(_) => self.items().iter().for_each(|item| item.each_scalar(found)),
+            Value::Map(_) => {
+                for (_, value) in self.entries() {
+                    found.push(value.clone());
+                    value.each_scalar(found);
+                }
+            }
+            _ => found.push(Self { place: self.node.place, ..self.clone() }),
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::document::Spot;
 use super::finding::Findings;
-use super::route::{Plugin, Plugins, Route, Upstream, UpstreamNode, port_of};
+use super::route::{Plugin, Plugins, Route, Upstream, UpstreamNode, port_of, unbracketed};
 use super::rule::Rule;
 
 /// The resources by their kinds.
@@ -153,7 +153,7 @@ fn external(node: Spot<'_>) -> UpstreamNode<'_> {
     let name = node.text_of("name").unwrap_or_default();
     let host = match node.text_of("type") {
         Some("Service") => format!("the service {name}"),
-        _ => name.to_owned(),
+        _ => unbracketed(name),
     };
     UpstreamNode { port: node.get("port").and_then(|port| port_of(&port)), host, spot: node }
 }

@@ -193,16 +193,12 @@ fn foreign(route: &Route<'_>, url: &Url) -> Option<String> {
     if !route.hosts.is_empty() && !route.hosts.iter().any(|pattern| matches_host(pattern, host)) {
         return Some(format!("redirect_uri is at {host:?}, which is no host of the route"));
     }
-    if path == "/" {
-        return Some("redirect_uri is the workspace's first page".to_owned());
-    }
-    let is_ours = route.paths.is_empty() || route.paths.iter().any(|pattern| matches_path(pattern, path));
-    (!is_ours).then(|| format!("redirect_uri has the path {path:?}, which is none of the route"))
+    (path == "/").then(|| "redirect_uri is the workspace's first page".to_owned())
 }
 
 /// A path of a route: itself, one with `*` behind what it begins with, or with parameters,
 /// of which nobody can say that it does not match.
-fn matches_path(pattern: &str, path: &str) -> bool {
+pub(super) fn matches_path(pattern: &str, path: &str) -> bool {
     match pattern.strip_suffix('*') {
         _ if pattern.contains(':') => true,
         Some(start) => path.starts_with(start),
@@ -211,7 +207,7 @@ fn matches_path(pattern: &str, path: &str) -> bool {
 }
 
 /// A host of a route: a name, or one with `*.` before it.
-fn matches_host(pattern: &str, host: &str) -> bool {
+pub(super) fn matches_host(pattern: &str, host: &str) -> bool {
     match pattern.strip_prefix('*') {
         Some(suffix) => host.len() > suffix.len() && host.ends_with(suffix),
         None => pattern.eq_ignore_ascii_case(host),

@@ -2,13 +2,16 @@
 
 use super::document::Spot;
 use super::finding::Findings;
-use super::route::Route;
+use super::route::{Plugin, Route};
 use super::rule::Rule;
 use crate::direct::DECISION_HEADER;
 use crate::stamp::STAMP_HEADER;
 
 /// The plugins that run functions from their conf.
 const FUNCTIONS: [&str; 2] = ["serverless-pre-function", "serverless-post-function"];
+
+/// When a request has been sent already.
+const LATE: [&str; 3] = ["header_filter", "body_filter", "log"];
 
 /// What a function names that chooses an upstream, in lower case.
 const CHOOSES: [&str; 4] = ["apisix.upstream", "apisix.balancer", "ngx.balancer", "upstream.set"];
@@ -41,11 +44,19 @@ fn functions<'d>(route: &Route<'d>) -> Vec<Spot<'d>> {
 /// takes the place of.
 pub(super) fn choosers<'d>(route: &Route<'d>) -> Vec<Spot<'d>> {
     let chooses = |function: &Spot<'d>| {
-        let text = function.text().unwrap_or_default().to_ascii_lowercase();
+        // `upstream_status` and the like are what was, not what shall be.
+        let text = function.text().unwrap_or_default().to_ascii_lowercase().replace("upstream_", "");
         let names = |words: &[&str]| words.iter().any(|word| text.contains(word));
         names(&CHOOSES) || names(&IDENTITY) && (text.contains("upstream") || text.contains("balancer"))
     };
-    functions(route).into_iter().chain(route.scripts.iter().cloned()).filter(chooses).collect()
+    // A later phase finds the upstream chosen.
+    let is_late = |function: &Spot<'d>| {
+        let of = |plugin: &&Plugin<'d>| function.path.starts_with(&format!("{}.functions", plugin.conf.path));
+        let phase = route.plugins.iter().find(of).and_then(|plugin| plugin.conf.text_of("phase"));
+        phase.is_some_and(|phase| LATE.contains(&phase))
+    };
+    let all = functions(route).into_iter().filter(|function| !is_late(function));
+    all.chain(route.scripts.iter().cloned()).filter(chooses).collect()
 }
 
 /// Checks a route to workspaces, or a global rule, for what changes requests beside the
@@ -76,7 +87,8 @@ fn rewrites(route: &Route<'_>, findings: &mut Findings) {
         let headers = plugin.conf.get_or_missing("headers");
         let changes = [Some(headers.clone()), headers.get("set"), headers.get("add")];
         for (name, spot) in changes.into_iter().flatten().flat_map(|change| change.entries()) {
-            if DECIDING.contains(&&*name.to_ascii_lowercase()) {
+            // An empty value takes the header away.
+            if DECIDING.contains(&&*name.to_ascii_lowercase()) && spot.text() != Some("") {
                 findings.add(Rule::IdentityRewritten, &spot, format!("proxy-rewrite writes {name}"));
             }
         }

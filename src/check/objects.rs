@@ -16,6 +16,8 @@ pub(super) struct Objects<'d> {
     plugin_configs: Collection<'d>,
     upstreams: Collection<'d>,
     global_rules: Collection<'d>,
+    /// Services or sets of plugins: a route says which of the two it means.
+    either: Collection<'d>,
     /// Those of certificates, consumers and plugins' metadata, which may hold secrets.
     others: Vec<Spot<'d>>,
     /// The process's own configuration, `config.yaml`.
@@ -68,8 +70,21 @@ const COLLECTIONS: [&str; 12] = [
 const CONFIG: [&str; 5] = ["deployment", "nginx_config", "ext-plugin", "apisix", "plugin_attr"];
 
 /// What `apisix` has in values for the gateway's Helm chart, and never in `config.yaml`.
-const CHART: [&str; 6] =
-    ["deployment", "nginx", "extPlugin", "customPlugins", "pluginAttrs", "fullCustomConfig"];
+const CHART: [&str; 13] = [
+    "deployment",
+    "nginx",
+    "extPlugin",
+    "customPlugins",
+    "pluginAttrs",
+    "fullCustomConfig",
+    "service",
+    "replicaCount",
+    "image",
+    "apisix",
+    "etcd",
+    "ingress-controller",
+    "autoscaling",
+];
 
 impl<'d> Objects<'d> {
     /// Sorts a document in, and says whether it is a gateway's.
@@ -93,7 +108,7 @@ impl<'d> Objects<'d> {
             }
             return true;
         }
-        if let Some(config) = document.at(&["apisix", "fullCustomConfig", "config"]) {
+        if let Some(config) = embedded(document) {
             self.configs.push(config);
             return true;
         }
@@ -105,13 +120,14 @@ impl<'d> Objects<'d> {
             }
             return !is_chart;
         }
-        if let Some(list) = document.get("list").filter(Spot::is_list) {
-            return list.items().is_empty() || self.add_each(&list.items());
+        if let Some(list) = document.get("list") {
+            // An empty list may come as an empty map.
+            return list.items().is_empty() && list.entries().is_empty() || self.add_each(&list.items());
         }
         if let (Some(key), Some(value)) = (document.text_of("key"), document.get("value")) {
             // What the Admin API answers: {"key": "/apisix/routes/1", "value": {…}}.
             let collection =
-                key.rsplit('/').nth(1).and_then(|part| COLLECTIONS.into_iter().find(|name| *name == part));
+                key.split('/').find_map(|part| COLLECTIONS.into_iter().find(|name| *name == part));
             if let Some(name) = collection {
                 self.put(name, value);
             }
@@ -129,10 +145,10 @@ impl<'d> Objects<'d> {
         let has = |name: &str| body.get(name).is_some();
         if has("uri") || has("uris") {
             self.routes.push(body.clone());
-        } else if has("plugins") && !has("username") {
-            // A service, or a set of plugins: a route says which of the two it means.
+        } else if has("upstream") || has("upstream_id") || has("enable_websocket") || has("hosts") {
             self.services.push(body.clone());
-            self.plugin_configs.push(body.clone());
+        } else if has("plugins") && !has("username") {
+            self.either.push(body.clone());
         } else if has("nodes") || has("service_name") {
             self.upstreams.push(body.clone());
         } else if has("cert") || has("snis") || has("username") {
@@ -165,7 +181,8 @@ impl<'d> Objects<'d> {
 
     /// Every object that may have plugins' confs, or secrets of another kind, in it.
     pub(super) fn all(&self) -> impl Iterator<Item = &Spot<'d>> {
-        let collections = [&self.routes, &self.services, &self.plugin_configs, &self.global_rules];
+        let collections =
+            [&self.routes, &self.services, &self.plugin_configs, &self.global_rules, &self.either];
         let objects = collections.into_iter().flat_map(|collection| &collection.objects);
         objects.chain(&self.others).chain(self.ingress.all())
     }
@@ -261,7 +278,8 @@ impl<'d> Objects<'d> {
         findings: &mut Findings,
     ) -> Option<Spot<'d>> {
         let id = object.id_of(field)?;
-        let found = among.of_id(&id);
+        let either = Some(&self.either).filter(|_| field != "upstream_id");
+        let found = among.of_id(&id).or_else(|| either?.of_id(&id));
         if found.is_none() {
             let what = field.trim_end_matches("_id").replace('_', " ");
             let spot = object.get_or_missing(field);
@@ -273,6 +291,11 @@ impl<'d> Objects<'d> {
         }
         found.cloned()
     }
+}
+
+/// The `config.yaml` in values for the gateway's Helm chart.
+pub(super) fn embedded<'d>(document: &Spot<'d>) -> Option<Spot<'d>> {
+    document.at(&["apisix", "fullCustomConfig", "config"])
 }
 
 /// Whether a document is a standalone file's.

@@ -1,17 +1,19 @@
 //! The gateway's own configuration, `config.yaml`, beside what its routes need of it.
 
+use std::collections::HashSet;
+
 use super::calls::DECISION;
 use super::document::Spot;
 use super::finding::Findings;
 use super::objects::Objects;
 use super::route::Route;
 use super::rule::Rule;
-use super::secrets::is_reference;
+use super::secrets::is_variable;
 
 /// Checks every `config.yaml` among the files.
 pub(super) fn check(objects: &Objects<'_>, routes: &[Route<'_>], findings: &mut Findings) {
+    plugins(objects.configs(), routes, findings);
     for config in objects.configs() {
-        plugins(config, routes, findings);
         if config.get("ext-plugin").is_some() {
             underscores(config, findings);
         }
@@ -22,7 +24,15 @@ pub(super) fn check(objects: &Objects<'_>, routes: &[Route<'_>], findings: &mut 
 
 /// Checks that the gateway knows the runner which its routes call.
 pub(super) fn check_runner(objects: &Objects<'_>, findings: &mut Findings) {
-    for config in objects.configs() {
+    let configs = objects.configs();
+    let is_set = |config: &Spot<'_>| {
+        ["path_for_test", "cmd"].iter().any(|name| config.at(&["ext-plugin", name]).is_some())
+    };
+    // Values for Helm come in layers, of which one says it.
+    for config in configs.iter().filter(|config| is_set(config)) {
+        runner(config, findings);
+    }
+    if let Some(config) = configs.first().filter(|_| !configs.iter().any(is_set)) {
         runner(config, findings);
     }
 }
@@ -70,32 +80,39 @@ fn underscores(config: &Spot<'_>, findings: &mut Findings) {
     }
 }
 
-fn plugins(config: &Spot<'_>, routes: &[Route<'_>], findings: &mut Findings) {
+fn plugins(configs: &[Spot<'_>], routes: &[Route<'_>], findings: &mut Findings) {
+    let Some(first) = configs.first() else { return };
     let used = || routes.iter().flat_map(|route| &route.plugins);
-    if let Some(list) = config.get("plugins").filter(Spot::is_list) {
-        let listed = list.texts_of();
-        for plugin in used().filter(|plugin| !listed.contains(&plugin.name)) {
-            let text = format!("plugins of {} does not have {}", config.file, plugin.name);
-            findings.add(Rule::PluginNotListed, &plugin.conf, text);
-        }
-    } else {
-        for plugin in used().filter(|plugin| plugin.name == DECISION) {
-            let text =
-                format!("{} has no list of plugins, and the gateway's own lacks {DECISION}", config.file);
+    let lists: Vec<_> = configs
+        .iter()
+        .filter_map(|config| Some((config.file, config.get("plugins").filter(Spot::is_list)?)))
+        .collect();
+    for (file, list) in &lists {
+        let listed: HashSet<_> = list.texts_of().into_iter().collect();
+        for plugin in used().filter(|plugin| !listed.contains(plugin.name)) {
+            let text = format!("plugins of {file} does not have {}", plugin.name);
             findings.add(Rule::PluginNotListed, &plugin.conf, text);
         }
     }
-    let apisix = config.get_or_missing("apisix");
-    if used().any(|plugin| plugin.name == DECISION) && apisix.text_of("extra_lua_path").is_none() {
+    if lists.is_empty() {
+        for plugin in used().filter(|plugin| plugin.name == DECISION) {
+            let text =
+                format!("{} has no list of plugins, and the gateway's own lacks {DECISION}", first.file);
+            findings.add(Rule::PluginNotListed, &plugin.conf, text);
+        }
+    }
+    let has_path = |config: &Spot<'_>| config.at(&["apisix", "extra_lua_path"]).is_some();
+    if used().any(|plugin| plugin.name == DECISION) && !configs.iter().any(has_path) {
         let text = format!("no extra_lua_path, by which the gateway finds {DECISION}");
-        findings.add(Rule::PluginNotListed, &apisix.missing("extra_lua_path"), text);
+        let spot = first.get_or_missing("apisix").missing("extra_lua_path");
+        findings.add(Rule::PluginNotListed, &spot, text);
     }
 }
 
 fn admin(config: &Spot<'_>, findings: &mut Findings) {
     let Some(admin) = config.at(&["deployment", "admin"]) else { return };
     if let Some(allowed) = admin.get("allow_admin") {
-        let ranges = allowed.items();
+        let ranges = if allowed.text().is_some() { vec![allowed.clone()] } else { allowed.items() };
         if ranges.is_empty() {
             findings.add(Rule::AdminOpen, &allowed, "an empty allow_admin lets everybody in");
         }
@@ -108,7 +125,7 @@ fn admin(config: &Spot<'_>, findings: &mut Findings) {
         findings.add(Rule::AdminOpen, &admin.get_or_missing("admin_key_required"), text);
     }
     for key in admin.items_of("admin_key") {
-        if key.text_of("key").is_some_and(|value| !value.is_empty() && !is_reference(value, true)) {
+        if key.text_of("key").is_some_and(|value| !value.is_empty() && !is_variable(value)) {
             let text = "the Admin API's key in clear text";
             findings.add(Rule::SecretInClear, &key.get_or_missing("key"), text);
         }

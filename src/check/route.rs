@@ -122,7 +122,7 @@ impl<'d> Upstream<'d> {
     pub(super) fn read(spot: &Spot<'d>) -> Self {
         let nodes = spot.get_or_missing("nodes");
         let listed = nodes.items().into_iter().filter_map(|node| {
-            let host = node.text_of("host")?.to_owned();
+            let host = unbracketed(node.text_of("host")?);
             Some(UpstreamNode { port: node.get("port").and_then(|port| port_of(&port)), host, spot: node })
         });
         let mapped = nodes.entries().into_iter().map(|(name, node)| {
@@ -152,8 +152,12 @@ pub(super) fn port_of(spot: &Spot<'_>) -> Option<u16> {
     is_port.then_some(number as u16)
 }
 
+/// An IPv6 address without its brackets.
+pub(super) fn unbracketed(host: &str) -> String {
+    host.trim_start_matches('[').trim_end_matches(']').to_owned()
+}
+
 fn host_and_port(text: &str) -> (String, Option<u16>) {
-    let unbracketed = |host: &str| host.trim_start_matches('[').trim_end_matches(']').to_owned();
     match text.rsplit_once(':') {
         Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => {
             (unbracketed(host), port.parse().ok())

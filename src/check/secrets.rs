@@ -25,6 +25,8 @@ pub(super) fn check(objects: &Objects<'_>, findings: &mut Findings) {
 
 fn check_texts(object: &Spot<'_>, objects: &Objects<'_>, findings: &mut Findings) {
     let may_replace = objects.replaces_variables(object.file);
+    // There the gateway looks nothing up: the reference itself would be the secret.
+    let in_config = objects.configs().iter().any(|config| config.file == object.file);
     for (name, spot) in object.texts() {
         let value = spot.text().unwrap_or_default();
         // A variable that is listed may have its value behind its name.
@@ -43,17 +45,32 @@ fn check_texts(object: &Spot<'_>, objects: &Objects<'_>, findings: &mut Findings
         let is_key = value.contains("-----BEGIN") && value.contains("PRIVATE KEY-----");
         if (is_named_so || is_key || of_key_auth || of_proxy)
             && !value.is_empty()
-            && !is_reference(value, may_replace)
+            && !is_reference(value, in_config, may_replace)
         {
             findings.add(Rule::SecretInClear, &spot, format!("{name} in clear text"));
         }
     }
 }
 
-/// Whether a value says where the secret is, and not what it is: the gateway looks it up,
-/// or replaces a variable as it reads its own files. A default behind `:=` is in clear.
-pub(super) fn is_reference(value: &str, may_replace: bool) -> bool {
+/// Whether a value says where the secret is, and not what it is.
+fn is_reference(value: &str, in_config: bool, may_replace: bool) -> bool {
     let lower = value.to_ascii_lowercase();
-    let is_variable = value.starts_with("${{") && value.ends_with("}}") && !value.contains(":=");
-    ["$env://", "$secret://"].iter().any(|prefix| lower.starts_with(prefix)) || may_replace && is_variable
+    let is_looked_up = ["$env://", "$secret://"].iter().any(|prefix| lower.starts_with(prefix));
+    is_looked_up && !in_config || may_replace && is_variable(value) || is_of_request(value)
+}
+
+/// Whether a value is a variable that the gateway replaces as it reads its own files. A
+/// default behind `:=` is in clear.
+pub(super) fn is_variable(value: &str) -> bool {
+    value.starts_with("${{") && value.ends_with("}}") && !value.contains(":=")
+}
+
+/// Whether a value is a variable of the request's: what the client has sent itself.
+fn is_of_request(value: &str) -> bool {
+    let value = value.strip_prefix("Bearer ").or_else(|| value.strip_prefix("Basic ")).unwrap_or(value);
+    let is_name = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    let name = value.strip_prefix('$');
+    let name =
+        name.map(|name| name.strip_prefix('{').and_then(|name| name.strip_suffix('}')).unwrap_or(name));
+    name.is_some_and(|name| !name.is_empty() && is_name(name))
 }

@@ -2,16 +2,19 @@
 
 use std::collections::{HashMap, HashSet};
 
+use reqwest::Url;
+
 use super::document::Spot;
 use super::finding::Findings;
 use super::identity::is_for_navigations;
-use super::login::LOGIN;
+use super::login::{LOGIN, matches_host, matches_path};
 use super::route::Route;
 use super::rule::Rule;
 
 /// Checks the routes of a gateway, of which some lead to workspaces.
 pub(super) fn check(routes: &[Route<'_>], to_workspaces: &[bool], findings: &mut Findings) {
     sessions(routes, findings);
+    callbacks(routes, findings);
     others_of_the_host(routes, to_workspaces, findings);
     priorities(routes, to_workspaces, findings);
 }
@@ -44,6 +47,35 @@ fn different(one: &Spot<'_>, other: &Spot<'_>) -> Option<&'static str> {
     let text =
         |conf: &Spot<'_>, path: &[&str]| conf.at(path).and_then(|value| value.text().map(str::to_owned));
     paths.into_iter().zip(names).find(|(path, _)| text(one, path) != text(other, path)).map(|(_, name)| name)
+}
+
+/// Checks that a login comes back to a route that has one.
+fn callbacks(routes: &[Route<'_>], findings: &mut Findings) {
+    let mut paths: HashMap<&str, Vec<&str>> = HashMap::new();
+    for route in routes.iter().filter(|route| route.plugin(LOGIN).is_some()) {
+        for host in &route.hosts {
+            paths.entry(*host).or_default().extend(&route.paths);
+        }
+    }
+    for route in routes {
+        let Some(plugin) = route.plugin(LOGIN).filter(|plugin| !plugin.conf.has_true("bearer_only")) else {
+            continue;
+        };
+        let Some(url) = plugin.conf.text_of("redirect_uri").and_then(|text| Url::parse(text).ok()) else {
+            continue;
+        };
+        let (host, path) = (url.host_str().unwrap_or_default(), url.path());
+        let of_host = route
+            .hosts
+            .iter()
+            .filter(|pattern| matches_host(pattern, host))
+            .filter_map(|host| paths.get(*host));
+        let known: Vec<_> = of_host.flatten().collect();
+        if !known.is_empty() && !known.iter().any(|pattern| matches_path(pattern, path)) {
+            let text = format!("redirect_uri has the path {path:?}, which is none of a route with a login");
+            findings.add(Rule::RedirectUriForeign, &plugin.conf.get_or_missing("redirect_uri"), text);
+        }
+    }
 }
 
 /// Checks that nobody else gets the session's cookie, which is for the whole host.
@@ -89,7 +121,10 @@ pub(super) fn is_answered(route: &Route<'_>) -> bool {
         || route.plugin("redirect").is_some_and(|it| it.conf.get("uri").is_some())
 }
 
+/// How many of a route's hosts and paths are looked at together: more than routes have.
+const MAX_PLACES: usize = 1000;
+
 /// Each host of a route with each of its paths.
 fn places<'r, 'd>(route: &'r Route<'d>) -> impl Iterator<Item = (&'d str, &'d str)> + use<'r, 'd> {
-    route.hosts.iter().flat_map(|host| route.paths.iter().map(move |path| (*host, *path)))
+    route.hosts.iter().flat_map(|host| route.paths.iter().map(move |path| (*host, *path))).take(MAX_PLACES)
 }

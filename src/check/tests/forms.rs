@@ -248,10 +248,34 @@ fn a_collection_alone_is_a_gateway_s() {
         "stream_routes: []\n#END\n",
         "{\"routes\": []}",
         "{\"total\": 0, \"list\": []}",
+        "{\"total\": 0, \"list\": {}}",
+        "{\"id\": \"o\", \"upstream_id\": \"u\"}",
+        "{\"key\": \"/apisix/secrets/vault/1\", \"value\": {\"uri\": \"https://vault\"}}",
         "{\"key\": \"/apisix/services/routes\", \"value\": {\"uri\": \"/*\"}}",
     ] {
         check(&[("a.yaml", text)], &[], &[]);
     }
+}
+
+#[test]
+fn a_credential_of_a_consumer_is_a_secret() {
+    let text = "{\"key\": \"/apisix/consumers/jack/credentials/c1\", \"value\": {\"plugins\": {\"key-auth\": {\"key\": \"s3cret\"}}}}";
+    check(&[("a.json", text)], &[], &[("secret-in-clear", "value.plugins.key-auth.key")]);
+}
+
+#[test]
+fn bodies_of_other_kinds_may_have_one_id() {
+    let plugins = r#"{"id": "workspaces", "plugins": {"prometheus": {}}}"#;
+    check(
+        &[("route.json", ROUTE), ("service.json", &service()), ("plugins.json", plugins)],
+        GATEWAY,
+        &[EXPECTED],
+    );
+    check(
+        &[("route.json", ROUTE), ("plugins.json", plugins), ("service.json", &service())],
+        GATEWAY,
+        &[EXPECTED],
+    );
 }
 
 #[test]

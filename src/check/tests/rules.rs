@@ -666,7 +666,11 @@ fn faults() -> Vec<Fault> {
             Rule::ReferenceBroken,
             "routes[0].upstream_id",
         ),
-        fault(&[("{priority: 2598}", "{priority: 02598}")], Rule::ReadDifferently, ""),
+        fault(
+            &[("{priority: 2598}", "{priority: 02598}")],
+            Rule::ReadDifferently,
+            at(CALL, "_meta.priority"),
+        ),
     ]
 }
 
@@ -689,6 +693,12 @@ fn process_faults() -> Vec<Fault> {
             "deployment.admin.admin_key[0].key",
         ),
         fault(&[("[127.0.0.0/24]", "[]")], Rule::AdminOpen, "deployment.admin.allow_admin"),
+        fault(&[("[127.0.0.0/24]", "0.0.0.0/0")], Rule::AdminOpen, "deployment.admin.allow_admin"),
+        fault(
+            &[("${{ADMIN_KEY}}", "$env://ADMIN_KEY")],
+            Rule::SecretInClear,
+            "deployment.admin.admin_key[0].key",
+        ),
         fault(
             &[("  admin:\n", "  admin:\n    admin_key_required: false\n")],
             Rule::AdminOpen,
@@ -1035,4 +1045,43 @@ fn what_is_found_is_said_as_it_stands_in_the_list() {
     }
     let listed = include_str!("found.txt");
     assert!(said == listed, "src/check/tests/found.txt must be:\n{said}");
+}
+
+#[test]
+fn what_is_safe_is_left_alone() {
+    let other = |route: &str| {
+        let routes = format!("  - id: other\n    host: app.example.com\n    uri: /*\n{route}#END\n");
+        changed(GOOD, &[("#END\n", &routes)])
+    };
+    for route in [
+        "    plugins: {proxy-rewrite: {headers: {set: {Authorization: Bearer $cookie_token, X-Auth-Token: $http_x_token}}}}\n",
+        "    plugins: {http-logger: {log_format: {token: $http_x_token}}}\n",
+        "    plugins: {serverless-post-function: {phase: log, functions: ['ngx.log(ctx.var.upstream_status, ctx.var.http_x_userinfo)']}}\n",
+    ] {
+        check(&[("apisix.yaml", &other(route))], &[], &[]);
+    }
+    let emptied = changed(
+        GOOD,
+        &[(
+            "    upstream:\n",
+            "      proxy-rewrite: {headers: {set: {X-Access-Token: ''}}}\n    upstream:\n",
+        )],
+    );
+    check(&[("apisix.yaml", &emptied)], &[], &[]);
+    let six = changed(GOOD, &[(NODES, "nodes: [{host: \"[::1]\", port: 9181, weight: 1}]")]);
+    check(&[("apisix.yaml", &six)], &["--forwarder-address", "[::1]:9181"], &[]);
+    // Another route of the host takes the login's callback.
+    let second = GOOD.split_once("routes:\n").unwrap().1;
+    let callback =
+        changed(second, &[("\"workspaces\"", "\"callback\""), ("    uri: /*\n", "    uri: /.apisix/*\n")]);
+    let split =
+        format!("{}{callback}", changed(GOOD, &[("    uri: /*\n", "    uri: /code/*\n"), ("#END\n", "")]));
+    check(&[("apisix.yaml", &split)], &[], &[]);
+    // Values for Helm in two layers, of which one says where the runner is.
+    let values = |config: &str| format!("apisix:\n  fullCustomConfig:\n    config:\n{config}");
+    let runner = values(
+        "      ext-plugin: {path_for_test: /run/a.sock}\n      nginx_config: {http: {underscores_in_headers: \"off\"}}\n",
+    );
+    let more = values("      nginx_config: {worker_processes: 2}\n");
+    check(&[("apisix.yaml", GOOD), ("a.yaml", &runner), ("b.yaml", &more)], &[], &[]);
 }
