@@ -616,6 +616,12 @@ class Nulls(Case):
         self.assertGreater(unchanged, 20)
         print(f"\nnull: {refused} refused, {unchanged} change nothing, {len(allowed)} allowed")
 
+    def test_a_short_list_is_good_where_it_excepts_nothing(self):
+        short = {"exceptIPv4": ["10.0.0.0/8"]}
+        for way in ({"internet": False}, {"restricted": False}):
+            objects({"networkPolicy": {"egress": short | way}})
+        self.refused(helm.HelmRenderError, "networkPolicy.egress.exceptIPv4 lacks", {"networkPolicy": {"egress": short}})
+
     def test_a_list_whose_items_are_comments_is_refused(self):
         for key in ("exceptIPv4", "exceptIPv6"):
             written = yaml.safe_load(f"networkPolicy:\n  egress:\n    {key}:\n    # - 10.0.0.0/8\n")

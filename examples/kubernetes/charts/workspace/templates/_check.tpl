@@ -33,7 +33,8 @@ schema, which it can be told to skip; a policy's list that is missing excepts no
       "exceptIPv4" (list "10.0.0.0/8" "172.16.0.0/12" "192.168.0.0/16" "100.64.0.0/10" "169.254.0.0/16" "127.0.0.0/8"
         "192.0.0.0/24" "198.18.0.0/15" "240.0.0.0/4" "168.63.129.16/32")
       "exceptIPv6" (list "fc00::/7" "fe80::/10") -}}
-{{- range $key, $ranges := $inside -}}
+{{- /* Where nothing but DNS may be reached, or everything, the lists except nothing. */ -}}
+{{- range $key, $ranges := ternary $inside (dict) (and $egress.restricted $egress.internet) -}}
 {{- range $range := $ranges -}}
 {{- if not (has $range (index $egress $key)) -}}
 {{- fail (printf "networkPolicy.egress.%s lacks %s: a list of your own takes the place of values.yaml's, so copy that one and add to it; what a workspace has to reach goes into networkPolicy.egress.extra" $key $range) -}}
