@@ -1,5 +1,6 @@
 //! Each rule on a route that is good but for one thing, and the forms that a route has.
 
+mod faults;
 mod forms;
 mod rules;
 
