@@ -167,6 +167,39 @@ class SameRoute(unittest.TestCase):
             self.assertEqual(logins["workspaces"], logins["workspaces-login"])
             self.assertGreater(routes["workspaces-login"]["priority"], routes["workspaces"]["priority"])
 
+    def test_navigations_get_the_login_and_everything_else_a_401(self):
+        """By the routes' conditions, as APISIX compares: an exact path first, then the highest priority."""
+        page = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
+        compare = {"==": lambda found, wanted: found == wanted, "~~": lambda found, wanted: re.search(wanted, found)}
+        requests = [
+            ("GET", "/", page, "auth"),
+            ("GET", "/?folder=/home/coder", page, "auth"),
+            ("GET", "/.apisix/redirect?code=a&state=b", page, "auth"),
+            ("GET", "/.apisix/logout", page, "auth"),
+            ("POST", "/login", page, "deny"),
+            ("GET", "/_static/out/main.js", "*/*", "deny"),
+            ("GET", "/stable/icon.png", "image/avif,image/webp,image/*,*/*;q=0.8", "deny"),
+            ("GET", "/events", "text/event-stream", "deny"),
+            # A WebSocket has no Accept.
+            ("GET", "/stable-a?reconnectionToken=b", "", "deny"),
+            ("DELETE", "/api", "application/json", "deny"),
+            ("GET", "/healthz", page, None),
+            ("GET", "/favicon.ico", "image/*", None),
+        ]
+        for _, _, routes in self.each():
+            for method, target, accept, expected in requests:
+                path, seen = target.split("?")[0], {"request_method": method, "http_accept": accept}
+                exact = [route for route in routes.values() if path in route["uris"]]
+                found = [
+                    route
+                    for route in exact or [route for route in routes.values() if route["uris"] == ["/*"]]
+                    if all(compare[operator](seen[name], value) for name, operator, value in route["vars"])
+                ]
+                first, *rest = sorted(found, key=lambda route: -route["priority"])
+                self.assertTrue(all(route["priority"] < first["priority"] for route in rest), target)
+                login = first["plugins"].get("openid-connect", {})
+                self.assertEqual(login.get("unauth_action"), expected, f"{method} {target}")
+
     def test_the_modes_differ_in_the_mode_only(self):
         for form in ("standalone", "admin-api", "ingress"):
             confs = {}
