@@ -46,6 +46,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::limit_log::LimitLog;
 use crate::resolver::Resolver;
 use crate::stamp::StampKey;
 use crate::takeover::Succession;
@@ -135,6 +136,7 @@ pub(crate) struct Forwarder {
     places: Arc<Semaphore>,
     sockets: Arc<Semaphore>,
     turned_away: Arc<Semaphore>,
+    closed: LimitLog,
     succession: Arc<Succession>,
     starting: Starting,
     tls: Tls,
@@ -142,6 +144,10 @@ pub(crate) struct Forwarder {
     pub(crate) counters: Counters,
     tasks: Tasks,
 }
+
+/// What a connection counts as that is closed without an answer, because there are too
+/// many to say even that.
+const CLOSED: &str = "closed-unanswered";
 
 /// A place among `max_connections`.
 type Place = OwnedSemaphorePermit;
@@ -163,6 +169,7 @@ impl Forwarder {
         let places = Arc::new(Semaphore::new(limits.max_connections));
         let sockets = Arc::new(Semaphore::new(SOCKETS_A_PLACE * limits.max_connections));
         let turned_away = Arc::new(Semaphore::new(MAX_TURNED_AWAY));
+        let closed = LimitLog::new(limits.max_connections, "--max-forwarder-connections");
         Arc::new(Self {
             key,
             resolver,
@@ -171,6 +178,7 @@ impl Forwarder {
             places,
             sockets,
             turned_away,
+            closed,
             succession,
             starting: Starting::default(),
             tls: Tls::new(trust),
@@ -232,6 +240,9 @@ impl Forwarder {
                 refusing.await;
                 drop(place);
             });
+        } else {
+            self.counters.count(CLOSED);
+            self.closed.turn_away();
         }
     }
 

@@ -53,7 +53,7 @@
 //!   it uses, `resolver`, `refusal`, `request_id`, `pem_file` and the names of
 //!   the headers of stamp and decision, speaks to no gateway.
 //! - `runner` and `forwarder` share only `upstream`, the stamp's key, `refusal`
-//!   and `request_id`, `server` and `forwarder` the `takeover`, and `forwarder`,
+//!   and `request_id`, `server` and `forwarder` the `takeover` and `limit_log`, and `forwarder`,
 //!   `direct` and `user_upstream` the `resolver`. Neither calls the other.
 //! - `takeover` knows descriptors, and nothing of what is said through them.
 //! - `check` reads files and asks nobody; of `user_upstream` it knows the conf.
@@ -82,6 +82,7 @@ mod conf;
 mod answers;
 mod runner;
 mod admission;
+mod limit_log;
 mod socket_file;
 mod key_file;
 mod pem_file;

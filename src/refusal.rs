@@ -190,7 +190,7 @@ impl Refusal {
         }
         let body = if reader.is_navigation() {
             headers.push(("content-type", "text/html; charset=utf-8".to_owned()));
-            headers.push(("content-security-policy", page::CONTENT_SECURITY_POLICY.to_owned()));
+            headers.push(("content-security-policy", page::content_security_policy(self)));
             headers.push(("referrer-policy", "no-referrer".to_owned()));
             let more = match more {
                 More::Login(_) if !self.is_about_the_login() => More::Nothing,
@@ -240,6 +240,10 @@ struct Problem<'a> {
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    use sha2::{Digest as _, Sha256};
+
     use super::*;
 
     /// The product's answer table.
@@ -390,7 +394,12 @@ mod tests {
         for (seconds, english, korean) in [
             (5, "It has been starting for 5 s.", "시작한 지 5초 지났습니다."),
             (60, "It has been starting for 1 min.", "시작한 지 1분 지났습니다."),
-            (95, "It has been starting for 1 min 35 s.", "시작한 지 1분 35초 지났습니다."),
+            (95, "It has been starting for 1 min 35 s.</p>", "시작한 지 1분 35초 지났습니다.</p>"),
+            (
+                120,
+                "It has been starting for 2 min. That is long: tell your administrator.",
+                "시작한 지 2분 지났습니다. 너무 오래 걸리고 있으니 관리자에게 알려 주세요.",
+            ),
         ] {
             let waited = More::Waited(Duration::from_secs(seconds));
             let page = Refusal::WorkspaceStarting.render(&navigation("en"), "id-1", waited);
@@ -424,8 +433,18 @@ mod tests {
     fn only_the_page_of_a_starting_workspace_reloads_itself() {
         for (refusal, ..) in TABLE {
             let page = refusal.render(&navigation("en"), "id-1", More::Nothing);
+            let is_starting = refusal == Refusal::WorkspaceStarting;
             let reloads = text(&page).contains("<meta http-equiv=\"refresh\" content=\"5\">");
-            assert_eq!(reloads, refusal == Refusal::WorkspaceStarting, "{refusal:?}");
+            assert_eq!(reloads, is_starting, "{refusal:?}");
+            // The hash of the script as a browser computes it.
+            let script =
+                text(&page).split_once("<script>").and_then(|(_, rest)| rest.split_once("</script>"));
+            let hash = script.map(|(script, _)| STANDARD.encode(Sha256::digest(script)));
+            let policy = header(&page, "content-security-policy").unwrap();
+            let allowed =
+                policy.split_once("script-src 'sha256-").and_then(|(_, rest)| rest.split_once('\''));
+            assert_eq!(allowed.map(|(hash, _)| hash), hash.as_deref());
+            assert_eq!(hash.is_some(), is_starting, "{refusal:?}");
         }
     }
 

@@ -4,7 +4,6 @@ use std::io;
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -19,6 +18,7 @@ use tracing::{debug, error, info, warn};
 use crate::admission::{Admission, RefusedPeers};
 use crate::connection::{Connection, Frame, ReadError};
 use crate::frame::Kind;
+use crate::limit_log::LimitLog;
 use crate::runner::{After, Runner};
 use crate::socket_file::BoundFile;
 use crate::takeover::{Succession, may_take_over};
@@ -81,14 +81,6 @@ impl Shared {
     }
 }
 
-/// Says, when the limit on connections is reached, whether it is time for a line
-/// in the log.
-struct LimitLog {
-    connections: usize,
-    turned_away: AtomicU64,
-    refused: RefusedPeers,
-}
-
 impl Server {
     /// A server that serves until `stop`.
     pub(crate) fn new(
@@ -103,11 +95,7 @@ impl Server {
             admission,
             shared: Arc::new(Shared { runner, succession, refused, stop, cut }),
             permits: Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS))),
-            limit: Arc::new(LimitLog {
-                connections: max_connections,
-                turned_away: AtomicU64::new(0),
-                refused: RefusedPeers::default(),
-            }),
+            limit: Arc::new(LimitLog::new(max_connections, "--max-connections")),
             successors: Arc::new(Semaphore::new(MAX_ASKED)),
             connections: TaskTracker::new(),
         }
@@ -178,7 +166,8 @@ impl Server {
     }
 
     /// Has no place for a gateway's connection, but one for a successor: the limit is
-    /// where it may be wanted.
+    /// where it may be wanted. Closing at once costs the client 503; to keep it waiting
+    /// would cost 60 s.
     fn turn_away(&self, stream: UnixStream, uid: u32) {
         let place = Arc::clone(&self.successors).try_acquire_owned();
         let Some(place) = place.ok().filter(|_| may_take_over(uid)) else { return self.limit.turn_away() };
@@ -211,17 +200,6 @@ impl Drop for Server {
     /// Whoever drops it wants an end, not tasks without a master.
     fn drop(&mut self) {
         self.shared.cut.cancel();
-    }
-}
-
-impl LimitLog {
-    /// Closing at once costs the client 503; to keep it waiting would cost 60 s.
-    fn turn_away(&self) {
-        let turned_away = self.turned_away.fetch_add(1, Ordering::Relaxed) + 1;
-        if self.refused.should_log(0) {
-            let limit = self.connections;
-            warn!(limit, turned_away, cure = "--max-connections", "connection closed: the limit is reached");
-        }
     }
 }
 

@@ -93,6 +93,11 @@ impl Unsent {
         self.sent == self.bytes.len()
     }
 
+    /// Whether the stream is waited for: to take bytes, or to pass those on that it keeps.
+    pub(super) fn is_waiting(&self) -> bool {
+        !self.is_empty() || self.is_unflushed
+    }
+
     /// Writes until nothing is left. Tells whether something was written.
     pub(super) fn poll_write(
         &mut self,

@@ -112,7 +112,7 @@ async fn exchange(
         // Behind what has begun, a refusal would be the answer to the next request.
         exchanged = exchanged.map_err(|failure| Failure::BrokenOff(failure.to_string()));
     }
-    if exchanged.is_ok() {
+    if exchanged.is_ok() && exchange.is_workspace_ready {
         forwarder.starting.answers(&destination);
     }
     let (connection, ended, body_passed) =
@@ -156,6 +156,8 @@ struct Exchange<'e> {
     stop: &'e CancellationToken,
     /// Whether anything was read of this connection.
     has_heard: bool,
+    /// Whether its answer is that of a workspace that has started.
+    is_workspace_ready: bool,
     waits: Waits,
     last_move: Instant,
     /// When the first byte of the head came that is not whole.
@@ -244,6 +246,7 @@ impl<'e> Exchange<'e> {
             answering: Answering::none(),
             stop,
             has_heard: false,
+            is_workspace_ready: false,
             waits,
             last_move: now,
             head_since: None,
@@ -351,6 +354,7 @@ impl<'e> Exchange<'e> {
         let head =
             ResponseHead::parse(&self.connection.stream.unused()[..length]).map_err(AnswerError::from)?;
         let framing = framing::of_response(&head, self.asked.is_head).map_err(AnswerError::from)?;
+        self.is_workspace_ready = head.status != 503;
         self.answering = match head.status {
             101 => {
                 let wanted = self.asked.protocols.as_deref();
@@ -383,7 +387,9 @@ impl<'e> Exchange<'e> {
                 let is_last = self.asked.is_last
                     || self.forwarder.closes_connections(self.stop)
                     || self.uploading != Uploading::Done;
-                let form = self.form(framing, is_last);
+                let is_starting = head.status == 503 && !is_page(&head);
+                let retry_after = Refusal::WorkspaceStarting.retry_after().filter(|_| is_starting);
+                let form = ResponseForm { retry_after, ..self.form(framing, is_last) };
                 headers::write_response(&head, &form, &mut unsent.bytes).map_err(AnswerError::from)?;
                 let ended = Ended::Answered { keep: self.keep(&head, framing), is_last };
                 Answering::Body { relay: Relay::new(unsent, framing, self.coding(framing)), ended }
@@ -407,7 +413,7 @@ impl<'e> Exchange<'e> {
 
     fn form(&self, framing: Framing, is_last: bool) -> ResponseForm<'static> {
         let is_chunked = self.coding(framing) != Coding::Plain;
-        ResponseForm { version: self.asked.version, is_chunked, protocol: None, is_last }
+        ResponseForm { version: self.asked.version, is_chunked, protocol: None, is_last, retry_after: None }
     }
 
     /// How the gateway learns where such a body ends.
@@ -433,8 +439,8 @@ impl<'e> Exchange<'e> {
     fn poll_stalled(&mut self, context: &mut Context<'_>) -> Poll<Failure> {
         let mut has_moved = self.upload.take_moved();
         let answer_waits_for = match &mut self.answering {
-            Answering::Head { unsent, .. } if unsent.is_empty() => WaitsFor::Reading,
-            Answering::Head { .. } => WaitsFor::Writing,
+            Answering::Head { unsent, .. } if unsent.is_waiting() => WaitsFor::Writing,
+            Answering::Head { .. } => WaitsFor::Reading,
             Answering::Body { relay, .. } => {
                 has_moved |= relay.take_moved();
                 relay.waits_for()

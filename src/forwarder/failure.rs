@@ -81,7 +81,7 @@ impl Failure {
             }
             Self::Asked(_) | Self::Body(_) => Refusal::RequestMalformed,
             Self::Late => Refusal::RequestLate,
-            Self::Busy(_) => Refusal::RunnerBusy,
+            Self::Busy(_) | Self::Connect(ConnectError::NoMeans(_)) => Refusal::RunnerBusy,
             Self::SubjectBusy(_) => Refusal::TooManyConnections,
             Self::Resolve(ResolveError::NotFound) => Refusal::WorkspaceNotFound,
             Self::Resolve(ResolveError::Unavailable) => Refusal::ResolverUnavailable,
@@ -139,6 +139,12 @@ mod tests {
             "workspace: no connection: connection refused",
         );
         check(ConnectError::Tls(reset()), "workspace-failed", "workspace: no TLS: connection refused");
+        let no_means = ConnectError::from(io::Error::from_raw_os_error(nix::libc::EMFILE));
+        check(
+            no_means,
+            "runner-busy",
+            "workspace: this machine has no means for a connection: Too many open files (os error 24)",
+        );
         check(Failure::Silent(wait), "workspace-starting", "workspace: no response head within 6s");
         check(Failure::NotReady, "workspace-starting", "workspace: status 503 and no page");
         check(Failure::Broken(reset()), "workspace-failed", "workspace: connection refused");

@@ -1,5 +1,7 @@
 //! The parts that read what the gateway and workspaces send, for `crate::fuzzing`.
 
+use std::time::Duration;
+
 use super::chunked::{self, Decoder, Piece};
 use super::framing::{self, Framing};
 use super::head::{HeadEnd, RequestHead, ResponseHead, Version};
@@ -37,7 +39,13 @@ pub(crate) fn response_head(bytes: &[u8]) {
     let Some(Ok(head)) = whole(bytes).map(ResponseHead::parse) else { return };
     let Ok(framing) = framing::of_response(&head, false) else { return };
     let is_chunked = matches!(framing, Framing::Chunked | Framing::UntilClose);
-    let form = ResponseForm { version: Version::Http11, is_chunked, protocol: None, is_last: false };
+    let form = ResponseForm {
+        version: Version::Http11,
+        is_chunked,
+        protocol: None,
+        is_last: false,
+        retry_after: (head.status == 503).then_some(Duration::from_secs(5)),
+    };
     let mut output = Vec::new();
     if headers::write_response(&head, &form, &mut output).is_err() {
         return;

@@ -134,6 +134,8 @@ pub(super) struct ResponseForm<'b> {
     pub(super) protocol: Option<&'b [u8]>,
     /// Whether nothing comes behind it on its connection.
     pub(super) is_last: bool,
+    /// After how long it is worth another try, if the workspace does not say.
+    pub(super) retry_after: Option<Duration>,
 }
 
 /// Writes a response's head as it goes to the gateway.
@@ -155,6 +157,11 @@ pub(super) fn write_response(
         if !is_hop_by_hop(field) && !starts_with(field.name, COMMANDS) && !is_named {
             write_line(field.line, output);
         }
+    }
+    if let Some(wait) = form.retry_after
+        && !head.fields.iter().any(|field| field.is("retry-after"))
+    {
+        write_line(format!("Retry-After: {}", wait.as_secs()).as_bytes(), output);
     }
     if form.is_chunked {
         write_line(b"Transfer-Encoding: chunked", output);

@@ -46,7 +46,7 @@ struct Waiting {
 }
 
 impl Waiting {
-    fn is_good(&self) -> bool {
+    fn is_good(&mut self) -> bool {
         Instant::now() < self.until && self.connection.is_quiet()
     }
 }
@@ -60,7 +60,7 @@ impl Pool {
     /// that leads to one of the addresses which the name has now.
     pub(super) fn take(&self, destination: &Destination, addresses: &[IpAddr]) -> Option<Connection> {
         loop {
-            let youngest = self.content().pop_youngest(destination)?;
+            let mut youngest = self.content().pop_youngest(destination)?;
             // The kernel is asked while nobody waits for the lock.
             if addresses.contains(&youngest.connection.address()) && youngest.is_good() {
                 return Some(youngest.connection);
@@ -118,9 +118,9 @@ impl Content {
         youngest
     }
 
-    fn retain(&mut self, is_kept: impl Fn(&Waiting) -> bool) {
+    fn retain(&mut self, is_kept: impl Fn(&mut Waiting) -> bool) {
         self.waiting.retain(|_, waiting| {
-            waiting.retain(&is_kept);
+            waiting.retain_mut(&is_kept);
             !waiting.is_empty()
         });
         self.count = self.waiting.values().map(VecDeque::len).sum();

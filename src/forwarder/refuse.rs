@@ -18,6 +18,7 @@ use super::failure::Failure;
 use super::head::{Field, RequestHead};
 use super::headers::write_answer;
 use super::relay::Relay;
+use super::workspace::ConnectError;
 use crate::refusal::{More, Reader, Refusal};
 use crate::request_id::shown_request_id;
 
@@ -59,9 +60,11 @@ pub(super) async fn answer(
     let request_id = shown_request_id(head.as_ref().and_then(|head| value(&head.fields, REQUEST_ID)));
     let code = refusal.code();
     forwarder.counters.count(code);
-    // A bad stamp or a malformed request is an attack or a mistake in the set-up;
-    // everything else is a workspace's ordinary life.
-    if matches!(failure, Failure::Asked(_) | Failure::Body(_)) {
+    // A bad stamp or a malformed request is an attack or a mistake in the set-up, and a
+    // machine without ports or files left is an operator's to mend; everything else is a
+    // workspace's ordinary life.
+    let is_ours = matches!(failure, Failure::Connect(ConnectError::NoMeans(_)));
+    if is_ours || matches!(failure, Failure::Asked(_) | Failure::Body(_)) {
         tracing::warn!(request_id, code, reason = %failure, "request refused");
     } else {
         tracing::info!(request_id, code, reason = %failure, "request refused");

@@ -129,7 +129,7 @@ impl Relay {
 
     /// Which side holds the body up.
     pub(super) fn waits_for(&self) -> WaitsFor {
-        if self.unsent.is_empty() { WaitsFor::Reading } else { WaitsFor::Writing }
+        if self.unsent.is_waiting() { WaitsFor::Writing } else { WaitsFor::Reading }
     }
 
     /// Takes what was read early, so that it goes out with what is before it.

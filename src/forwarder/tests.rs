@@ -6,6 +6,8 @@ mod connections;
 mod exchanges;
 mod failures;
 mod harness;
+mod reaching;
 mod stamps;
+mod starting;
 mod tls;
 mod tunnels;

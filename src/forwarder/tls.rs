@@ -160,6 +160,18 @@ impl Stream {
             Self::Tls(stream) => stream.get_ref().0,
         }
     }
+
+    /// Whether nothing waits that was taken from the connection beneath, and not read
+    /// of this one yet.
+    pub(super) fn is_drained(&mut self) -> bool {
+        match self {
+            Self::Plain(_) => true,
+            Self::Tls(stream) => {
+                let state = stream.get_mut().1.process_new_packets();
+                state.is_ok_and(|state| state.plaintext_bytes_to_read() == 0 && !state.peer_has_closed())
+            }
+        }
+    }
 }
 
 impl AsyncRead for Stream {

@@ -19,8 +19,8 @@ use super::tls::Stream;
 use super::watch::Watch;
 use super::{Place, websocket};
 
-/// How long one side may go on once the other has ended. A workspace that never
-/// closes would hold a place among all users' connections for ever.
+/// How long nothing may move once one side has ended. A workspace that never closes
+/// would hold a place among all users' connections for ever.
 const AFTER_END: Duration = Duration::from_secs(10);
 
 /// How long a tunnel that we end may take for it.
@@ -69,6 +69,7 @@ struct Ways<A, B> {
     send: Duration,
     /// Present while a side is waited for to take something.
     watch: Option<Watch>,
+    last_move: Instant,
 }
 
 impl<A, B> Ways<A, B>
@@ -78,7 +79,7 @@ where
 {
     fn new(gateway: Buffered<A>, workspace: Buffered<B>, is_websocket: bool, send: Duration) -> Self {
         let (up, down) = (Way::new(is_websocket), Way::new(is_websocket));
-        Self { gateway, workspace, up, down, send, watch: None }
+        Self { gateway, workspace, up, down, send, watch: None, last_move: Instant::now() }
     }
 
     /// Passes on what can pass: whether each way has ended.
@@ -86,10 +87,13 @@ where
         let up = self.up.poll(&mut self.gateway, &mut self.workspace, context)?;
         let down = self.down.poll(&mut self.workspace, &mut self.gateway, context)?;
         let now = Instant::now();
-        if self.up.note_moves(now) {
+        let (has_moved_up, has_moved_down) = (self.up.note_moves(now), self.down.note_moves(now));
+        if has_moved_up {
             is_active();
         }
-        self.down.note_moves(now);
+        if has_moved_up || has_moved_down {
+            self.last_move = now;
+        }
         self.check_stalled(context)?;
         Ok((up.is_ready(), down.is_ready()))
     }
@@ -119,17 +123,21 @@ where
     /// Passes on until both ways have ended, and tells each time that bytes came from
     /// the gateway.
     async fn both(&mut self, is_active: impl Fn()) -> io::Result<()> {
-        let mut until = async |is_enough: fn(bool, bool) -> bool| {
-            poll_fn(|context| match self.poll(context, &is_active) {
-                Ok((up, down)) if is_enough(up, down) => Poll::Ready(Ok(())),
-                Ok(_) => Poll::Pending,
-                Err(error) => Poll::Ready(Err(error)),
-            })
-            .await
-        };
-        until(|up, down| up || down).await?;
-        let rest = timeout(AFTER_END, until(|up, down| up && down)).await;
-        rest.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+        let mut ending: Option<Watch> = None;
+        poll_fn(|context| {
+            match self.poll(context, &is_active)? {
+                (true, true) => return Poll::Ready(Ok(())),
+                (false, false) => return Poll::Pending,
+                _ => {}
+            }
+            let ending = ending.get_or_insert_with(|| {
+                self.last_move = Instant::now();
+                Watch::new(AFTER_END)
+            });
+            let over = ending.poll_over(self.last_move + AFTER_END, context);
+            over.map(|()| Err(io::ErrorKind::TimedOut.into()))
+        })
+        .await
     }
 
     /// Ends both ways: a WebSocket's with a close, where a frame may begin.
@@ -182,9 +190,10 @@ impl Way {
     fn note_moves(&mut self, now: Instant) -> bool {
         let has_moved = self.relay.take_moved();
         self.blocked = match self.relay.waits_for() {
-            WaitsFor::Reading => None,
-            WaitsFor::Writing if has_moved => Some(now),
-            WaitsFor::Writing => self.blocked.or(Some(now)),
+            // An end, too, may have to wait for what is within TLS.
+            WaitsFor::Reading if self.state != State::Ending => None,
+            _ if has_moved => Some(now),
+            _ => self.blocked.or(Some(now)),
         };
         has_moved
     }
@@ -229,7 +238,7 @@ impl HangUp for tokio::io::DuplexStream {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::io::duplex;
+    use tokio::io::{AsyncWriteExt as _, duplex};
 
     #[tokio::test(start_paused = true)]
     async fn a_side_that_never_ends_holds_a_tunnel_no_longer() {
@@ -244,5 +253,48 @@ mod tests {
             let error = ways.both(|| {}).await.unwrap_err();
             assert_eq!((error.kind(), since.elapsed()), (io::ErrorKind::TimedOut, AFTER_END));
         }
+    }
+
+    /// A side that has ended still reads, and who still speaks is not cut off.
+    #[tokio::test(start_paused = true)]
+    async fn a_side_that_goes_on_may_take_its_time() {
+        for gateway_ends in [true, false] {
+            let ((gateway, mut gateway_peer), (workspace, mut workspace_peer)) = (duplex(64), duplex(64));
+            let (ended, speaks) = match gateway_ends {
+                true => (&mut gateway_peer, &mut workspace_peer),
+                false => (&mut workspace_peer, &mut gateway_peer),
+            };
+            ended.shutdown().await.unwrap();
+            let speaking = async {
+                for _ in 0..3 {
+                    tokio::time::sleep(AFTER_END - Duration::from_secs(1)).await;
+                    speaks.write_all(b"x").await.unwrap();
+                    assert_eq!(ended.read_u8().await.unwrap(), b'x');
+                }
+                speaks.shutdown().await.unwrap();
+            };
+            let (gateway, workspace) = (Buffered::new(gateway), Buffered::new(workspace));
+            let mut ways = Ways::new(gateway, workspace, false, Duration::from_secs(300));
+            let (ended, ()) = tokio::join!(ways.both(|| {}), speaking);
+            ended.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn only_what_the_client_says_is_activity() {
+        let ((gateway, mut client), (workspace, mut server)) = (duplex(64), duplex(64));
+        let activities = std::cell::Cell::new(0);
+        let (gateway, workspace) = (Buffered::new(gateway), Buffered::new(workspace));
+        let mut ways = Ways::new(gateway, workspace, false, Duration::from_secs(300));
+        let speaking = async {
+            server.write_all(b"a").await.unwrap();
+            assert_eq!((client.read_u8().await.unwrap(), activities.get()), (b'a', 0));
+            client.write_all(b"b").await.unwrap();
+            assert_eq!((server.read_u8().await.unwrap(), activities.get()), (b'b', 1));
+            server.shutdown().await.unwrap();
+            client.shutdown().await.unwrap();
+        };
+        let (ended, ()) = tokio::join!(ways.both(|| activities.set(activities.get() + 1)), speaking);
+        ended.unwrap();
     }
 }

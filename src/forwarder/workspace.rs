@@ -40,20 +40,33 @@ pub(super) enum ConnectError {
     Refused(#[source] io::Error),
     #[error("no TLS: {0}")]
     Tls(#[source] io::Error),
+    /// The workspace was not even asked.
+    #[error("this machine has no means for a connection: {0}")]
+    NoMeans(#[source] io::Error),
+}
+
+impl From<io::Error> for ConnectError {
+    fn from(error: io::Error) -> Self {
+        let lacks = [Errno::EMFILE, Errno::ENFILE, Errno::EADDRNOTAVAIL, Errno::ENOBUFS, Errno::ENOMEM];
+        match error.raw_os_error().map(Errno::from_raw) {
+            Some(number) if lacks.contains(&number) => Self::NoMeans(error),
+            _ => Self::Refused(error),
+        }
+    }
 }
 
 impl Connection {
-    /// Connects to the first address that takes the connection: one after the other,
-    /// and the next one beside an address that is slow (RFC 8305).
+    /// Connects to the first address that takes the connection, and shakes hands within
+    /// TLS: one after the other, and the next one beside an address that is slow (RFC
+    /// 8305).
     pub(super) async fn open(
         upstream: &Upstream,
         addresses: &[IpAddr],
         tls: &Tls,
         wait: Duration,
     ) -> Result<Self, ConnectError> {
-        let opening = async {
-            let opened = race(interleaved(addresses), upstream.port()).await;
-            let (stream, address) = opened.map_err(ConnectError::Refused)?;
+        let opening = race(interleaved(addresses), |address| async move {
+            let stream = TcpStream::connect(SocketAddr::new(address, upstream.port())).await?;
             // Only slower without.
             let _ = stream.set_nodelay(true);
             let stream = match upstream.scheme() {
@@ -61,7 +74,7 @@ impl Connection {
                 Scheme::Https => tls.connect(stream, upstream.host()).await.map_err(ConnectError::Tls)?,
             };
             Ok(Self { stream: Buffered::new(stream), address, requests: 0 })
-        };
+        });
         timeout(wait, opening).await.unwrap_or(Err(ConnectError::Timeout(wait)))
     }
 
@@ -73,26 +86,31 @@ impl Connection {
     /// Whether the next request can be sent: nobody has closed it, and nothing has
     /// come that nobody asked for. The kernel is asked itself, since the runtime may
     /// not have heard of an end yet.
-    pub(super) fn is_quiet(&self) -> bool {
+    pub(super) fn is_quiet(&mut self) -> bool {
         let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
         self.stream.unused().is_empty()
+            && self.stream.stream.is_drained()
             && recv(self.stream.stream.tcp().as_raw_fd(), &mut [0], flags) == Err(Errno::EAGAIN)
     }
 }
 
-async fn race(mut addresses: VecDeque<IpAddr>, port: u16) -> io::Result<(TcpStream, IpAddr)> {
-    let mut failure = io::Error::from(io::ErrorKind::AddrNotAvailable);
+/// What the first attempt gives that succeeds. Where none does, a refused certificate
+/// is the failure to tell: that one does not pass by waiting.
+async fn race<T, A>(mut addresses: VecDeque<IpAddr>, attempt: impl Fn(IpAddr) -> A) -> Result<T, ConnectError>
+where
+    A: Future<Output = Result<T, ConnectError>>,
+{
+    let mut failure = ConnectError::Refused(io::ErrorKind::HostUnreachable.into());
     let mut attempts = FuturesUnordered::new();
     loop {
         if let Some(address) = addresses.pop_front() {
-            attempts.push(async move {
-                TcpStream::connect(SocketAddr::new(address, port)).await.map(|stream| (stream, address))
-            });
+            attempts.push(attempt(address));
         }
         let is_last = addresses.is_empty();
         tokio::select! {
             Some(connected) = attempts.next() => match connected {
                 Ok(connected) => return Ok(connected),
+                Err(_) if matches!(failure, ConnectError::Tls(_)) => {}
                 Err(error) => failure = error,
             },
             () = sleep(ATTEMPT_DELAY), if !is_last => {}
@@ -158,6 +176,47 @@ mod tests {
         assert!(matches!(error, ConnectError::Refused(_)), "{error}");
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn the_next_address_is_tried_beside_one_that_is_slow() {
+        let since = tokio::time::Instant::now();
+        let addresses = ips(&["127.0.0.1", "127.0.0.2", "127.0.0.3"]);
+        let taken = race(addresses.clone().into(), |address| async move {
+            match address.to_string().as_str() {
+                "127.0.0.1" => std::future::pending().await,
+                "127.0.0.2" => Err(io::Error::from(io::ErrorKind::ConnectionRefused).into()),
+                _ => Ok(address),
+            }
+        });
+        assert_eq!(taken.await.ok(), Some(addresses[2]));
+        assert_eq!(since.elapsed(), ATTEMPT_DELAY, "who refuses is not waited for");
+    }
+
+    #[tokio::test]
+    async fn the_addresses_take_turns_from_ipv6_on() {
+        let four = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let port = four.local_addr().unwrap().port();
+        let _six = TcpListener::bind((std::net::Ipv6Addr::LOCALHOST, port)).await.unwrap();
+        let upstream: Upstream = format!("http://a:{port}").parse().unwrap();
+        let (addresses, tls) = (ips(&["127.0.0.1", "::1"]), Tls::new(Trust::System));
+        let opened = Connection::open(&upstream, &addresses, &tls, Duration::from_secs(20)).await.unwrap();
+        assert_eq!(opened.address(), addresses[1]);
+    }
+
+    #[tokio::test]
+    async fn a_refused_certificate_is_told_and_not_an_address_that_refuses() {
+        let addresses = ips(&["127.0.0.1", "127.0.0.2"]);
+        let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
+        for first_is_tls in [true, false] {
+            let raced = race(addresses.clone().into(), |address| {
+                let is_tls = (address == addresses[0]) == first_is_tls;
+                let error = if is_tls { ConnectError::Tls(refused()) } else { refused().into() };
+                std::future::ready(Err::<(), _>(error))
+            });
+            let error = raced.await.unwrap_err();
+            assert!(matches!(error, ConnectError::Tls(_)), "{error}");
+        }
+    }
+
     #[tokio::test]
     async fn a_connection_is_quiet_until_somebody_speaks_or_goes() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
@@ -166,7 +225,7 @@ mod tests {
             let upstream: Upstream = format!("http://{address}").parse().unwrap();
             let (tls, wait) = (Tls::new(Trust::System), Duration::from_secs(20));
             let opened = Connection::open(&upstream, &[address.ip()], &tls, wait).await;
-            let (opened, (peer, _)) = (opened.unwrap(), listener.accept().await.unwrap());
+            let (mut opened, (peer, _)) = (opened.unwrap(), listener.accept().await.unwrap());
             assert!(opened.is_quiet());
             if speaks {
                 assert_eq!(peer.try_write(b"x").unwrap(), 1);

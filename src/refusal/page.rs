@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use sha2::{Digest as _, Sha256};
+
 use super::{Language, More, Refusal};
 
-/// Nothing may be loaded or run; the style stands in the page. The page may
-/// stand in a frame of its own origin only, as the editor's own pages do.
-pub(super) const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'";
+/// From when on a start is so long that somebody should look at it.
+const LONG_START: Duration = Duration::from_secs(120);
 
 const STYLE: &str = "\
 :root{color-scheme:light dark;--ink:#1f2328;--soft:#59636e;--paper:#fff;--line:#d1d9e0}\
@@ -20,6 +23,29 @@ color:inherit;text-decoration:none}\
 a:hover,a:focus-visible{border-color:var(--soft)}\
 footer{margin-top:2rem;padding-top:1rem;border-top:1px solid var(--line);color:var(--soft);font-size:.85rem}\
 code{font-family:ui-monospace,monospace}";
+
+/// The policy of a refusal's page: nothing may be loaded, and nothing run but what
+/// reloads it. It may stand in a frame of its own origin only, as the editor's own pages do.
+pub(super) fn content_security_policy(refusal: Refusal) -> String {
+    let script = reload_script(refusal).map_or_else(String::new, |script| {
+        format!(" script-src 'sha256-{}';", STANDARD.encode(Sha256::digest(script)))
+    });
+    format!(
+        "default-src 'none';{script} style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+    )
+}
+
+/// After how many seconds a page reloads itself, if it does.
+fn reloads_after(refusal: Refusal) -> Option<u64> {
+    let wait = refusal.retry_after().filter(|_| refusal == Refusal::WorkspaceStarting);
+    wait.map(|wait| wait.as_secs())
+}
+
+/// What reloads a page. A refresh in the head alone would not do at an address with a
+/// fragment, where browsers take it for a jump within the page.
+fn reload_script(refusal: Refusal) -> Option<String> {
+    reloads_after(refusal).map(|seconds| format!("setTimeout(function(){{location.reload()}},{seconds}000)"))
+}
 
 /// The words of one page.
 struct Words {
@@ -45,10 +71,11 @@ pub(super) fn render(refusal: Refusal, language: Language, request_id: &str, mor
         More::Waited(_) | More::Nothing => String::new(),
     };
     let Words { title, what, cure } = words;
-    let reload = match (refusal, refusal.retry_after()) {
-        (Refusal::WorkspaceStarting, Some(wait)) => {
-            format!("<meta http-equiv=\"refresh\" content=\"{}\">\n", wait.as_secs())
-        }
+    let reload = match (reloads_after(refusal), reload_script(refusal)) {
+        (Some(seconds), Some(script)) => format!(
+            "<script>{script}</script>\n\
+             <noscript><meta http-equiv=\"refresh\" content=\"{seconds}\"></noscript>\n"
+        ),
         _ => String::new(),
     };
     let (status, code, request_id) = (refusal.status(), refusal.code(), escape(request_id));
@@ -88,9 +115,16 @@ fn since(language: Language, waited: Duration) -> String {
         (minutes, 0) => format!("{minutes}{minute}"),
         (minutes, seconds) => format!("{minutes}{minute}{space}{seconds}{second}"),
     };
+    let is_long = waited >= LONG_START;
     match language {
-        Language::English => format!("It has been starting for {time}."),
-        Language::Korean => format!("시작한 지 {time} 지났습니다."),
+        Language::English => {
+            let advice = " That is long: tell your administrator.";
+            format!("It has been starting for {time}.{}", if is_long { advice } else { "" })
+        }
+        Language::Korean => {
+            let advice = " 너무 오래 걸리고 있으니 관리자에게 알려 주세요.";
+            format!("시작한 지 {time} 지났습니다.{}", if is_long { advice } else { "" })
+        }
     }
 }
 
@@ -290,7 +324,7 @@ fn korean(refusal: Refusal) -> Words {
         ),
         Refusal::WorkspaceStarting => (
             "작업 공간을 시작하고 있습니다",
-            "작업 공간이 아직 응답하지 않습니다. 시작하는 데 보통 1분이 걸리지 않습니다.",
+            "작업 공간이 아직 응답하지 않습니다. 보통 1분 안에 시작됩니다.",
             "이 페이지를 열어 두세요. 자동으로 새로 고쳐지며, 준비되면 작업 공간이 열립니다.",
         ),
         Refusal::StampRefused => (

@@ -8,46 +8,6 @@ use std::time::{Duration, SystemTime};
 use tokio::io::AsyncWriteExt as _;
 
 #[tokio::test]
-async fn a_connection_that_died_while_idle_is_replaced() {
-    let (served, workspace) = (Served::new().await, Workspace::new().await);
-    let mut gateway = served.connect().await;
-    for turn in 0..20 {
-        let stamp = served.stamp(&workspace);
-        gateway.write(format!("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n{stamp}\r\nbody")).await;
-        let mut inside = workspace.accept().await;
-        inside.head().await;
-        assert_eq!(inside.exactly(4).await, "body");
-        inside.answer("").await;
-        let (head, _) = gateway.response().await;
-        assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{turn}: {head}");
-        // Dropped here: closed, whether the forwarder has seen it or not.
-    }
-}
-
-#[tokio::test]
-async fn a_workspace_that_does_not_listen_is_starting() {
-    let served = Served::new().await;
-    let workspace = Workspace::new().await;
-    let request = served.get("/", &workspace);
-    drop(workspace);
-    let mut gateway = served.connect().await;
-    gateway.write(request).await;
-    let response = gateway.response().await;
-    assert_refused(&response, 503, "workspace-starting");
-    assert!(response.0.contains("retry-after: 5\r\n"), "{}", response.0);
-}
-
-#[tokio::test]
-async fn a_name_that_can_not_be_resolved_is_said_to_be() {
-    let served = Served::new().await;
-    let mut gateway = served.connect().await;
-    let upstream: Upstream = "http://code-alice.test:1".parse().unwrap();
-    let stamp = served.key.make(&upstream, SystemTime::now() + Duration::from_secs(60));
-    gateway.write(format!("GET / HTTP/1.1\r\nHost: h\r\nX-Kube-Coders-Stamp: {stamp}\r\n\r\n")).await;
-    assert_refused(&gateway.response().await, 503, "resolver-unavailable");
-}
-
-#[tokio::test]
 async fn a_silent_workspace_is_starting() {
     let limits = ForwarderLimits { read: Duration::from_millis(50), ..ForwarderLimits::default() };
     let (served, workspace) = (Served::with(limits, DRAIN).await, Workspace::new().await);
@@ -233,28 +193,6 @@ async fn a_workspace_that_takes_nothing_is_given_up() {
     assert!(String::from_utf8(answer).unwrap().contains("workspace-starting"));
     drop(reads);
     within(filling).await.unwrap();
-}
-
-#[tokio::test]
-async fn a_navigation_to_a_workspace_that_is_not_ready_gets_the_page_that_waits() {
-    let (served, workspace) = (Served::new().await, Workspace::new().await);
-    let refused =
-        "HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nno";
-    let own_page = refused.replace("text/plain", "Text/HTML; charset=utf-8");
-    for (accept, answer, waits) in
-        [("text/html", refused, true), ("text/html", &own_page, false), ("*/*", refused, false)]
-    {
-        let mut gateway = served.connect().await;
-        let stamp = served.stamp(&workspace);
-        gateway.write(format!("GET / HTTP/1.1\r\nHost: h\r\nAccept: {accept}\r\n{stamp}\r\n")).await;
-        let mut inside = workspace.accept().await;
-        inside.head().await;
-        inside.write(answer).await;
-        let (head, body) = gateway.response().await;
-        assert!(head.starts_with("HTTP/1.1 503 Service Unavailable\r\n"), "{head}");
-        assert_eq!(body.contains("http-equiv=\"refresh\""), waits, "{accept} {answer}: {body}");
-        assert_eq!(body == "no", !waits);
-    }
 }
 
 /// A gateway that has sent a whole request and got a whole answer sends the next one:

@@ -196,6 +196,26 @@ impl Peer {
     }
 }
 
+/// Writes until nobody has taken anything for a while, and says how much that was.
+pub(super) async fn fill(peer: &mut Peer) -> usize {
+    let stuck = Duration::from_millis(200);
+    let mut written = 0;
+    while let Ok(Ok(count)) = timeout(stuck, peer.stream.write(&[b'x'; 65_536])).await {
+        written += count;
+    }
+    written
+}
+
+pub(super) async fn until_nothing_is_open(served: &Served) {
+    let is_open = || served.forwarder.subjects.activities().iter().any(|activity| activity.open > 0);
+    within(async {
+        while is_open() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
 #[track_caller]
 pub(super) fn assert_refused((head, body): &(String, String), status: u16, code: &str) {
     assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{head:.300}");

@@ -29,7 +29,12 @@ struct Secure {
 
 impl Secure {
     async fn new() -> Self {
-        let made = rcgen::generate_simple_self_signed(["code-alice.test".to_owned()]).unwrap();
+        Self::showing("code-alice.test", Ipv4Addr::LOCALHOST, 0).await
+    }
+
+    /// `code-alice.test` with a certificate for this name, at this address.
+    async fn showing(name: &str, ip: Ipv4Addr, port: u16) -> Self {
+        let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
         let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
         let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_safe_default_protocol_versions()
@@ -39,7 +44,7 @@ impl Secure {
             .unwrap();
         let mut pem = tempfile::NamedTempFile::new().unwrap();
         pem.write_all(made.cert.pem().as_bytes()).unwrap();
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let listener = TcpListener::bind((ip, port)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let upstream = format!("https://code-alice.test:{port}").parse().unwrap();
         Self { listener, acceptor: TlsAcceptor::from(Arc::new(config)), pem, upstream }
@@ -66,10 +71,14 @@ async fn head(stream: &mut TlsStream<TcpStream>) -> String {
 
 /// A forwarder that finds `code-alice.test` on loopback.
 async fn served(trust: Trust) -> (Served, NameServer) {
+    served_with(trust, ForwarderLimits::default()).await
+}
+
+async fn served_with(trust: Trust, limits: ForwarderLimits) -> (Served, NameServer) {
     let names = NameServer::start().await.unwrap();
     names.set("code-alice.test", ["127.0.0.1".parse::<IpAddr>().unwrap()]);
     let servers = NameServers::Listed(vec![names.address()]);
-    (Served::asking(&servers, trust, ForwarderLimits::default(), DRAIN).await, names)
+    (Served::asking(&servers, trust, limits, DRAIN).await, names)
 }
 
 #[tokio::test]
@@ -116,6 +125,106 @@ async fn a_workspace_with_a_certificate_of_nobody_gets_nothing() {
         gateway.write(workspace.get(&served, "")).await;
         assert!(workspace.accept().await.is_err());
         assert_refused(&gateway.response().await, 502, "workspace-failed");
+    }
+}
+
+#[tokio::test]
+async fn a_good_certificate_of_another_name_is_none() {
+    let workspace = Secure::showing("code-bob.test", Ipv4Addr::LOCALHOST, 0).await;
+    let (served, _names) = served(Trust::read(workspace.pem.path()).unwrap()).await;
+    let mut gateway = served.connect().await;
+    gateway.write(workspace.get(&served, "")).await;
+    assert!(workspace.accept().await.is_err());
+    assert_refused(&gateway.response().await, 502, "workspace-failed");
+}
+
+/// Who is not the workspace at one of its addresses does not keep its users from the
+/// others.
+#[tokio::test]
+async fn the_next_address_is_tried_where_no_handshake_succeeds() {
+    let good = Secure::new().await;
+    let port = good.listener.local_addr().unwrap().port();
+    let bad = Secure::showing("code-bob.test", Ipv4Addr::new(127, 0, 0, 2), port).await;
+    let (served, names) = served(Trust::read(good.pem.path()).unwrap()).await;
+    names.set("code-alice.test", ["127.0.0.2", "127.0.0.1"].map(|ip| ip.parse::<IpAddr>().unwrap()));
+    // Name servers turn the order.
+    for _ in 0..2 {
+        let mut gateway = served.connect().await;
+        gateway.write(good.get(&served, "Connection: close\r\n")).await;
+        let refusing = async { while bad.accept().await.is_err() {} };
+        let answering = async {
+            let mut inside = good.accept().await.unwrap();
+            head(&mut inside).await;
+            inside
+                .write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok")
+                .await
+                .unwrap();
+            inside.flush().await.unwrap();
+            assert_eq!(gateway.response().await.1, "ok");
+        };
+        tokio::select! {
+            () = refusing => panic!("a certificate of another name was taken"),
+            () = answering => {}
+        }
+    }
+}
+
+/// What is behind an answer may have been decrypted with it, and stands in no socket.
+#[tokio::test]
+async fn nothing_behind_an_answer_is_taken_for_the_next() {
+    const SIZE: usize = 12_000;
+    let workspace = Secure::new().await;
+    let (served, _names) = served(Trust::Anybody).await;
+    let mut gateway = served.connect().await;
+    gateway.write(workspace.get(&served, "")).await;
+    let mut inside = workspace.accept().await.unwrap();
+    head(&mut inside).await;
+    let body = "x".repeat(SIZE);
+    let answer = format!(
+        "HTTP/1.1 200 OK\r\nContent-Length: {SIZE}\r\n\r\n{body}HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"
+    );
+    inside.write_all(answer.as_bytes()).await.unwrap();
+    inside.flush().await.unwrap();
+    assert_eq!(gateway.response().await.1.len(), SIZE);
+    gateway.write(workspace.get(&served, "")).await;
+    let mut anew = workspace.accept().await.unwrap();
+    head(&mut anew).await;
+    anew.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngood").await.unwrap();
+    anew.flush().await.unwrap();
+    assert_eq!(gateway.response().await.1, "good");
+}
+
+/// rustls takes what the connection beneath does not.
+#[tokio::test]
+async fn a_workspace_within_tls_that_reads_nothing_holds_no_place_for_ever() {
+    let limits = ForwarderLimits { send: Duration::from_millis(300), ..ForwarderLimits::default() };
+    let workspace = Secure::new().await;
+    let (served, _names) = served_with(Trust::Anybody, limits).await;
+    for is_tunnel in [false, true] {
+        let mut gateway = served.connect().await;
+        let more = if is_tunnel {
+            "Connection: Upgrade\r\nUpgrade: echo/1\r\n"
+        } else {
+            "Content-Length: 1000000000\r\n"
+        };
+        let upstream = workspace.upstream.clone().for_subject("alice").unwrap();
+        let stamp = served.key.make(&upstream, SystemTime::now() + Duration::from_secs(60));
+        let request =
+            format!("POST / HTTP/1.1\r\nHost: coders.test\r\nX-Kube-Coders-Stamp: {stamp}\r\n{more}\r\n");
+        gateway.write(request).await;
+        let mut inside = workspace.accept().await.unwrap();
+        head(&mut inside).await;
+        if is_tunnel {
+            let agreed =
+                b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo/1\r\n\r\n";
+            inside.write_all(agreed).await.unwrap();
+            inside.flush().await.unwrap();
+            gateway.head().await;
+        }
+        fill(&mut gateway).await;
+        drop(gateway);
+        until_nothing_is_open(&served).await;
+        drop(inside);
     }
 }
 
