@@ -275,8 +275,7 @@ fn keep_runner(settings: &Settings) -> Result<ExitCode, Failure> {
 fn raise_open_files(settings: &Settings) {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most).map(|()| most));
-    // A connection of the forwarder's has one to a workspace beside it.
-    let needed = settings.max_connections + 2 * settings.forwarder_limits.max_connections;
+    let needed = settings.max_connections + settings.forwarder_limits.most_connections();
     match raised {
         Ok(most) if most >= needed as u64 => {}
         Ok(most) => {

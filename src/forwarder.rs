@@ -109,6 +109,11 @@ impl Default for ForwarderLimits {
 }
 
 impl ForwarderLimits {
+    /// How many connections there may be at a time, of the gateway's and to workspaces.
+    pub(crate) fn most_connections(&self) -> usize {
+        (SOCKETS_A_PLACE + 1) * self.max_connections + self.max_idle
+    }
+
     /// The same with the times that a plugin chose for a request.
     fn with(&self, chosen: Timeouts) -> Waits {
         Waits {
@@ -214,7 +219,7 @@ impl Forwarder {
         self.serve_queued(listener, &stop);
         self.pool.close();
         let (tunnels, refused) = (self.tunnels(), self.counters.refused());
-        tracing::info!(tunnels, ?refused, "forwarder drains");
+        tracing::info!(tunnels, most = ?drain, ?refused, "forwarder drains");
         self.tasks.finish(drain).await;
     }
 

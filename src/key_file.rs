@@ -7,6 +7,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use nix::libc;
 use thiserror::Error;
 
 use crate::stamp::{MIN_KEY, StampKey};
@@ -32,15 +33,30 @@ pub(crate) enum KeyError {
 }
 
 /// The key in a file of the operator's.
-pub(crate) fn read_key(file: &Path) -> Result<StampKey, KeyError> {
-    // Asked before it is opened, since to open a pipe would wait for its writer.
-    if !fs::metadata(file)?.is_file() {
+pub(crate) fn read_key(file: &Path) -> Result<OperatorsKey, KeyError> {
+    // To open a pipe would else wait for its writer.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(file)?;
+    let is_everybodys = file.metadata()?.mode() & 0o007 != 0;
+    Ok(OperatorsKey { key: key_in(file)?, is_everybodys })
+}
+
+/// A key that an operator has put somewhere.
+#[derive(Clone, Debug)]
+pub(crate) struct OperatorsKey {
+    pub(crate) key: StampKey,
+    /// Whether every user of the machine may read or change its file.
+    pub(crate) is_everybodys: bool,
+}
+
+fn key_in(file: File) -> Result<StampKey, KeyError> {
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
         return Err(KeyError::NotAFile);
     }
     let mut secret = Vec::new();
-    File::open(file)?.take(MAX_KEY_FILE + 1).read_to_end(&mut secret)?;
+    file.take(MAX_KEY_FILE + 1).read_to_end(&mut secret)?;
     if secret.len() as u64 > MAX_KEY_FILE {
-        return Err(KeyError::TooLong(fs::metadata(file)?.len()));
+        return Err(KeyError::TooLong(metadata.len()));
     }
     StampKey::new(&secret).ok_or(KeyError::TooShort(secret.len()))
 }
@@ -59,7 +75,15 @@ pub(crate) fn read_or_make_key(file: &Path) -> Result<StampKey, KeyError> {
         Err(error) => return Err(error.into()),
         Ok(_) => {}
     }
-    let there = fs::symlink_metadata(file)?;
+    // Looked at where it is open: whoever may write to the folder could put another one
+    // in its place in between.
+    let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(file);
+    let file = file.map_err(|error| match error.raw_os_error() {
+        Some(libc::ELOOP) => KeyError::NotAFile,
+        _ => error.into(),
+    })?;
+    let there = file.metadata()?;
     if !there.is_file() {
         return Err(KeyError::NotAFile);
     }
@@ -70,7 +94,7 @@ pub(crate) fn read_or_make_key(file: &Path) -> Result<StampKey, KeyError> {
     if there.mode() & 0o077 != 0 {
         return Err(KeyError::Open(there.mode() & 0o777));
     }
-    read_key(file)
+    key_in(file)
 }
 
 /// Makes a key's file, whole from its first moment, unless somebody was faster.

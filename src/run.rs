@@ -2,15 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{SocketAddr, TcpListener as StdTcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener as StdTcpListener};
 use std::os::fd::AsFd as _;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
+use nix::sys::socket::{setsockopt, sockopt};
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpSocket, UnixListener};
 use tokio::time::{Instant, interval, sleep};
@@ -21,7 +21,7 @@ use crate::admission::{Admission, GatewayProcess};
 use crate::conf::ConfCache;
 use crate::direct::Direct;
 use crate::forwarder::{Forwarder, ForwarderLimits};
-use crate::key_file::{KeyError, key_beside, read_or_make_key};
+use crate::key_file::{KeyError, OperatorsKey, key_beside, read_or_make_key};
 use crate::plugin::Registry;
 use crate::resolver::Resolver;
 use crate::runner::Runner;
@@ -30,7 +30,7 @@ use crate::settings::Settings;
 use crate::shutdown::Shutdown;
 use crate::socket_file::{BindError, BoundFile, Watched, Whose};
 use crate::stamp::{StampKey, Stamper};
-use crate::takeover::{Inheritance, Inherited, Predecessor, Succession};
+use crate::takeover::{Before, Inheritance, Inherited, Predecessor, Succession};
 use crate::user_upstream::UserUpstream;
 
 /// How many connections may wait to be accepted.
@@ -57,6 +57,9 @@ const PORT: Duration = Duration::from_secs(4);
 /// How often it is looked whether the port is free.
 const PORT_CHECK: Duration = Duration::from_millis(50);
 
+/// What may help where the runner at the socket is another user's.
+const FOREIGN: &str = "; the runner at this socket is another user's, who hands over to their own and to root: start this one as that user";
+
 /// Why the runner did not start.
 #[derive(Debug, Error)]
 pub(crate) enum RunError {
@@ -66,8 +69,13 @@ pub(crate) enum RunError {
     Socket { path: PathBuf, error: BindError },
     #[error("the stamps' key {path:?} (or --stamp-key-file): {error}")]
     Key { path: PathBuf, error: KeyError },
-    #[error("--forwarder-address {address}: {error}")]
-    Forwarder { address: SocketAddr, error: io::Error },
+    #[error("--forwarder-address {address}: {error}{}", if *.is_foreign { FOREIGN } else { "" })]
+    Forwarder {
+        address: SocketAddr,
+        /// Whether another user's runner is at the socket.
+        is_foreign: bool,
+        error: io::Error,
+    },
     #[error("random numbers: {0}")]
     Random(getrandom::Error),
     #[error("reading the system's name servers: {0}")]
@@ -91,23 +99,43 @@ pub(crate) async fn run(
     let gateway = settings.kept_for.filter(|master| *master > 0).map(GatewayProcess::new);
     let admission = Admission::new(std::mem::take(&mut settings.allowed_uids), gateway);
 
-    let inheritance = Inheritance::ask(&settings.socket.path).await;
-    let (predecessor, listener) =
-        inheritance.map_or((None, None), |inheritance| (Some(inheritance.predecessor), inheritance.listener));
-    let forwarder_listener = forwarder_listener(settings.forwarder, listener, &settings.socket.path)
-        .await
-        .map_err(|error| RunError::Forwarder { address: settings.forwarder, error })?;
+    let before = Before::ask(&settings.socket.path).await;
+    let is_foreign = matches!(before, Before::Foreign);
+    let (predecessor, listener, may_share) = match before {
+        Before::Hands(Inheritance { predecessor, listener }) => {
+            let may_share = listener.is_none();
+            (Some(predecessor), listener, may_share)
+        }
+        Before::Keeps => (None, None, true),
+        Before::Nobody | Before::Foreign => (None, None, false),
+    };
+    let listening = forwarder_listener(settings.forwarder, listener, may_share);
+    let Some(forwarder_listener) = shutdown.stop.run_until_cancelled(listening).await else { return Ok(()) };
+    let failed = |error| RunError::Forwarder { address: settings.forwarder, is_foreign, error };
+    let forwarder_listener = forwarder_listener.map_err(failed)?;
     let shared = forwarder_listener.as_fd().try_clone_to_owned();
-    let shared = shared.map_err(|error| RunError::Forwarder { address: settings.forwarder, error })?;
+    let shared = shared.map_err(failed)?;
     let succession = Succession::new(Some(shared));
     // Who is told to end already takes nothing away from others.
     if shutdown.stop.is_cancelled() {
         return Ok(());
     }
-    let bound = settings.socket.bind();
-    let (listener, file) =
-        bound.map_err(|error| RunError::Socket { path: settings.socket.path.clone(), error })?;
-    let stamp_key = stamp_key(&mut settings)?;
+    let failed = |error| RunError::Socket { path: settings.socket.path.clone(), error };
+    let prepared = settings.socket.prepare().map_err(failed)?;
+    // The path is taken last: who can't start takes nothing from a runner that serves.
+    let stamp_key = match &settings.stamp_key {
+        Some(OperatorsKey { key, is_everybodys }) => {
+            if *is_everybodys {
+                warn!(
+                    cure = "chmod 0600",
+                    "--stamp-key-file: every user of this machine may read the key or change it, and make stamps with it"
+                );
+            }
+            key.clone()
+        }
+        None => key_of_the_socket(&settings.socket.path)?,
+    };
+    let (listener, file) = prepared.take_path().map_err(failed)?;
     tell_start(&settings, &admission, &registry, &forwarder_listener);
     let stamper = Stamper { key: stamp_key.clone(), lifetime: settings.stamp_lifetime };
     let confs = ConfCache::new(settings.conf_expire_time, settings.max_confs);
@@ -261,18 +289,26 @@ async fn serve_socket(
     stop: &CancellationToken,
 ) {
     let mut watched = file.watched();
+    let mut is_told = false;
     let mut serving = FuturesUnordered::new();
-    serving.push(server.accept(listener, file));
+    let mut replaced = CancellationToken::new();
+    serving.push(server.accept(listener, file, replaced.clone()));
     loop {
         tokio::select! {
             Some(()) = serving.next() => if serving.is_empty() { break },
             () = gone(&watched, succession, stop) => match settings.socket.bind() {
                 Ok((listener, file)) => {
                     warn!(socket = %settings.socket.path.display(), "the socket's file was gone: made anew");
-                    watched = file.watched();
-                    serving.push(server.accept(listener, file));
+                    (watched, is_told) = (file.watched(), false);
+                    let before = std::mem::take(&mut replaced);
+                    serving.push(server.accept(listener, file, replaced.clone()));
+                    before.cancel();
                 }
-                Err(error) => error!(%error, "the socket's file is gone and can't be made"),
+                Err(error) if !is_told => {
+                    error!(%error, "the socket's file is gone and can't be made: tries again until it can");
+                    is_told = true;
+                }
+                Err(_) => {}
             },
         }
     }
@@ -309,11 +345,8 @@ async fn gone(watched: &Watched, succession: &Succession, stop: &CancellationTok
     std::future::pending::<()>().await;
 }
 
-fn stamp_key(settings: &mut Settings) -> Result<StampKey, RunError> {
-    if let Some(key) = settings.stamp_key.take() {
-        return Ok(key);
-    }
-    let path = key_beside(&settings.socket.path);
+fn key_of_the_socket(socket: &Path) -> Result<StampKey, RunError> {
+    let path = key_beside(socket);
     read_or_make_key(&path).map_err(|error| RunError::Key { path, error })
 }
 
@@ -324,24 +357,29 @@ fn stamp_key(settings: &mut Settings) -> Result<StampKey, RunError> {
 async fn forwarder_listener(
     address: SocketAddr,
     inherited: Option<StdTcpListener>,
-    socket: &Path,
+    may_share: bool,
 ) -> io::Result<TcpListener> {
-    if let Some(listener) = inherited
-        && listener.local_addr()? == address
-    {
-        listener.set_nonblocking(true)?;
-        return TcpListener::from_std(listener);
+    if let Some(listener) = inherited {
+        let theirs = listener.local_addr()?;
+        if theirs == address {
+            listener.set_nonblocking(true)?;
+            return TcpListener::from_std(listener);
+        }
+        if address.port() != 0 {
+            warn!(%theirs, ours = %address, "the runner at this socket has its forwarder at another address, which ends with it: have the routes' upstream follow");
+        }
     }
-    let is_taken = || address.port() != 0 && TcpStream::connect(address).is_ok();
-    let has_predecessor = || UnixStream::connect(socket).is_ok();
     let start = Instant::now();
     let mut is_told = false;
-    // The runner of a gateway that was stopped is at another socket, and about to end.
-    while is_taken() && !has_predecessor() {
-        if start.elapsed() >= PORT {
-            let why =
-                "another process listens there, and no runner at this socket: end it, or choose another";
-            return Err(io::Error::new(io::ErrorKind::AddrInUse, why));
+    loop {
+        let taken = match listen(address, may_share) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => error,
+            listening => return listening,
+        };
+        // The runner of a gateway that was stopped is at another socket, and about to end.
+        if start.elapsed() >= PORT || may_share {
+            let why = "another process listens there, and it is no runner that hands over to this one: end it, or choose another address";
+            return Err(io::Error::new(taken.kind(), why));
         }
         if !is_told {
             info!(%address, most = ?PORT, "another process has the forwarder's port: waits for its end");
@@ -349,9 +387,16 @@ async fn forwarder_listener(
         }
         sleep(PORT_CHECK).await;
     }
+}
+
+/// Listens there alone, or beside another process of the same user. In any case one that
+/// comes later may listen beside us: a successor to which nothing could be handed over.
+fn listen(address: SocketAddr, may_share: bool) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
-    socket.set_reuseport(true)?;
+    socket.set_reuseport(may_share)?;
     socket.bind(address)?;
-    socket.listen(BACKLOG)
+    let listener = socket.listen(BACKLOG)?;
+    setsockopt(&listener, sockopt::ReusePort, &true)?;
+    Ok(listener)
 }

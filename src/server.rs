@@ -101,9 +101,9 @@ impl Server {
         }
     }
 
-    /// Accepts until it is told to stop. The file goes first, so that nobody comes who
-    /// would not be served.
-    pub(crate) async fn accept(&self, listener: UnixListener, file: BoundFile) {
+    /// Accepts until it is told to stop, or until another listener has taken this one's
+    /// place. The file goes first, so that nobody comes who would not be served.
+    pub(crate) async fn accept(&self, listener: UnixListener, file: BoundFile, replaced: CancellationToken) {
         loop {
             tokio::select! {
                 accepted = listener.accept() => match accepted {
@@ -114,16 +114,24 @@ impl Server {
                     }
                 },
                 () = self.shared.stop.cancelled() => break,
+                () = replaced.cancelled() => break,
             }
         }
         drop(file);
         // Who connected before the file went is in the queue and will send a call.
         // The kernel is asked itself: the runtime may not know yet what it has.
         if let Ok(queue) = listener.into_std() {
-            while let Ok((stream, _)) = queue.accept() {
-                let stream = stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream));
-                if let Ok(stream) = stream {
-                    self.admit(stream);
+            loop {
+                match queue.accept() {
+                    Ok((stream, _)) => {
+                        let stream = stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream));
+                        if let Ok(stream) = stream {
+                            self.admit(stream);
+                        }
+                    }
+                    // Who has gone while they waited leaves the others in the queue.
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                    Err(_) => break,
                 }
             }
         }

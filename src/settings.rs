@@ -13,12 +13,11 @@ use tracing::level_filters::LevelFilter;
 use crate::cli::{RunArgs, SocketArgs, WaysArgs};
 use crate::direct::Ways;
 use crate::forwarder::{ForwarderLimits, Trust};
-use crate::key_file::read_key;
+use crate::key_file::{OperatorsKey, read_key};
 use crate::resolver::{Lifetimes, NameServers};
 use crate::runner::CallLimits;
 use crate::socket_file::SocketFile;
-use crate::stamp::StampKey;
-use crate::upstream::UpstreamMode;
+use crate::upstream::{MIN_TIMEOUT, UpstreamMode};
 
 /// Where the runner listens if nobody says anything.
 const DEFAULT_SOCKET: &str = "unix:/run/kube-coders/runner.sock";
@@ -71,7 +70,7 @@ pub(crate) struct Settings {
     pub(crate) forwarder_limits: ForwarderLimits,
     pub(crate) workspace_trust: Trust,
     /// `None` for the one beside the socket.
-    pub(crate) stamp_key: Option<StampKey>,
+    pub(crate) stamp_key: Option<OperatorsKey>,
     pub(crate) stamp_lifetime: Duration,
     pub(crate) name_servers: NameServers,
     pub(crate) name_lifetimes: Lifetimes,
@@ -317,6 +316,9 @@ fn seconds(text: &str) -> Result<Duration, String> {
 fn duration_up_to(text: &str, most: Duration) -> Result<Duration, String> {
     match duration_or_none(text, most)? {
         Duration::ZERO => Err("must be more than nothing".to_owned()),
+        duration if duration < MIN_TIMEOUT => {
+            Err(format!("less than {}", humantime::format_duration(MIN_TIMEOUT)))
+        }
         duration => Ok(duration),
     }
 }

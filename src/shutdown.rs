@@ -30,15 +30,21 @@ pub(crate) struct Shutdown {
     pub(crate) alone: CancellationToken,
 }
 
-/// SIGTERM and SIGINT.
+/// SIGTERM and SIGINT, and SIGHUP: the terminal has gone.
 pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hang_up: Option<Signal>,
 }
 
 impl Signals {
     pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        let hang_up = match is_hang_up_ignored() {
+            true => None,
+            false => Some(signal(SignalKind::hangup())?),
+        };
+        let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        Ok(Self { terminate, interrupt, hang_up })
     }
 
     /// The name of the next one.
@@ -46,8 +52,26 @@ impl Signals {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
+            () = received(&mut self.hang_up) => "SIGHUP",
         }
     }
+}
+
+/// Returns once the signal comes; never where none is listened for.
+async fn received(signal: &mut Option<Signal>) {
+    match signal {
+        Some(signal) => drop(signal.recv().await),
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether whoever started this process wants it to outlive the terminal, as `nohup`
+/// does (proc(5), `SigIgn`: a bit for each signal, from the first on).
+fn is_hang_up_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    ignored & 1 << (nix::libc::SIGHUP - 1) != 0
 }
 
 impl Shutdown {
@@ -57,11 +81,13 @@ impl Shutdown {
         let shutdown = self.clone();
         Ok(async move {
             loop {
-                info!(signal = signals.next().await, "told to end");
+                let signal = signals.next().await;
                 // A keeper's word may have been the first.
                 if shutdown.stop.is_cancelled() {
+                    info!(signal, "told to end at once");
                     return shutdown.now.cancel();
                 }
+                info!(signal, "told to end; a second signal does not wait for what is open");
                 shutdown.stop.cancel();
             }
         })

@@ -18,6 +18,10 @@ const MAX_PATH: usize = 107;
 /// How long it may take to see whether somebody listens.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// How often a lock is tried that another process has, and the pause in between.
+const LOCK_TRIES: usize = 20;
+const LOCK_PAUSE: Duration = Duration::from_millis(2);
+
 /// What a socket's file shall be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SocketFile {
@@ -28,13 +32,18 @@ pub(crate) struct SocketFile {
     pub(crate) group: Option<u32>,
 }
 
+/// A socket that listens beside its path, where nobody looks for it yet; removed on
+/// drop.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    listener: StdListener,
+    beside: PathBuf,
+    made: Watched,
+}
+
 /// A socket's file as it was made; removed on drop if it is still the same.
 #[derive(Debug)]
-pub(crate) struct BoundFile {
-    path: PathBuf,
-    device: u64,
-    inode: u64,
-}
+pub(crate) struct BoundFile(Watched);
 
 /// Where a socket's file is now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +55,7 @@ pub(crate) enum Whose {
     Nobodys,
 }
 
-/// A socket's file by what tells it from others.
+/// A socket's file by its path and what tells it from others.
 #[derive(Clone, Debug)]
 pub(crate) struct Watched {
     path: PathBuf,
@@ -64,20 +73,20 @@ impl Watched {
             Err(_) => Whose::Ours,
         }
     }
-}
 
-impl Watched {
     /// Whether nobody listens behind the file that stands at the path.
     pub(crate) async fn leads_nowhere(&self) -> bool {
         let connected = timeout(LOOK, UnixStream::connect(&self.path)).await;
-        matches!(connected, Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused)
+        // A link may lead to nothing at all.
+        let kinds = [io::ErrorKind::ConnectionRefused, io::ErrorKind::NotFound];
+        matches!(connected, Ok(Err(error)) if kinds.contains(&error.kind()))
     }
 }
 
 impl BoundFile {
     /// What to look for, to know whether it is still there.
     pub(crate) fn watched(&self) -> Watched {
-        Watched { path: self.path.clone(), device: self.device, inode: self.inode }
+        self.0.clone()
     }
 }
 
@@ -85,7 +94,7 @@ impl BoundFile {
 #[derive(Debug, Error)]
 pub(crate) enum BindError {
     #[error(
-        "the path is {0} bytes long, and a unix socket's has at most {MAX_PATH}, with the name that it has at first"
+        "the path is {0} bytes long (its folder with 11 more, for the name that the socket has at first), and a unix socket's has at most {MAX_PATH}"
     )]
     TooLong(usize),
     #[error("the path has no file name")]
@@ -103,7 +112,11 @@ pub(crate) enum BindError {
 impl SocketFile {
     /// Listens at the path, in place of whoever did so before.
     pub(crate) fn bind(&self) -> Result<(UnixListener, BoundFile), BindError> {
-        let failed = |doing| move |error| BindError::Io { doing, error };
+        self.prepare()?.take_path()
+    }
+
+    /// Does all that can fail before the path is taken from whoever has it.
+    pub(crate) fn prepare(&self) -> Result<Prepared, BindError> {
         if fs::symlink_metadata(&self.path).is_ok_and(|there| !there.file_type().is_socket()) {
             return Err(BindError::NotASocket);
         }
@@ -113,21 +126,14 @@ impl SocketFile {
             io::ErrorKind::PermissionDenied => BindError::ClosedFolder,
             _ => BindError::Io { doing: "binding", error },
         })?;
-        let made = self.furnish(&beside).and_then(|bound| {
-            let _locked = lock_folder(&self.path);
-            fs::rename(&beside, &self.path).map_err(failed("renaming the socket to its path"))?;
-            Ok(bound)
-        });
-        let bound = made.inspect_err(|_| {
+        let made = self.furnish(&beside).inspect_err(|_| {
             let _ = fs::remove_file(&beside);
         })?;
-        listener.set_nonblocking(true).map_err(failed("making the socket non-blocking"))?;
-        let listener = UnixListener::from_std(listener).map_err(failed("listening"))?;
-        Ok((listener, bound))
+        Ok(Prepared { listener, beside, made })
     }
 
     /// Gives the file its owner and mode before anybody can find it by its path.
-    fn furnish(&self, beside: &Path) -> Result<BoundFile, BindError> {
+    fn furnish(&self, beside: &Path) -> Result<Watched, BindError> {
         let failed = |doing| move |error| BindError::Io { doing, error };
         if self.owner.is_some() || self.group.is_some() {
             chown(beside, self.owner, self.group).map_err(failed("setting the socket's owner and group"))?;
@@ -136,7 +142,7 @@ impl SocketFile {
         fs::set_permissions(beside, fs::Permissions::from_mode(self.mode))
             .map_err(failed("setting the socket's mode"))?;
         let made = fs::symlink_metadata(beside).map_err(failed("looking at the new socket"))?;
-        Ok(BoundFile { path: self.path.clone(), device: made.dev(), inode: made.ino() })
+        Ok(Watched { path: self.path.clone(), device: made.dev(), inode: made.ino() })
     }
 
     fn path_beside(&self) -> Result<PathBuf, BindError> {
@@ -155,22 +161,48 @@ impl SocketFile {
     }
 }
 
-/// Keeps other runners from the socket's folder until it is dropped. Where a file
-/// system has no locks there is none, and only the moment of a takeover is open.
+impl Prepared {
+    /// Takes the path.
+    pub(crate) fn take_path(self) -> Result<(UnixListener, BoundFile), BindError> {
+        let failed = |doing| move |error| BindError::Io { doing, error };
+        let listener = self.listener.try_clone().map_err(failed("listening"))?;
+        listener.set_nonblocking(true).map_err(failed("making the socket non-blocking"))?;
+        let listener = UnixListener::from_std(listener).map_err(failed("listening"))?;
+        let _locked = lock_folder(&self.made.path);
+        fs::rename(&self.beside, &self.made.path).map_err(failed("renaming the socket to its path"))?;
+        Ok((listener, BoundFile(self.made.clone())))
+    }
+}
+
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        // Gone where it has taken its path.
+        let _ = fs::remove_file(&self.beside);
+    }
+}
+
+/// Keeps other runners from the socket's folder until it is dropped. `None` where a
+/// file system has no locks, or somebody keeps this one, as whoever may read the folder
+/// can: no runner holds it for longer than a rename takes.
 fn lock_folder(path: &Path) -> Option<fs::File> {
     let folder = fs::File::open(path.parent()?).ok()?;
-    folder.lock().ok().map(|()| folder)
+    for _ in 0..LOCK_TRIES {
+        match folder.try_lock() {
+            Ok(()) => return Some(folder),
+            Err(fs::TryLockError::WouldBlock) => std::thread::sleep(LOCK_PAUSE),
+            Err(fs::TryLockError::Error(_)) => return None,
+        }
+    }
+    None
 }
 
 impl Drop for BoundFile {
     /// A runner that took over has its own file at the path by now, which stays.
     fn drop(&mut self) {
         // Between the look and the removal nobody may rename another file there.
-        let _locked = lock_folder(&self.path);
-        let ours = fs::symlink_metadata(&self.path)
-            .is_ok_and(|there| there.dev() == self.device && there.ino() == self.inode);
-        if ours {
-            let _ = fs::remove_file(&self.path);
+        let _locked = lock_folder(&self.0.path);
+        if self.0.whose() == Whose::Ours {
+            let _ = fs::remove_file(&self.0.path);
         }
     }
 }
@@ -242,7 +274,7 @@ mod tests {
         assert_eq!(
             long.bind().expect_err("too long").to_string(),
             format!(
-                "the path is {length} bytes long, and a unix socket's has at most 107, with the name that it has at first"
+                "the path is {length} bytes long (its folder with 11 more, for the name that the socket has at first), and a unix socket's has at most 107"
             )
         );
     }

@@ -11,7 +11,7 @@
 //! A byte says what comes, and each descriptor has one of its own (unix(7),
 //! `SCM_RIGHTS`), so that none is taken for another.
 
-use std::io::ErrorKind::{ConnectionRefused, NotFound};
+use std::io::ErrorKind::{ConnectionRefused, InvalidInput, NotFound, PermissionDenied};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::{TcpListener as StdTcpListener, TcpStream as StdTcpStream};
@@ -25,6 +25,7 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
 };
+use thiserror::Error;
 use tokio::io::{AsyncWriteExt as _, Interest};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::watch;
@@ -223,43 +224,86 @@ pub(crate) enum Inherited {
     Predecessor(Predecessor),
 }
 
-impl Inheritance {
-    /// Asks whoever serves the socket. `None` where nobody does, or nobody who hands
-    /// anything over.
-    pub(crate) async fn ask(socket: &Path) -> Option<Self> {
-        match timeout(PATIENCE, Self::try_ask(socket)).await {
-            Ok(Ok(inheritance)) => Some(inheritance),
-            // Nobody is there, or whoever was has gone: the first runner at a path.
-            Ok(Err(error)) if matches!(error.kind(), NotFound | ConnectionRefused) => None,
+/// Who serves the socket that a runner is about to take.
+pub(crate) enum Before {
+    Nobody,
+    /// One that hands over what it has.
+    Hands(Inheritance),
+    /// One that does not: it is of an older version, or draining, or hangs.
+    Keeps,
+    /// Another user's.
+    Foreign,
+}
+
+/// Why nothing is handed over.
+#[derive(Debug, Error)]
+enum AskError {
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("it belongs to user {0}, not to the one who runs this")]
+    NotOurs(u32),
+    #[error("it belongs to user {0} and refuses, or is draining or of an older version")]
+    Refuses(u32),
+}
+
+impl Before {
+    /// Asks whoever serves the socket.
+    pub(crate) async fn ask(socket: &Path) -> Self {
+        let connected = timeout(PATIENCE, UnixStream::connect(socket)).await;
+        let stream = match connected {
+            Ok(Ok(stream)) => stream,
+            // Nobody is there, or whoever was has gone: the first runner at a path. A path
+            // that is none is told when the socket is made.
+            Ok(Err(error)) if matches!(error.kind(), NotFound | ConnectionRefused | InvalidInput) => {
+                return Self::Nobody;
+            }
+            Ok(Err(error)) if error.kind() == PermissionDenied => {
+                warn!(%error, "whoever serves the socket hands nothing over: its connections end with it");
+                return Self::Foreign;
+            }
+            // A queue that is full is the only reason to wait, or to be told to come again.
+            _ => {
+                warn_of_hung(None);
+                return Self::Keeps;
+            }
+        };
+        let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
+        match timeout(PATIENCE, Inheritance::from_predecessor(stream)).await {
+            Ok(Ok(inheritance)) => Self::Hands(inheritance),
             Ok(Err(error)) => {
                 warn!(%error, "whoever serves the socket hands nothing over: its connections end with it");
-                None
+                if matches!(error, AskError::NotOurs(_)) { Self::Foreign } else { Self::Keeps }
             }
             Err(_) => {
-                warn!("the runner at this socket does not answer: its connections are lost");
-                None
+                warn_of_hung(pid);
+                Self::Keeps
             }
         }
     }
+}
 
-    async fn try_ask(socket: &Path) -> io::Result<Self> {
-        let mut predecessor = UnixStream::connect(socket).await?;
+fn warn_of_hung(predecessor: Option<i32>) {
+    let cure = predecessor.map_or_else(|| "end its process".to_owned(), |pid| format!("kill -KILL {pid}"));
+    warn!(
+        predecessor,
+        cure,
+        "the runner at this socket does not answer: what it has is lost, and the forwarder's new connections are shared with it until its process has ended"
+    );
+}
+
+impl Inheritance {
+    async fn from_predecessor(mut predecessor: UnixStream) -> Result<Self, AskError> {
         let peer = predecessor.peer_cred()?;
         if !may_take_over(peer.uid()) {
-            let uid = peer.uid();
-            return Err(io::Error::other(format!("it belongs to user {uid}, not to the one who runs this")));
+            return Err(AskError::NotOurs(peer.uid()));
         }
         let hello = Header { kind: Kind::TakeOver, length: 0 }.encode();
         predecessor.write_all(&hello.expect("a frame may be empty")).await?;
         let listener = match receive(&predecessor).await? {
             (Some(LISTENER), Some(listener)) => Some(StdTcpListener::from(listener)),
             (Some(NO_LISTENER), None) => None,
-            (None, None) => {
-                let uid = peer.uid();
-                let why = format!("it belongs to user {uid} and refuses, or is of an older version");
-                return Err(io::Error::other(why));
-            }
-            _ => return Err(io::ErrorKind::InvalidData.into()),
+            (None, None) => return Err(AskError::Refuses(peer.uid())),
+            _ => return Err(io::Error::from(io::ErrorKind::InvalidData).into()),
         };
         info!(predecessor = peer.pid(), "takes over from the runner at this socket");
         Ok(Self { predecessor: Predecessor(Arc::new(predecessor)), listener })
@@ -379,11 +423,10 @@ mod tests {
                 assert_eq!(hello, [b'T', 0, 0, 0]);
                 attends.attend(stream).await;
             });
-            let inheritance = Inheritance::ask(&socket).await;
-            (
-                Self { succession, attending, _folder: folder },
-                inheritance.expect("a predecessor that answers"),
-            )
+            let Before::Hands(inheritance) = Before::ask(&socket).await else {
+                panic!("a predecessor that answers")
+            };
+            (Self { succession, attending, _folder: folder }, inheritance)
         }
 
         async fn until(&self, holds: impl Fn(&State) -> bool) {

@@ -21,7 +21,7 @@ const MAX_SUBJECT: usize = 255;
 
 /// What may be waited for a workspace: what a stamp can tell, and what anybody may
 /// mean.
-const MIN_TIMEOUT: Duration = Duration::from_millis(1);
+pub(crate) const MIN_TIMEOUT: Duration = Duration::from_millis(1);
 const MAX_TIMEOUT: Duration = Duration::from_secs(86_400);
 
 /// How a workspace is spoken to.

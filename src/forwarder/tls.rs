@@ -41,6 +41,8 @@ pub(crate) enum TrustError {
     Io(#[from] io::Error),
     #[error("no certificate in PEM form stands in it")]
     NoCertificate,
+    #[error("its certificate number {number} can't be used: {why}")]
+    Unusable { number: usize, why: String },
 }
 
 impl Trust {
@@ -48,11 +50,10 @@ impl Trust {
     pub(crate) fn read(path: &Path) -> Result<Self, TrustError> {
         let pem = read_pem_file(path)?;
         let mut roots = RootCertStore::empty();
-        for certificate in CertificateDer::pem_slice_iter(&pem) {
-            let added = certificate.map(|certificate| roots.add(certificate));
-            if !matches!(added, Ok(Ok(()))) {
-                return Err(TrustError::NoCertificate);
-            }
+        for (certificate, number) in CertificateDer::pem_slice_iter(&pem).zip(1..) {
+            let unusable = |why| TrustError::Unusable { number, why };
+            let certificate = certificate.map_err(|error| unusable(error.to_string()))?;
+            roots.add(certificate).map_err(|error| unusable(error.to_string()))?;
         }
         if roots.is_empty() { Err(TrustError::NoCertificate) } else { Ok(Self::Only(Arc::new(roots))) }
     }

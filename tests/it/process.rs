@@ -92,7 +92,11 @@ async fn a_runner_that_is_replaced_under_load_loses_no_call() {
 
 #[test]
 fn a_signal_lets_calls_finish_and_the_process_end() {
-    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+    // Whoever runs the tests without a terminal may have this one ignored, also here.
+    let ignored = run(Command::new("grep").args(["SigIgn", "/proc/self/status"])).stdout;
+    let may_hang_up = !ignored.trim_end().ends_with(['1', '3', '5', '7', '9', 'b', 'd', 'f']);
+    let hang_up = may_hang_up.then_some(Signal::SIGHUP);
+    for signal in [Signal::SIGTERM, Signal::SIGINT].into_iter().chain(hang_up) {
         let mut runner = Runner::start(&[]);
         let mut peer = call_in_flight(&runner.socket);
         let idle = &mut Peer::connect(&runner.socket);
@@ -121,6 +125,57 @@ fn a_second_signal_ends_the_process_at_once() {
         assert_eq!(peer.receive(), None);
         assert!(!runner.socket.exists());
     }
+}
+
+/// What is logged decides nothing.
+#[test]
+fn a_runner_serves_and_ends_whatever_it_logs() {
+    for level in ["error", "warn", "info", "debug", "trace"] {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("runner.sock");
+        let mut command = Command::new(BINARY);
+        command.args(["run", "--log-level", level, "--listen-address", &listen_address(&socket)]);
+        command.args(["--forwarder-address", "127.0.0.1:0"]);
+        let mut program = Program::start(&mut command);
+        until("a socket's file", || socket.exists().then_some(()));
+        let mut idle = Peer::connect(&socket);
+        idle.prepare(UPSTREAM, CONF);
+        program.signal(Signal::SIGTERM);
+        assert_eq!(idle.receive(), None);
+        assert_eq!(program.ended().code(), Some(0), "{level}");
+    }
+}
+
+#[test]
+fn whoever_is_to_outlive_the_terminal_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("runner.sock");
+    let mut command = Command::new("nohup");
+    command.arg(BINARY).args(["run", "--listen-address", &listen_address(&socket)]);
+    command.args(["--forwarder-address", "127.0.0.1:0"]);
+    let mut runner = Runner::from_program(Program::start(&mut command), &socket);
+    runner.program.signal(Signal::SIGHUP);
+    Peer::connect(&socket).prepare(UPSTREAM, CONF);
+    runner.program.signal(Signal::SIGTERM);
+    runner.program.ended();
+    assert!(!runner.program.lines().iter().any(|line| line.contains("SIGHUP")));
+}
+
+/// Whoever may read the folder may lock it for as long as they like.
+#[test]
+fn a_lock_on_the_folder_stops_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("runner.sock");
+    let lock = fs::File::open(folder.path()).unwrap();
+    lock.lock().unwrap();
+    let mut first = Runner::start_at(&socket, &[]);
+    let mut second = Runner::start_at(&socket, &[]);
+    Peer::connect(&socket).prepare(UPSTREAM, CONF);
+    for runner in [&mut first, &mut second] {
+        runner.program.signal(Signal::SIGTERM);
+        assert!(runner.program.ended().success());
+    }
+    assert!(!socket.exists());
 }
 
 #[test]
@@ -167,7 +222,7 @@ async fn while_two_runners_live_at_one_socket_each_takes_the_others_stamps() {
     assert_eq!(
         last,
         format!(
-            "kube-coders: --forwarder-address {shared}: another process listens there, and no runner at this socket: end it, or choose another"
+            "kube-coders: --forwarder-address {shared}: another process listens there, and it is no runner that hands over to this one: end it, or choose another address"
         )
     );
 }
@@ -187,10 +242,44 @@ fn a_socket_that_another_took_along_is_made_anew() {
     fs::remove_file(&socket).unwrap();
     until("a socket's file", || socket.exists().then_some(()));
     Peer::connect(&socket).prepare(UPSTREAM, CONF);
+    // Each of these has cost it nothing that stays.
+    let sockets = || {
+        let files = fs::read_dir(format!("/proc/{}/fd", first.program.pid())).unwrap();
+        files.filter(|file| is_socket(&file.as_ref().unwrap().path())).count()
+    };
+    let before = sockets();
+    for _ in 0..5 {
+        fs::remove_file(&socket).unwrap();
+        until("a socket's file", || socket.exists().then_some(()));
+    }
+    until("sockets that are closed", || (sockets() <= before).then_some(()));
+    // What can't be made is told once, and made once it can.
+    fs::remove_file(&socket).unwrap();
+    fs::create_dir(&socket).unwrap();
+    first.program.line(&["ERROR", "something else than a socket"]);
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    fs::remove_dir(&socket).unwrap();
+    until("a socket", || is_listening(&socket).then_some(()));
+    let errors = first.program.lines().iter().filter(|line| line.contains("ERROR")).count();
+    assert_eq!(errors, 1, "{:?}", first.program.lines());
+    std::os::unix::fs::symlink("nowhere", folder.path().join("link")).unwrap();
+    fs::rename(folder.path().join("link"), &socket).unwrap();
+    first.program.line(&["ERROR", "something else than a socket"]);
+    fs::remove_file(&socket).unwrap();
+    until("a socket", || is_listening(&socket).then_some(()));
+    Peer::connect(&socket).prepare(UPSTREAM, CONF);
     let mut first = first;
     first.program.signal(Signal::SIGTERM);
     assert!(first.program.ended().success());
     assert!(!socket.exists());
+}
+
+fn is_socket(file: &Path) -> bool {
+    fs::read_link(file).is_ok_and(|target| target.to_string_lossy().starts_with("socket:"))
+}
+
+fn is_listening(socket: &Path) -> bool {
+    std::os::unix::net::UnixStream::connect(socket).is_ok()
 }
 
 #[test]

@@ -2,8 +2,9 @@
 //! and WebSockets, and not one of these fails.
 
 use std::fs::Permissions;
+use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,7 +29,7 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 
 use crate::peer::{PATIENCE, Peer, until};
 use crate::process::{NOBODY, for_another_user, open_folder};
-use crate::program::{BINARY, Program, Runner, listen_address};
+use crate::program::{BINARY, Program, Runner, kube_coders, listen_address};
 use crate::wire::{Call, extra_info};
 use crate::workspace::{self, Behaviour, head_of, header};
 
@@ -468,13 +469,89 @@ fn parent_of(pid: Pid) -> Pid {
 fn a_runner_that_hangs_is_replaced_without_its_help() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("runner.sock");
-    let hung = Runner::start_at(&socket, &[]);
+    let mut hung = Runner::start_at(&socket, &[]);
     hung.program.signal(Signal::SIGSTOP);
     let shared = hung.forwarder.to_string();
     let successor = Runner::start_at(&socket, &["--forwarder-address", &shared]);
     assert_eq!(successor.forwarder, hung.forwarder);
-    successor.program.line(&["does not answer"]);
+    let cure = format!("kill -KILL {}", hung.program.pid());
+    successor.program.line(&["does not answer", &cure]);
     Peer::connect(&socket).prepare("user-upstream", CONF);
+    // The kernel deals out new connections to both, until one of them has gone.
+    hung.program.signal(Signal::SIGKILL);
+    hung.program.ended();
+    for _ in 0..20 {
+        let mut gateway = std::net::TcpStream::connect(successor.forwarder).unwrap();
+        gateway.write_all(b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        gateway.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+    }
+}
+
+/// Neither its socket nor its forwarder's port are taken from a runner by one that can't
+/// start.
+#[test]
+fn who_can_not_start_takes_nothing_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("runner.sock");
+    let serving = Runner::start_at(&socket, &[]);
+    let made = std::fs::metadata(&socket).unwrap().ino();
+    let mut key = socket.clone().into_os_string();
+    key.push(".key");
+    std::fs::set_permissions(&key, Permissions::from_mode(0o644)).unwrap();
+    let starting = kube_coders(&[
+        "run",
+        "--listen-address",
+        &listen_address(&socket),
+        "--forwarder-address",
+        &serving.forwarder.to_string(),
+    ]);
+    assert_eq!(starting.code, Some(2));
+    assert!(starting.stderr.contains("(mode 0644): make it 0600"), "{}", starting.stderr);
+    assert_eq!(std::fs::metadata(&socket).unwrap().ino(), made, "the same socket still");
+    let names: Vec<_> =
+        std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names.len(), 2, "nothing else is left: {names:?}");
+    Peer::connect(&socket).prepare("user-upstream", CONF);
+}
+
+/// The routes still name the old one.
+#[test]
+fn another_address_for_the_forwarder_is_warned_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("runner.sock");
+    let old = Runner::start_at(&socket, &[]);
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let other = free.local_addr().unwrap().to_string();
+    drop(free);
+    let new = Runner::start_at(&socket, &["--forwarder-address", &other]);
+    let (theirs, ours) = (format!("theirs={}", old.forwarder), format!("ours={other}"));
+    new.program.line(&["WARN", "forwarder at another address", &theirs, &ours]);
+}
+
+/// Nor is it a runner of ours that hangs there.
+#[test]
+fn whoever_hangs_at_the_forwarder_s_port_keeps_no_runner_from_ending() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("runner.sock");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    // Its queue has room for one, and is full with two.
+    let (address, _listener) = runtime.block_on(async {
+        let listener = tokio::net::TcpSocket::new_v4().unwrap();
+        listener.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = listener.listen(1).unwrap();
+        (listener.local_addr().unwrap(), listener)
+    });
+    let _queued = [(); 2].map(|()| std::net::TcpStream::connect(address).unwrap());
+    let mut command = Command::new(BINARY);
+    command.args(["run", "--listen-address", &listen_address(&socket)]);
+    command.args(["--forwarder-address", &address.to_string()]);
+    let mut waiting = Program::start(&mut command);
+    waiting.line(&["another process has the forwarder's port"]);
+    waiting.signal(Signal::SIGTERM);
+    assert_eq!(waiting.ended().code(), Some(0));
+    assert!(!waiting.lines().iter().any(|line| line.contains("end it, or choose")), "{:?}", waiting.lines());
 }
 
 #[test]
