@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::debug;
 
 use super::asked::{Asked, AskedError};
 use super::buffered::{Buffered, Unsent};
@@ -63,6 +64,8 @@ pub(super) async fn run(
     match exchanged {
         Ok(next) => next,
         Err(failure) => {
+            let upstream = &asked.upstream;
+            debug!(host = %upstream.host(), port = upstream.port(), %failure, "no response");
             let body = (!asked.is_last && !matches!(failure, Failure::Body(_))).then_some(upload);
             let more = match failure.refusal() {
                 Some(Refusal::WorkspaceStarting) => {
@@ -110,7 +113,7 @@ async fn exchange(
     }
     if exchange.answering.has_begun() {
         // Behind what has begun, a refusal would be the answer to the next request.
-        exchanged = exchanged.map_err(|failure| Failure::BrokenOff(failure.to_string()));
+        exchanged = exchanged.map_err(Failure::behind_a_beginning);
     }
     if exchanged.is_ok() && exchange.is_workspace_ready {
         forwarder.starting.answers(&destination);
@@ -156,6 +159,8 @@ struct Exchange<'e> {
     stop: &'e CancellationToken,
     /// Whether anything was read of this connection.
     has_heard: bool,
+    /// Whether the gateway was told to go on with the body.
+    has_continued: bool,
     /// Whether its answer is that of a workspace that has started.
     is_workspace_ready: bool,
     waits: Waits,
@@ -246,6 +251,7 @@ impl<'e> Exchange<'e> {
             answering: Answering::none(),
             stop,
             has_heard: false,
+            has_continued: false,
             is_workspace_ready: false,
             waits,
             last_move: now,
@@ -303,15 +309,15 @@ impl<'e> Exchange<'e> {
     }
 
     fn poll_answer(&mut self, context: &mut Context<'_>) -> Result<Poll<Ended>, Failure> {
-        let mut has_moved = false;
         loop {
             match &mut self.answering {
                 Answering::Head { end, unsent, .. } => {
-                    let Poll::Ready(sent) =
-                        unsent.poll_write(&mut self.gateway.stream, context, &mut has_moved)
-                    else {
-                        break;
-                    };
+                    let mut has_moved = false;
+                    let sent = unsent.poll_write(&mut self.gateway.stream, context, &mut has_moved);
+                    if has_moved {
+                        self.last_move = Instant::now();
+                    }
+                    let Poll::Ready(sent) = sent else { return Ok(Poll::Pending) };
                     sent.map_err(|_| Failure::Gone)?;
                     let workspace = &mut self.connection.stream;
                     if let Some(length) = end.find(workspace.unused()).map_err(AnswerError::from)? {
@@ -323,28 +329,25 @@ impl<'e> Exchange<'e> {
                             return Err(Failure::Broken(io::ErrorKind::UnexpectedEof.into()));
                         }
                         Poll::Ready(Ok(_)) => {
-                            (has_moved, self.has_heard) = (true, true);
-                            self.head_since.get_or_insert_with(Instant::now);
+                            self.has_heard = true;
+                            self.last_move = Instant::now();
+                            self.head_since.get_or_insert(self.last_move);
                         }
                         Poll::Ready(Err(error)) => return Err(Failure::Broken(error)),
-                        Poll::Pending => break,
+                        Poll::Pending => return Ok(Poll::Pending),
                     }
                 }
                 Answering::Body { relay, ended } => {
                     match relay.poll_pass(&mut self.connection.stream, &mut self.gateway.stream, context) {
                         Poll::Ready(Ok(())) => self.answering = Answering::Done(*ended),
                         Poll::Ready(Err(PassError::Write(_))) => return Err(Failure::Gone),
-                        Poll::Ready(Err(error)) => return Err(Failure::BrokenOff(error.to_string())),
-                        Poll::Pending => break,
+                        Poll::Ready(Err(error)) => return Err(Failure::broken_off(&error)),
+                        Poll::Pending => return Ok(Poll::Pending),
                     }
                 }
                 Answering::Done(ended) => return Ok(Poll::Ready(*ended)),
             }
         }
-        if has_moved {
-            self.last_move = Instant::now();
-        }
-        Ok(Poll::Pending)
     }
 
     /// Takes the head of this length, and decides what comes behind it.
@@ -375,7 +378,8 @@ impl<'e> Exchange<'e> {
                 // An nginx takes an interim response that it did not ask for as the answer, and
                 // the answer as that to somebody else's request. So only what was asked for
                 // passes, and nothing that the workspace says in it.
-                if status == 100 && self.asked.expects_continue {
+                if status == 100 && self.asked.expects_continue && !self.has_continued {
+                    self.has_continued = true;
                     unsent.bytes.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
                 }
                 Answering::Head { end: HeadEnd::default(), unsent, interim: interim + 1 }
@@ -400,7 +404,7 @@ impl<'e> Exchange<'e> {
         if let Answering::Body { relay, ended: Ended::Answered { .. } } = &mut self.answering {
             // A short answer goes out with its head.
             let taken = relay.take_early(&mut self.connection.stream);
-            taken.map_err(|error| Failure::BrokenOff(error.to_string()))?;
+            taken.map_err(|error| Failure::broken_off(&error))?;
         }
         self.connection.stream.forget_used();
         Ok(())
@@ -474,8 +478,14 @@ impl<'e> Exchange<'e> {
         }
         Poll::Ready(match self.answering {
             Answering::Head { .. } if head_end == Some(end) => AnswerError::Late.into(),
+            Answering::Head { .. } if self.uploading == Uploading::Going && !upload_waits => {
+                Failure::LateBody(wait)
+            }
             Answering::Head { .. } => Failure::Silent(wait),
-            _ => Failure::BrokenOff(format!("nothing has moved for {wait:?}")),
+            _ if answer_waits_for == WaitsFor::Writing => {
+                Failure::BrokenOff(format!("gateway: it took nothing for {wait:?}"))
+            }
+            _ => Failure::BrokenOff(format!("workspace: nothing came for {wait:?}")),
         })
     }
 }

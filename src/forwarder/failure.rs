@@ -10,6 +10,7 @@ use super::chunked::ChunkError;
 use super::framing::FramingError;
 use super::head::HeadError;
 use super::headers::NamedError;
+use super::relay::PassError;
 use super::workspace::ConnectError;
 use crate::refusal::Refusal;
 use crate::resolver::ResolveError;
@@ -26,6 +27,8 @@ pub(super) enum Failure {
     Body(ChunkError),
     #[error("request: its head was not whole in time")]
     Late,
+    #[error("request: nothing came of its body for {0:?}")]
+    LateBody(Duration),
     #[error("gateway: {0} requests under way and tunnels, as many as there may be")]
     Busy(usize),
     #[error("subject: {0} requests under way and tunnels, as many as there may be")]
@@ -50,7 +53,7 @@ pub(super) enum Failure {
     #[error("gateway: gone before the answer was whole")]
     Gone,
     /// An answer that has begun can't be taken back.
-    #[error("workspace: {0}")]
+    #[error("{0}")]
     BrokenOff(String),
 }
 
@@ -72,6 +75,19 @@ pub(super) enum AnswerError {
 }
 
 impl Failure {
+    /// What is wrong with the rest of a workspace's answer.
+    pub(super) fn broken_off(error: &PassError) -> Self {
+        Self::BrokenOff(format!("workspace: {error}"))
+    }
+
+    /// The same failure, where something of an answer has gone out before it.
+    pub(super) fn behind_a_beginning(self) -> Self {
+        match self {
+            Self::Gone | Self::BrokenOff(_) => self,
+            other => Self::BrokenOff(other.to_string()),
+        }
+    }
+
     /// The answer to the client; `None` where there is no use in one.
     pub(super) fn refusal(&self) -> Option<Refusal> {
         Some(match self {
@@ -80,7 +96,7 @@ impl Failure {
                 Refusal::TooManyHeaders
             }
             Self::Asked(_) | Self::Body(_) => Refusal::RequestMalformed,
-            Self::Late => Refusal::RequestLate,
+            Self::Late | Self::LateBody(_) => Refusal::RequestLate,
             Self::Busy(_) | Self::Connect(ConnectError::NoMeans(_)) => Refusal::RunnerBusy,
             Self::SubjectBusy(_) => Refusal::TooManyConnections,
             Self::Resolve(ResolveError::NotFound) => Refusal::WorkspaceNotFound,
@@ -120,6 +136,7 @@ mod tests {
             "request: the head has more than 200 header lines",
         );
         check(Failure::Late, "request-late", "request: its head was not whole in time");
+        check(Failure::LateBody(wait), "request-late", "request: nothing came of its body for 6s");
         check(
             Failure::Busy(7),
             "runner-busy",
@@ -150,6 +167,8 @@ mod tests {
         check(Failure::Broken(reset()), "workspace-failed", "workspace: connection refused");
         check(AnswerError::UnaskedUpgrade, "workspace-failed", "workspace: an upgrade that nobody asked for");
         check(Failure::Gone, "", "gateway: gone before the answer was whole");
-        check(Failure::BrokenOff("a".to_owned()), "", "workspace: a");
+        check(Failure::broken_off(&PassError::Ended), "", "workspace: the body ended too early");
+        check(Failure::Silent(wait).behind_a_beginning(), "", "workspace: no response head within 6s");
+        check(Failure::Gone.behind_a_beginning(), "", "gateway: gone before the answer was whole");
     }
 }

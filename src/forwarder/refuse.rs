@@ -25,6 +25,9 @@ use crate::request_id::shown_request_id;
 /// The header that names a request in the gateway's logs and in ours.
 const REQUEST_ID: &str = "x-request-id";
 
+/// What a response counts as that has begun and was not finished.
+const BROKEN_OFF: &str = "response-broken-off";
+
 /// How much of a request is read that nobody wants, and for how long.
 ///
 /// A connection that is closed while something is unread is reset, and a reset
@@ -44,11 +47,21 @@ pub(super) async fn answer(
     body: Option<Relay>,
     more: More<'_>,
 ) -> Next {
+    let head = RequestHead::parse(gateway.used()).ok();
+    let request_id = shown_request_id(head.as_ref().and_then(|head| value(&head.fields, REQUEST_ID)));
     let Some(refusal) = failure.refusal() else {
-        tracing::debug!(reason = %failure, "exchange broke off");
+        if matches!(failure, Failure::BrokenOff(_)) {
+            forwarder.counters.count(BROKEN_OFF);
+            tracing::info!(request_id, code = BROKEN_OFF, reason = %failure, "response broke off");
+        } else {
+            tracing::debug!(request_id, reason = %failure, "exchange broke off");
+        }
         return Next::End;
     };
-    let body = body.and_then(|mut body| {
+    // Who waits for a 100 may now send the body, or leave it out.
+    let may_be_left_out = head.as_ref().is_some_and(|head| value(&head.fields, "expect").is_some());
+    drop(head);
+    let body = body.filter(|_| !may_be_left_out).and_then(|mut body| {
         body.discard();
         body.take_early(gateway).ok()?;
         // The gateway may send its next request at once, which must not be lost with the
@@ -57,7 +70,6 @@ pub(super) async fn answer(
         is_short.then_some(body)
     });
     let head = RequestHead::parse(gateway.used()).ok();
-    let request_id = shown_request_id(head.as_ref().and_then(|head| value(&head.fields, REQUEST_ID)));
     let code = refusal.code();
     forwarder.counters.count(code);
     // A bad stamp or a malformed request is an attack or a mistake in the set-up, and a

@@ -229,16 +229,41 @@ impl Way {
 }
 
 #[cfg(test)]
-impl HangUp for tokio::io::DuplexStream {
-    fn has_hung_up(&self) -> bool {
-        false
-    }
-}
-
-#[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
-    use tokio::io::{AsyncWriteExt as _, duplex};
+    use tokio::io::{AsyncWriteExt as _, DuplexStream, duplex};
+
+    thread_local! {
+        /// Whether the other ends of this test's streams have gone.
+        static HAS_HUNG_UP: Cell<bool> = const { Cell::new(false) };
+    }
+
+    impl HangUp for DuplexStream {
+        fn has_hung_up(&self) -> bool {
+            HAS_HUNG_UP.get()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_not_taken_has_less_time_once_nobody_waits_behind_it() {
+        let send = Duration::from_secs(300);
+        for has_hung_up in [false, true] {
+            HAS_HUNG_UP.set(has_hung_up);
+            let ((gateway, mut client), (workspace, _reads_nothing)) = (duplex(64), duplex(64));
+            client.write_all(&[b'x'; 64]).await.unwrap();
+            let mut ways = Ways::new(Buffered::new(gateway), Buffered::new(workspace), false, send);
+            let filling = client.write_all(&[b'x'; 1024]);
+            let since = Instant::now();
+            let error = tokio::select! {
+                ended = ways.both(|| {}) => ended.unwrap_err(),
+                _ = filling => unreachable!("nobody takes it"),
+            };
+            let expected = if has_hung_up { AFTER_END } else { send };
+            assert_eq!((error.kind(), since.elapsed()), (io::ErrorKind::TimedOut, expected));
+        }
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_side_that_never_ends_holds_a_tunnel_no_longer() {
@@ -283,7 +308,7 @@ mod tests {
     #[tokio::test]
     async fn only_what_the_client_says_is_activity() {
         let ((gateway, mut client), (workspace, mut server)) = (duplex(64), duplex(64));
-        let activities = std::cell::Cell::new(0);
+        let activities = Cell::new(0);
         let (gateway, workspace) = (Buffered::new(gateway), Buffered::new(workspace));
         let mut ways = Ways::new(gateway, workspace, false, Duration::from_secs(300));
         let speaking = async {

@@ -1,6 +1,8 @@
 //! HTTP/1.1 byte for byte: what goes in on one side, and what comes out on the
 //! other, a case a line.
 
+use std::collections::BTreeMap;
+
 use super::harness::*;
 
 /// What the stamp's line stands for in a case.
@@ -168,6 +170,7 @@ const REQUESTS: &[(&str, &str, Becomes)] = &[
 #[tokio::test]
 async fn a_request_comes_out_as_it_should() {
     let served = Served::new().await;
+    let mut refused = BTreeMap::<_, u64>::new();
     for (case, request, expected) in REQUESTS {
         let workspace = Workspace::new().await;
         let mut gateway = served.connect().await;
@@ -186,6 +189,8 @@ async fn a_request_comes_out_as_it_should() {
                 assert!(response.0.starts_with(&format!("HTTP/1.1 {status} ")), "{case}: {}", response.0);
                 assert_refused(&response, *status, code);
                 assert!(workspace.is_unused().await, "{case}");
+                *refused.entry(*code).or_default() += 1;
+                assert_eq!(served.forwarder.counters.refused(), refused, "{case}");
             }
         }
     }
@@ -309,8 +314,64 @@ async fn what_is_no_answer_is_a_failure() {
 #[tokio::test]
 async fn endless_interim_responses_are_a_failure() {
     let served = Served::new().await;
-    let (mut gateway, _workspace) = answered(&served, &"HTTP/1.1 100 Continue\r\n\r\n".repeat(17)).await;
-    assert_refused(&gateway.response().await, 502, "workspace-failed");
+    for (many, is_answered) in [(16, true), (17, false)] {
+        let interim = "HTTP/1.1 103 Early Hints\r\n\r\n".repeat(many);
+        let answer = interim + "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+        let (mut gateway, _workspace) = answered(&served, &answer).await;
+        let response = gateway.response().await;
+        if is_answered {
+            assert_eq!(response.1, "ok");
+        } else {
+            assert_refused(&response, 502, "workspace-failed");
+        }
+    }
+}
+
+/// Bodies that are none, behind a head that has gone out: the gateway must see that they
+/// have no end.
+#[tokio::test]
+async fn a_malformed_chunk_of_an_answer_ends_nothing() {
+    let served = Served::new().await;
+    for chunks in
+        ["-1\r\n", "xyz\r\n", "2\r\nokX\r\n0\r\n\r\n", "2\nok\r\n0\r\n\r\n", "0\r\nno colon\r\n\r\n"]
+    {
+        for is_early in [true, false] {
+            let workspace = Workspace::new().await;
+            let mut gateway = served.connect().await;
+            gateway.write(served.get("/", &workspace)).await;
+            let mut inside = workspace.accept().await;
+            inside.head().await;
+            let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+            if is_early {
+                inside.write(format!("{head}{chunks}")).await;
+            } else {
+                inside.write(head).await;
+                gateway.head().await;
+                inside.write(chunks).await;
+            }
+            let rest = gateway.rest().await;
+            assert!(!rest.contains("0\r\n\r\n"), "{chunks:?}: {rest}");
+        }
+    }
+    assert!(served.forwarder.counters.refused()["response-broken-off"] >= 5);
+}
+
+#[tokio::test]
+async fn a_client_that_wants_no_more_gets_no_more() {
+    let (served, workspace) = (Served::new().await, Workspace::new().await);
+    let mut gateway = served.connect().await;
+    let stamp = served.stamp(&workspace);
+    gateway.write(format!("GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n{stamp}\r\n")).await;
+    let mut inside = workspace.accept().await;
+    inside.head().await;
+    inside.answer("last").await;
+    let (head, body) = gateway.response().await;
+    assert!(head.contains("Connection: close\r\n") && body == "last", "{head}");
+    assert_eq!(gateway.rest().await, "");
+    // The workspace's connection is none of its business.
+    let mut next = served.connect().await;
+    next.write(served.get("/next", &workspace)).await;
+    assert!(inside.head().await.starts_with("GET /next "));
 }
 
 /// Requests that come in one piece are answered one after the other, each by its own
@@ -347,6 +408,7 @@ async fn a_head_may_come_byte_by_byte_but_not_for_ever() {
     gateway.write("GET / HTTP/1.1\r\nHost: h\r\n").await;
     assert_refused(&gateway.response().await, 408, "request-late");
     assert_eq!(gateway.rest().await, "");
+    assert_eq!(served.forwarder.counters.refused(), [("request-late", 1)].into());
 }
 
 #[tokio::test]

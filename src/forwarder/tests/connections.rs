@@ -5,6 +5,7 @@ use super::super::workspace::Connection;
 use super::super::*;
 use super::harness::*;
 use crate::upstream::Upstream;
+use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
@@ -119,27 +120,43 @@ async fn a_connection_that_the_workspace_will_close_is_not_kept() {
         gateway.response().await;
         assert_eq!(inside.rest().await, "");
     }
+    // One that it will close in 2 s is not used for what might come too late.
+    gateway.write(served.get("/", &workspace)).await;
+    let mut inside = workspace.accept().await;
+    inside.head().await;
+    inside.write("HTTP/1.1 200 OK\r\nKeep-Alive: timeout=2\r\nContent-Length: 0\r\n\r\n").await;
+    gateway.response().await;
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    gateway.write(served.get("/", &workspace)).await;
+    workspace.accept().await.head().await;
+    assert_eq!(inside.rest().await, "");
 }
 
 #[tokio::test]
 async fn idle_connections_have_a_limit_and_an_end() {
-    let limits =
-        ForwarderLimits { max_idle: 1, idle: Duration::from_millis(200), ..ForwarderLimits::default() };
-    let served = Served::with(limits, DRAIN).await;
-    let (alice, bob) = (Workspace::new().await, Workspace::new().await);
-    let mut gateway = served.connect().await;
-    let mut inside = Vec::new();
-    for workspace in [&alice, &bob] {
-        gateway.write(served.get("/", workspace)).await;
-        let mut peer = workspace.accept().await;
-        peer.head().await;
-        peer.answer("").await;
-        gateway.response().await;
-        inside.push(peer);
+    for (max_idle, idle) in [(1, PATIENCE * 10), (2, Duration::from_millis(200))] {
+        let limits = ForwarderLimits { max_idle, idle, ..ForwarderLimits::default() };
+        let served = Served::with(limits, DRAIN).await;
+        let (alice, bob) = (Workspace::new().await, Workspace::new().await);
+        let mut gateway = served.connect().await;
+        let mut inside = Vec::new();
+        for workspace in [&alice, &bob] {
+            gateway.write(served.get("/", workspace)).await;
+            let mut peer = workspace.accept().await;
+            peer.head().await;
+            peer.answer("").await;
+            gateway.response().await;
+            inside.push(peer);
+        }
+        assert_eq!(inside[0].rest().await, "");
+        if max_idle == 1 {
+            // Bob's has made Alice's go, and stays.
+            gateway.write(served.get("/again", &bob)).await;
+            assert!(inside[1].head().await.starts_with("GET /again "));
+        } else {
+            assert_eq!(inside[1].rest().await, "");
+        }
     }
-    // Bob's made Alice's go, and then its own time came.
-    assert_eq!(inside[0].rest().await, "");
-    assert_eq!(inside[1].rest().await, "");
 }
 
 #[tokio::test]
@@ -186,6 +203,36 @@ async fn the_number_of_connections_is_limited() {
     drop(first);
     drop(inside);
     within(async { while served.first_answer().await != "HTTP/1.1 403" {} }).await;
+}
+
+/// Idle ones as well: twice as many as may be in use are served, some more are told that
+/// there are too many, and others not even that.
+#[tokio::test]
+async fn the_number_of_open_connections_is_limited() {
+    let limits = ForwarderLimits { max_connections: 1, ..ForwarderLimits::default() };
+    let served = Served::with(limits, DRAIN).await;
+    let mut idle = Vec::new();
+    for _ in 0..2 {
+        let mut peer = served.connect().await;
+        peer.write("GET / HTTP/1.1\r\nHost: h\r\n\r\n").await;
+        assert_refused(&peer.response().await, 403, "stamp-refused");
+        idle.push(peer);
+    }
+    let mut told = Vec::new();
+    for _ in 0..MAX_TURNED_AWAY {
+        told.push(served.connect().await);
+    }
+    let mut closed = served.connect().await;
+    assert_eq!(closed.rest().await, "");
+    for mut peer in told {
+        peer.write("GET / HTTP/1.1\r\nHost: h\r\n\r\n").await;
+        assert_refused(&peer.response().await, 503, "runner-busy");
+    }
+    let refused = served.forwarder.counters.refused();
+    assert_eq!(refused[CLOSED], 1);
+    assert_eq!(refused["runner-busy"], MAX_TURNED_AWAY as u64);
+    idle[0].write("GET / HTTP/1.1\r\nHost: h\r\n\r\n").await;
+    assert_refused(&idle[0].response().await, 403, "stamp-refused");
 }
 
 #[tokio::test]
@@ -251,6 +298,45 @@ async fn a_drain_finishes_requests_and_closes_idle_connections() {
     assert_eq!(busy.rest().await, "");
     assert_eq!(busy_inside.rest().await, "");
     within(served.serving).await.unwrap();
+}
+
+/// Whose connection waits to be accepted has been told that it is there.
+#[tokio::test]
+async fn a_drain_without_a_successor_serves_who_waits_in_the_queue() {
+    const QUEUED: usize = 100;
+    // The runtime may accept them all before it hears of the end, or hear of it first.
+    for _ in 0..8 {
+        let served = Served::new().await;
+        let mut queued = Vec::new();
+        for _ in 0..QUEUED {
+            let mut stream = std::net::TcpStream::connect(served.address).unwrap();
+            stream.write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
+            stream.set_nonblocking(true).unwrap();
+            queued.push(stream);
+        }
+        served.stop.cancel();
+        for stream in queued {
+            let mut peer = Peer::new(TcpStream::from_std(stream).unwrap());
+            assert_refused(&peer.response().await, 403, "stamp-refused");
+        }
+        within(served.serving).await.unwrap();
+    }
+}
+
+/// The gateway may have sent a request before it hears that the connection ends.
+#[tokio::test]
+async fn a_drain_leaves_an_idle_connection_a_moment() {
+    let served = Served::new().await;
+    let mut idle = served.connect().await;
+    idle.write("GET / HTTP/1.1\r\nHost: h\r\n\r\n").await;
+    assert_refused(&idle.response().await, 403, "stamp-refused");
+    served.stop.cancel();
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+    idle.write("GET / HTTP/1.1\r\nHost: h\r\n\r\n").await;
+    let response = idle.response().await;
+    assert_refused(&response, 403, "stamp-refused");
 }
 
 #[tokio::test]

@@ -7,6 +7,9 @@ use crate::upstream::Upstream;
 use std::time::{Duration, SystemTime};
 use tokio::io::AsyncWriteExt as _;
 
+/// More than the kernel keeps for two connections.
+const MOST_KEPT: usize = 32 << 20;
+
 #[tokio::test]
 async fn a_silent_workspace_is_starting() {
     let limits = ForwarderLimits { read: Duration::from_millis(50), ..ForwarderLimits::default() };
@@ -297,19 +300,100 @@ async fn what_a_workspace_does_not_take_holds_no_place_for_ever() {
             gateway.head().await;
         }
         // Until nobody takes any more: the workspace reads nothing.
-        let stuck = std::time::Duration::from_millis(200);
-        while tokio::time::timeout(stuck, gateway.stream.write_all(&[b'x'; 65_536])).await.is_ok() {}
+        let taken = fill(&mut gateway).await;
+        assert!(taken < MOST_KEPT, "{taken} bytes are kept somewhere");
         drop(gateway);
         // Its end stands behind what waits, and may not even have come.
-        let known = || served.forwarder.subjects.activities();
-        let is_open = || known().iter().any(|activity| activity.open > 0);
-        within(async {
-            while is_open() {
-                tokio::task::yield_now().await;
-            }
-        })
-        .await;
+        until_nothing_is_open(&served).await;
         drop(inside);
+    }
+}
+
+/// The same by the time that a plugin chose, for the request and for its tunnel.
+#[tokio::test]
+async fn a_chosen_time_holds_in_tunnels_too() {
+    let (served, workspace) = (Served::new().await, Workspace::new().await);
+    let upstream: Upstream = format!("http://{}", workspace.address).parse().unwrap();
+    let upstream = upstream.for_subject("alice").unwrap().send_timeout(Duration::from_millis(300)).unwrap();
+    let stamp = served.key.make(&upstream, SystemTime::now() + Duration::from_secs(60));
+    let mut gateway = served.connect().await;
+    let head = "GET / HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: echo/1\r\n";
+    gateway.write(format!("{head}X-Kube-Coders-Stamp: {stamp}\r\n\r\n")).await;
+    let mut inside = workspace.accept().await;
+    inside.head().await;
+    inside.write("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo/1\r\n\r\n").await;
+    gateway.head().await;
+    fill(&mut gateway).await;
+    until_nothing_is_open(&served).await;
+}
+
+/// A client that reads nothing more of an answer.
+#[tokio::test]
+async fn what_the_gateway_does_not_take_holds_no_place_for_ever() {
+    let send = Duration::from_millis(300);
+    let (served, workspace) = (
+        Served::with(ForwarderLimits { send, ..ForwarderLimits::default() }, DRAIN).await,
+        Workspace::new().await,
+    );
+    let mut gateway = served.connect().await;
+    gateway.write(served.get("/", &workspace)).await;
+    let mut inside = workspace.accept().await;
+    inside.head().await;
+    inside.write("HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n").await;
+    gateway.head().await;
+    let taken = fill(&mut inside).await;
+    assert!(taken < MOST_KEPT, "{taken} bytes are kept somewhere");
+    until_nothing_is_open(&served).await;
+    assert_eq!(served.forwarder.counters.refused(), [("response-broken-off", 1)].into());
+    drop(gateway);
+}
+
+/// What moves has its time, however long it takes in all.
+#[tokio::test]
+async fn a_slow_answer_is_not_late_while_it_is_coming() {
+    let wait = Duration::from_millis(300);
+    let limits = ForwarderLimits { read: wait, ..ForwarderLimits::default() };
+    let (served, workspace) = (Served::with(limits, DRAIN).await, Workspace::new().await);
+    let mut gateway = served.connect().await;
+    gateway.write(served.get("/", &workspace)).await;
+    let mut inside = workspace.accept().await;
+    inside.head().await;
+    inside.write("HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n").await;
+    gateway.head().await;
+    for _ in 0..20 {
+        tokio::time::sleep(wait / 10).await;
+        inside.write("x").await;
+        assert_eq!(gateway.exactly(1).await, "x");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_stops_in_its_body_is_late_and_not_the_workspace() {
+    let limits = ForwarderLimits { read: Duration::from_millis(100), ..ForwarderLimits::default() };
+    let (served, workspace) = (Served::with(limits, DRAIN).await, Workspace::new().await);
+    let mut gateway = served.connect().await;
+    let stamp = served.stamp(&workspace);
+    gateway.write(format!("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 6\r\n{stamp}\r\nabc")).await;
+    let mut inside = workspace.accept().await;
+    inside.head().await;
+    assert_refused(&gateway.response().await, 408, "request-late");
+    assert_eq!(inside.rest().await, "abc");
+}
+
+/// Who was told no while it waited for a 100 may leave the body out: what comes next
+/// must not be taken for it.
+#[tokio::test]
+async fn a_refusal_in_place_of_a_100_is_the_last() {
+    let (served, workspace) = (Served::new().await, Workspace::new().await);
+    let stamp = served.stamp(&workspace);
+    drop(workspace);
+    for (stamp, status) in [(stamp.as_str(), 503), ("", 403)] {
+        let mut gateway = served.connect().await;
+        let head = "POST / HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 30\r\n";
+        gateway.write(format!("{head}{stamp}\r\n")).await;
+        let (head, _) = gateway.response().await;
+        assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{head}");
+        assert!(head.contains("Connection: close\r\n"), "{head}");
     }
 }
 
