@@ -111,7 +111,7 @@ async fn a_conf_says_what_its_route_is_made_for() {
     for (flag, mode) in [("forward", "direct"), ("direct", "forward")] {
         let house = House::new(&["--upstream-mode", flag]).await;
         other["upstream_mode"] = mode.into();
-        other["timeout"] = json!({"connect": "250ms"});
+        other["timeout"] = json!({"connect": "250ms", "send": "7s", "read": "1m"});
         for (conf, expected) in [(conf(), flag), (other.clone(), mode)] {
             let forwarded = house.forwarded(&conf, as_user("alice")).await;
             let is_direct = forwarded.header(HEADER).is_some();
@@ -124,7 +124,7 @@ async fn a_conf_says_what_its_route_is_made_for() {
             if is_direct && conf == other {
                 assert_eq!(
                     decision(&forwarded)["timeout"],
-                    json!({"connect": 0.25, "send": 300.0, "read": 300.0})
+                    json!({"connect": 0.25, "send": 7.0, "read": 60.0})
                 );
             }
         }

@@ -1,7 +1,8 @@
 //! Two users, one URL, two workspaces: gateway, runner, forwarder, workspace,
 //! each as it is in earnest.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
+use std::process::Command;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -11,12 +12,16 @@ use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
+use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::http::{HeaderName, HeaderValue};
+use tokio_tungstenite::tungstenite::protocol::Role;
 
+use crate::issuer::{DISCOVERY, Issuer};
 use crate::peer::PATIENCE;
-use crate::program::Runner;
-use crate::workspace::{Edge, Seen, head_of, header, hex, start_two};
+use crate::program::{BINARY, Program, Runner, listen_address};
+use crate::signer::Signer;
+use crate::workspace::{Behaviour, Edge, Seen, head_of, header, hex, start, start_two};
 
 /// How much the process may grow, in KiB, while bodies pass.
 const GROWTH: u64 = 8 * 1024;
@@ -193,5 +198,72 @@ async fn read_exact_head(stream: &mut TcpStream) {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await.unwrap());
+    }
+}
+
+/// What tunnels cost in which nothing moves, after a message each: all in, of the
+/// runner's memory.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_tunnel_costs_at_most_12_kib() {
+    const TUNNELS: usize = 600;
+    const EACH: u64 = 12;
+    /// What the allocator takes at a time.
+    const STEP: u64 = 2 * 1024;
+    let workspace = start("alice", (Ipv4Addr::LOCALHOST, 0).into(), Behaviour::Serve).await;
+    let runner = Runner::start(&["--max-subject-connections", "2000"]);
+    let edge = Edge::new(&runner.socket, runner.forwarder);
+    let conf = format!(r#"{{"identity": {{"trust": "gateway"}}, "upstream": "http://{workspace}"}}"#);
+    let route = Route::new("tunnels").plugin("user-upstream", &conf);
+    let open = async || {
+        let upgrade = ClientRequest::get("/")
+            .header("Host", "h")
+            .header("Sec-WebSocket-Version", "13")
+            .header("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==")
+            .header("Upgrade", "websocket");
+        let forwarded = edge.decide(&route, &by("alice", upgrade)).await.unwrap();
+        let mut stream = edge.connect().await;
+        let head = head_of(&forwarded).replacen("\r\n", "\r\nConnection: Upgrade\r\n", 1);
+        stream.write_all(head.as_bytes()).await.unwrap();
+        read_exact_head(&mut stream).await;
+        let mut socket = WebSocketStream::from_raw_socket(stream, Role::Client, None).await;
+        socket.send("hello".into()).await.unwrap();
+        assert_eq!(socket.next().await.unwrap().unwrap().to_text().unwrap(), "alice: hello");
+        socket
+    };
+    // What the first ones cost is the program's own.
+    let mut sockets = Vec::new();
+    for _ in 0..10 {
+        sockets.push(open().await);
+    }
+    let before = runner.memory();
+    for _ in 0..TUNNELS {
+        sockets.push(open().await);
+    }
+    let grown = runner.memory().now - before.now;
+    assert!(grown < TUNNELS as u64 * EACH + STEP, "grown by {grown} KiB from {before:?}");
+}
+
+/// By the system's certificates, which a variable of OpenSSL's names in place of the
+/// usual folders.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_workspace_that_the_system_trusts_is_trusted() {
+    let workspace = Issuer::start_tls(&[Signer::rsa().clone()]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("roots.pem");
+    std::fs::write(&file, &workspace.certificate).unwrap();
+    for (roots, status) in [(Some(&file), 200), (None, 502)] {
+        let socket = folder.path().join(format!("{status}.sock"));
+        let mut command = Command::new(BINARY);
+        command.env_clear().args(["run", "--listen-address", &listen_address(&socket)]);
+        command.args(["--forwarder-address", "127.0.0.1:0"]);
+        command.envs(roots.map(|file| ("SSL_CERT_FILE", file)));
+        let runner = Runner::from_program(Program::start(&mut command), &socket);
+        let edge = Edge::new(&runner.socket, runner.forwarder);
+        let conf = format!(r#"{{"identity": {{"trust": "gateway"}}, "upstream": "{}"}}"#, workspace.url());
+        let route = Route::new("secure").plugin("user-upstream", &conf);
+        let request = by("alice", ClientRequest::get(DISCOVERY).header("Host", "coders.test"));
+        let seen = edge.request(&route, &request).await;
+        assert_eq!(seen.status, status, "{}", seen.body);
+        assert_eq!(seen.body.contains("jwks_uri"), status == 200, "{}", seen.body);
     }
 }
