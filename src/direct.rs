@@ -43,8 +43,9 @@ const MAX_HEADER: usize = 16 * 1024;
 /// [`Request::repeat_for`](crate::Request::repeat_for) lets a gateway in direct mode
 /// repeat it.
 ///
-/// It must be complete: `host`, `origin` and `cookie` too, if the plugin looks at them.
-/// It is shared, so that it can be made once and not for each request.
+/// It must be complete: `host`, `origin` and `cookie` too, if the plugin looks at them. The
+/// route, the scheme, the host that goes upstream and whether there is an `Upgrade` always
+/// count. It is shared, so that it can be made once and not for each request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Basis {
     headers: BTreeSet<HeaderName>,

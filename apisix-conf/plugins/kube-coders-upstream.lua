@@ -75,8 +75,9 @@ local function see(ctx)
     end
     -- Of 100 headers or more the gateway hides some from the runner, which may then decide otherwise.
     if count > 99 then return {} end
-    local conf = sized(ctx.route_id) .. sized(ctx.conf_type) .. sized(ctx.conf_id) .. sized(ctx.conf_version)
-    return { headers = headers, scope = conf .. sized(ngx.var.scheme) .. sized(ngx.var.upstream_host), now = ngx.now() }
+    local scope = sized(ctx.route_id) .. sized(ctx.conf_type) .. sized(ctx.conf_id) .. sized(ctx.conf_version)
+    scope = scope .. sized(ngx.var.scheme) .. sized(ngx.var.upstream_host) .. sized(rawget(headers, "upgrade") ~= nil)
+    return { headers = headers, scope = scope, now = ngx.now() }
 end
 
 local function key_of(seen, by) -- equal for two requests only if all is that a decision by these headers depended on
@@ -123,12 +124,11 @@ end
 
 local function apply(ctx, it)
     local function bracketed(host) return find(host, ":", 1, true) and "[" .. host .. "]" or host end
-    local name, is_https, nodes = bracketed(it.host), it.scheme == "https", {}
+    local name, is_https, nodes, addresses = bracketed(it.host), it.scheme == "https", {}, { unpack(it.addresses) }
     for i, a in ipairs(it.addresses) do nodes[i] = { host = bracketed(a), port = it.port, weight = 1, priority = 0 } end
-    -- The balancer keeps what it makes of several nodes under these two.
-    local key, addresses = it.scheme .. "://" .. name .. ":" .. it.port, { unpack(it.addresses) }
-    table.sort(addresses) -- which a name server turns
-    upstream.set(ctx, key, ctx.conf_version .. "#" .. concat(addresses, ","), {
+    -- The balancer keeps what it makes of several nodes under key and version; a name server turns the addresses.
+    table.sort(addresses)
+    upstream.set(ctx, it.scheme .. "://" .. name .. ":" .. it.port, ctx.conf_version .. "#" .. concat(addresses, ","), {
         type = "roundrobin", scheme = it.scheme, nodes = nodes,
         timeout = { connect = it.timeout.connect, send = it.timeout.send, read = it.timeout.read },
         pass_host = is_https and "rewrite" or "pass", upstream_host = is_https and name or nil, -- TLS's name is Host's

@@ -6,7 +6,7 @@ local expect = require("expect")
 local stand_in = require("stand_in")
 
 local TRIES = 4000
-local NAMES = { "x-a", "x-b", "host", "origin", "x-a-b" }
+local NAMES = { "x-a", "x-b", "host", "origin", "x-a-b", "upgrade" }
 -- Few, so that equal requests come up, and such as try to look like the encoding.
 local VALUES = { "", "a", "b", "a, b", "a,b", ", ", "1:a", "1:a1:b", "0:", "3:x-a1;1:a", "x-b", "2;", "1;0:", "nil",
                  "-", "\0", "\255", ("a"):rep(10), "10:" .. ("a"):rep(10) }
@@ -74,6 +74,8 @@ local function inputs(request, by)
     for _, name in ipairs(by) do parts[#parts + 1] = values[name] or false end
     -- The Host that goes upstream is an input even if the list does not name it.
     parts[#parts + 1] = table.concat(values.host or {}, ", ")
+    -- So is whether the request wants to go on in another protocol.
+    parts[#parts + 1] = values.upgrade ~= nil
     return stand_in.cjson.encode(parts)
 end
 
