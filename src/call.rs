@@ -1,5 +1,6 @@
 //! `kube-coders call`: one request to a running runner, and its decision in words.
 
+use std::io::ErrorKind::{ConnectionRefused, NotFound, PermissionDenied};
 use std::io::Write;
 use std::net::IpAddr;
 use std::path::Path;
@@ -21,12 +22,29 @@ use crate::wire::gateway_side::{RequestAnswer, Rewrite};
 pub(crate) enum CallCommandError {
     #[error("{flag} {text:?}: {why}")]
     Argument { flag: &'static str, text: String, why: String },
-    #[error("{path}: {error}")]
+    #[error("{path}: {error}{}", cure(.error))]
     Call { path: String, error: CallError },
     #[error("the runner refused the conf: its log says why, in a line with \"conf refused\"")]
     ConfRefused,
     #[error("writing the decision: {0}")]
     Write(#[from] std::io::Error),
+}
+
+/// What to do where a runner can't be asked, behind what is wrong.
+pub(crate) fn cure(error: &CallError) -> &'static str {
+    match error {
+        CallError::Connect(error) => match error.kind() {
+            NotFound | ConnectionRefused => {
+                ": no runner listens there; start one with `kube-coders run`, or name its socket with --listen-address"
+            }
+            PermissionDenied => {
+                ": ask as root or as the runner's own user, or let this one in with its --socket-mode"
+            }
+            _ => "",
+        },
+        CallError::Closed => "; its log says why, and how to admit this user (--allow-uid) if that is it",
+        _ => "",
+    }
 }
 
 /// Calls the runner once and prints its decision.

@@ -131,7 +131,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "FILE", help_heading = "Forwarder")]
     pub(crate) stamp_key_file: Option<String>,
 
-    /// Connections and tunnels of one subject at a time
+    /// Requests under way and tunnels of one subject at a time
     #[arg(long, value_name = "COUNT", default_value = "256", help_heading = "Forwarder")]
     pub(crate) max_subject_connections: String,
 

@@ -20,7 +20,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::admission::GatewayProcess;
-use crate::call::{self, CallCommandError};
+use crate::call::{self, CallCommandError, cure};
 use crate::check::{self, CheckError};
 use crate::cli::{Cli, RunArgs, SocketArgs, Subcommands};
 use crate::explain::{self, ExplainError};
@@ -343,7 +343,7 @@ fn health(args: &SocketArgs, environment: &Environment) -> Result<ExitCode, Fail
     block_on(async {
         let why = match timeout(HEALTH_TIME, Gateway::connect(&path).probe()).await {
             Ok(Ok(())) => return Ok(ExitCode::SUCCESS),
-            Ok(Err(error)) => error.to_string(),
+            Ok(Err(error)) => format!("{error}{}", cure(&error)),
             Err(_) => format!("the runner did not answer within {HEALTH_TIME:?}"),
         };
         let _ = writeln!(std::io::stderr(), "kube-coders: {}: {why}", path.display());

@@ -61,6 +61,7 @@ fn health_says_whether_a_runner_answers() {
     assert_eq!(nobody.code, Some(1));
     let expected = format!("kube-coders: {}: connecting to the runner: ", socket.display());
     assert!(nobody.stderr.starts_with(&expected), "{}", nobody.stderr);
+    assert!(nobody.stderr.contains("no runner listens there; start one"), "{}", nobody.stderr);
     let silent = std::os::unix::net::UnixListener::bind(&socket).unwrap();
     let expected = format!("kube-coders: {}: the runner did not answer within 5s\n", socket.display());
     assert_eq!((health().code, health().stderr), (Some(1), expected));
