@@ -10,6 +10,10 @@ use tokio::net::{TcpListener, TcpStream};
 /// How many bytes each answer's body has, by the target that asks for it.
 pub(crate) const ANSWERS: [(&str, usize); 2] = [("/40", 40), ("/64k", 64 * 1024)];
 
+/// The answer to the handshake of RFC 6455, section 1.3.
+const AGREED: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+    Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+
 /// Serves until it is killed, and prints where.
 pub(crate) fn serve() -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -42,13 +46,11 @@ async fn connection(mut stream: TcpStream, answers: &[(Vec<u8>, Vec<u8>)]) -> io
             }
         }
         if buffer.starts_with(b"GET /echo ") {
-            let head = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo/1\r\n\r\n";
-            stream.write_all(head).await?;
+            stream.write_all(AGREED).await?;
             return echo(stream).await;
         }
         if buffer.starts_with(b"GET /sink ") {
-            let head = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo/1\r\n\r\n";
-            stream.write_all(head).await?;
+            stream.write_all(AGREED).await?;
             return sink(stream).await;
         }
         let answer = answers.iter().find(|(start, _)| buffer.starts_with(start));
@@ -58,12 +60,21 @@ async fn connection(mut stream: TcpStream, answers: &[(Vec<u8>, Vec<u8>)]) -> io
     }
 }
 
+/// Answers each message with one of the same length.
 async fn echo(mut stream: TcpStream) -> io::Result<()> {
-    let mut buffer = vec![0; 64 * 1024];
+    let mut message = vec![0x82, 126];
+    message.extend((super::MESSAGE as u16).to_be_bytes());
+    message.resize(super::TO_CLIENT, b'x');
+    let (mut buffer, mut taken) = (vec![0; 64 * 1024], 0);
     loop {
         match stream.read(&mut buffer).await? {
             0 => return Ok(()),
-            length => stream.write_all(&buffer[..length]).await?,
+            length => taken += length,
+        }
+        let messages = taken / super::TO_SERVER;
+        taken %= super::TO_SERVER;
+        if messages > 0 {
+            stream.write_all(&message.repeat(messages)).await?;
         }
     }
 }
@@ -79,7 +90,7 @@ async fn sink(mut stream: TcpStream) -> io::Result<()> {
         }
         if taken >= super::BULK {
             taken -= super::BULK;
-            stream.write_all(b"x").await?;
+            stream.write_all(&[0x82, 1, b'x']).await?;
         }
     }
 }
