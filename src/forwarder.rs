@@ -1,10 +1,10 @@
 //! The loopback listener that the gateway forwards to, and that knows from each
 //! request's stamp which workspace it is for.
 //!
-//! `gateway` is a connection of the gateway's, `asked` a request on it, `exchange`
-//! the way of one there and of its answer back, `workspace` a connection to a
-//! workspace, `pool` those that wait for their next request, `tunnel` what follows
-//! an upgrade.
+//! `gateway` is a connection of the gateway's, `asked` a request on it, `exchange` that
+//! request and its response, `passage` their ways there and back, `workspace` a connection
+//! to a workspace, `pool` those that wait for their next request, `tunnel` what follows an
+//! upgrade.
 //!
 //! Nothing is connected for a request without a good stamp, nothing is sent
 //! twice that may have arrived once, no body is ever held as a whole, and what two
@@ -23,6 +23,7 @@ mod gateway;
 mod hang_up;
 mod head;
 mod headers;
+mod passage;
 mod pool;
 mod refuse;
 mod relay;

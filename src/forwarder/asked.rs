@@ -11,7 +11,7 @@ use super::headers::{self, Named, NamedError};
 use crate::stamp::{STAMP_HEADER, StampError, StampKey};
 use crate::upstream::Upstream;
 
-/// Where a request goes, and what its answer must know of it.
+/// Where a request goes, and what its response must know of it.
 #[derive(Debug)]
 pub(super) struct Asked {
     pub(super) upstream: Upstream,

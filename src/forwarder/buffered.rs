@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::io::poll_read_buf;
 
 /// How much is read at a time where a head may begin: most heads, and with them
-/// most answers of an editor, are shorter.
+/// most responses of an editor, are shorter.
 const HEAD_READ: usize = 8 * 1024;
 
 /// A stream whose heads are read with whatever comes behind them.

@@ -18,7 +18,7 @@ use crate::resolver::ResolveError;
 /// How many interim responses (1xx) one request may get. Servers send one or two.
 pub(super) const MAX_INTERIM: usize = 16;
 
-/// Why a request gets no answer from a workspace.
+/// Why a request gets no response from a workspace.
 #[derive(Debug, Error)]
 pub(super) enum Failure {
     #[error("request: {0}")]
@@ -48,18 +48,18 @@ pub(super) enum Failure {
     #[error("workspace: status 503 and no page")]
     NotReady,
     #[error("workspace: {0}")]
-    Answer(#[from] AnswerError),
+    Response(#[from] ResponseError),
     /// Nobody is there who could be answered.
-    #[error("gateway: gone before the answer was whole")]
+    #[error("gateway: gone before the response was whole")]
     Gone,
-    /// An answer that has begun can't be taken back.
+    /// A response that has begun can't be taken back.
     #[error("{0}")]
     BrokenOff(String),
 }
 
-/// Why a workspace's answer is not passed on.
+/// Why a workspace's response is not passed on.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-pub(super) enum AnswerError {
+pub(super) enum ResponseError {
     #[error("{0}")]
     Head(#[from] HeadError),
     #[error("{0}")]
@@ -75,12 +75,12 @@ pub(super) enum AnswerError {
 }
 
 impl Failure {
-    /// What is wrong with the rest of a workspace's answer.
+    /// What is wrong with the rest of a workspace's response.
     pub(super) fn broken_off(error: &PassError) -> Self {
         Self::BrokenOff(format!("workspace: {error}"))
     }
 
-    /// The same failure, where something of an answer has gone out before it.
+    /// The same failure, where something of a response has gone out before it.
     pub(super) fn behind_a_beginning(self) -> Self {
         match self {
             Self::Gone | Self::BrokenOff(_) => self,
@@ -88,7 +88,7 @@ impl Failure {
         }
     }
 
-    /// The answer to the client; `None` where there is no use in one.
+    /// The response to the client; `None` where there is no use in one.
     pub(super) fn refusal(&self) -> Option<Refusal> {
         Some(match self {
             Self::Asked(AskedError::Stamp { .. }) => Refusal::StampRefused,
@@ -103,7 +103,7 @@ impl Failure {
             Self::Resolve(ResolveError::Unavailable) => Refusal::ResolverUnavailable,
             Self::Connect(ConnectError::Tls(_)) => Refusal::WorkspaceFailed,
             Self::Connect(_) | Self::Silent(_) | Self::NotReady => Refusal::WorkspaceStarting,
-            Self::Unsent(_) | Self::Broken(_) | Self::Answer(_) => Refusal::WorkspaceFailed,
+            Self::Unsent(_) | Self::Broken(_) | Self::Response(_) => Refusal::WorkspaceFailed,
             Self::Gone | Self::BrokenOff(_) => return None,
         })
     }
@@ -165,10 +165,14 @@ mod tests {
         check(Failure::Silent(wait), "workspace-starting", "workspace: no response head within 6s");
         check(Failure::NotReady, "workspace-starting", "workspace: status 503 and no page");
         check(Failure::Broken(reset()), "workspace-failed", "workspace: connection refused");
-        check(AnswerError::UnaskedUpgrade, "workspace-failed", "workspace: an upgrade that nobody asked for");
-        check(Failure::Gone, "", "gateway: gone before the answer was whole");
+        check(
+            ResponseError::UnaskedUpgrade,
+            "workspace-failed",
+            "workspace: an upgrade that nobody asked for",
+        );
+        check(Failure::Gone, "", "gateway: gone before the response was whole");
         check(Failure::broken_off(&PassError::Ended), "", "workspace: the body ended too early");
         check(Failure::Silent(wait).behind_a_beginning(), "", "workspace: no response head within 6s");
-        check(Failure::Gone.behind_a_beginning(), "", "gateway: gone before the answer was whole");
+        check(Failure::Gone.behind_a_beginning(), "", "gateway: gone before the response was whole");
     }
 }

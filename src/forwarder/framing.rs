@@ -39,7 +39,7 @@ pub(super) fn of_request(head: &RequestHead<'_>) -> Result<Framing, FramingError
     Ok(said(head.version, &head.fields)?.unwrap_or(Framing::None))
 }
 
-/// How the body of an answer to such a request ends.
+/// How the body of a response to such a request ends.
 pub(super) fn of_response(head: &ResponseHead<'_>, to_head_request: bool) -> Result<Framing, FramingError> {
     let said = said(head.version, &head.fields)?;
     if to_head_request || has_no_body(head.status) {
@@ -48,7 +48,7 @@ pub(super) fn of_response(head: &ResponseHead<'_>, to_head_request: bool) -> Res
     Ok(said.unwrap_or(Framing::UntilClose))
 }
 
-/// Whether no answer with this status has a body, whatever its headers say.
+/// Whether no response with this status has a body, whatever its headers say.
 pub(super) fn has_no_body(status: u16) -> bool {
     matches!(status, 100..=199 | 204 | 304)
 }

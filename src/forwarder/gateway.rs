@@ -1,4 +1,4 @@
-//! One connection of the gateway's: a request and its answer, and the next.
+//! One connection of the gateway's: a request and its response, and the next.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -51,7 +51,7 @@ pub(super) async fn serve(
             }
             Head::Malformed(error) => {
                 gateway.use_up(gateway.unused().len());
-                refuse::answer(
+                refuse::respond(
                     &forwarder,
                     &mut gateway,
                     &AskedError::from(error).into(),
@@ -63,7 +63,7 @@ pub(super) async fn serve(
             }
             Head::Late => {
                 gateway.use_up(gateway.unused().len());
-                refuse::answer(&forwarder, &mut gateway, &Failure::Late, None, More::Nothing).await;
+                refuse::respond(&forwarder, &mut gateway, &Failure::Late, None, More::Nothing).await;
                 return;
             }
         }
@@ -92,7 +92,7 @@ pub(super) async fn turn_away(forwarder: Arc<Forwarder>, stream: TcpStream, stop
         Ok(Head::Whole(length)) => {
             gateway.use_up(length);
             let busy = Failure::Busy(forwarder.limits.max_connections);
-            refuse::answer(&forwarder, &mut gateway, &busy, None, More::Nothing).await;
+            refuse::respond(&forwarder, &mut gateway, &busy, None, More::Nothing).await;
         }
         Ok(Head::Successors) => drop(forwarder.succession.hand_over_requests(&gateway.stream).await),
         // Whoever says nothing meanwhile is closed.

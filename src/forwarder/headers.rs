@@ -86,7 +86,7 @@ fn protocols(list: &[u8]) -> impl Iterator<Item = &[u8]> {
     list.split(|byte| *byte == b',').map(<[u8]>::trim_ascii)
 }
 
-/// The protocol that an answer goes on with, if it is one that was asked for.
+/// The protocol that a response goes on with, if it is one that was asked for.
 pub(super) fn agreed_protocol<'b>(head: &ResponseHead<'b>, wanted: &[u8]) -> Option<&'b [u8]> {
     let mut upgrades = head.fields.iter().filter(|field| field.is("upgrade"));
     let (agreed, more) = (upgrades.next()?.value, upgrades.next());
@@ -186,7 +186,7 @@ fn write_line(line: &[u8], output: &mut Vec<u8>) {
 }
 
 /// A response of ours.
-pub(super) fn write_answer(
+pub(super) fn write_response_of_ours(
     status: u16,
     reason: &str,
     headers: &[(&str, String)],
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_agrees_to_a_protocol_that_was_asked_for() {
+    fn a_response_agrees_to_a_protocol_that_was_asked_for() {
         for (upgrade, wanted, agrees) in [
             ("Upgrade: WebSocket\r\n", "websocket", true),
             ("Upgrade: b\r\n", "a, b", true),

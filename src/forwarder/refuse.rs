@@ -1,4 +1,4 @@
-//! Answers of ours, and what becomes of the rest of a request that got one.
+//! Responses of ours, and what becomes of the rest of a request that got one.
 
 use std::io;
 use std::pin::Pin;
@@ -16,7 +16,7 @@ use super::buffered::Buffered;
 use super::exchange::Next;
 use super::failure::Failure;
 use super::head::{Field, RequestHead};
-use super::headers::write_answer;
+use super::headers::write_response_of_ours;
 use super::relay::Relay;
 use super::workspace::ConnectError;
 use crate::refusal::{More, Reader, Refusal};
@@ -31,16 +31,16 @@ const BROKEN_OFF: &str = "response-broken-off";
 /// How much of a request is read that nobody wants, and for how long.
 ///
 /// A connection that is closed while something is unread is reset, and a reset
-/// may take the answer from the gateway before it has read it.
+/// may take the response from the gateway before it has read it.
 const MAX_DISCARDED: usize = 1 << 20;
 const MAX_DISCARDING: Duration = Duration::from_secs(2);
 
-/// How long the gateway may take to read an answer of ours.
+/// How long the gateway may take to read a response of ours.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
 
-/// Answers the request whose head is used up, and logs why, here and nowhere else.
+/// Responds to the request whose head is used up, and logs why, here and nowhere else.
 /// With its body, the connection can go on behind it.
-pub(super) async fn answer(
+pub(super) async fn respond(
     forwarder: &Forwarder,
     gateway: &mut Buffered<TcpStream>,
     failure: &Failure,
@@ -83,7 +83,9 @@ pub(super) async fn answer(
     }
     let is_last = body.is_none();
     let bytes = match failure {
-        Failure::Asked(AskedError::Connect) => write_answer(405, "Method Not Allowed", &[], b"", is_last),
+        Failure::Asked(AskedError::Connect) => {
+            write_response_of_ours(405, "Method Not Allowed", &[], b"", is_last)
+        }
         _ => render(refusal, head.as_ref(), &request_id, more, is_last),
     };
     if !matches!(timeout(ANSWER_TIME, gateway.stream.write_all(&bytes)).await, Ok(Ok(()))) {
@@ -111,7 +113,7 @@ fn render(
     let rendered = refusal.render(&reader, request_id, more);
     // What answers a HEAD has no body (RFC 9110, section 9.3.2).
     let body = if method == b"HEAD" { &[][..] } else { &rendered.body };
-    write_answer(rendered.status, refusal.reason_phrase(), &rendered.headers, body, is_last)
+    write_response_of_ours(rendered.status, refusal.reason_phrase(), &rendered.headers, body, is_last)
 }
 
 /// Who asked, and what they can read.
