@@ -147,6 +147,9 @@ fn user_upstream<'d>(
             if let Err(error) = config.way(checked.ways) {
                 refused(format!("upstream: {error}"));
             }
+            if config.upstream.claim_names().next().is_none() {
+                findings.add(Rule::OneForAll, spot, "upstream names no claim");
+            }
             Some(config)
         }
         Err(error) => {
@@ -229,6 +232,13 @@ pub(super) fn check_decision(route: &Route<'_>, workspaces: &Workspaces<'_>, fin
         remember.filter(|it| !it.number().is_some_and(|it| (0.0..=MAX_REMEMBER).contains(&it)))
     {
         findings.add(Rule::ObjectRefused, &remember, "remember is no number between 0 and 10");
+    }
+    if let Some(remember) = decision.conf.get("remember")
+        && remember.number().is_some_and(|seconds| seconds > 0.0 && seconds <= MAX_REMEMBER)
+        && workspaces.call.filter().is_none()
+    {
+        let text = format!("remember, and {} without its filter", workspaces.call.name);
+        findings.add(Rule::RememberedInVain, &remember, text);
     }
     if let Some(timeout) = &route.timeout {
         findings.add(Rule::RouteTimeout, timeout, "the route has a timeout of its own");

@@ -102,6 +102,11 @@ rules! {
         "the runner refuses the conf, and every request to the route is answered with 503",
         "mend the field that the message names; docs/user-upstream.md lists all of them",
     ),
+    OneForAll => warning(
+        "one-for-all",
+        "every user of the route gets the same workspace, and with it the others' files",
+        "name a claim in the upstream's host, such as code-{sub}; leave it where one for all is meant",
+    ),
     PluginUnknown => warning(
         "plugin-unknown",
         "this program has no plugin of that name, so its conf was not looked at; a runner without it answers 503",
@@ -336,6 +341,11 @@ rules! {
         "decision-plugin-unused",
         "the runner writes no decision in forward mode: every request is answered with 503 decision-missing",
         "\"upstream_mode\": \"direct\" in the conf, or take kube-coders-upstream off the route",
+    ),
+    RememberedInVain => warning(
+        "remembered-in-vain",
+        "the runner is asked about every request all the same, so what is remembered saves nothing",
+        "ext-plugin-pre-req with \"_meta\": {\"filter\": [[\"kc_hit\", \"!\", \"==\", \"1\"]]}, or no remember",
     ),
     DecisionDropped => error(
         "decision-dropped",

@@ -437,7 +437,7 @@ pub(super) fn faults() -> Vec<Fault> {
         fault(
             &[(
                 "          - name: user",
-                "          - name: user-upstream\n            value: '{\"identity\": {\"trust\": \"verified\", \"issuer\": \"https://key.example.com/realms/dev\", \"audience\": [\"apisix\"]}, \"upstream\": \"http://a:1\", \"login\": \"/.apisix/logout\"}'\n          - name: user",
+                "          - name: user-upstream\n            value: '{\"identity\": {\"trust\": \"verified\", \"issuer\": \"https://key.example.com/realms/dev\", \"audience\": [\"apisix\"]}, \"upstream\": \"http://{sub}:1\", \"login\": \"/.apisix/logout\"}'\n          - name: user",
             )],
             Rule::CalledTwice,
             at(CALL, "conf[1].value"),
@@ -448,7 +448,7 @@ pub(super) fn faults() -> Vec<Fault> {
                 CLOSED,
                 (
                     DECISION.0,
-                    "      kube-coders-upstream: {remember: 10, _meta: {priority: 2700}}\n      ext-plugin-pre-req:\n",
+                    "      kube-coders-upstream: {remember: 0, _meta: {priority: 2700}}\n      ext-plugin-pre-req:\n",
                 ),
                 DECISION_ORDER,
             ],
@@ -489,6 +489,17 @@ pub(super) fn faults() -> Vec<Fault> {
             Rule::ObjectRefused,
             "routes[0].plugins.kube-coders-upstream.remember",
         ),
+        fault(
+            &[
+                DIRECT,
+                CLOSED,
+                (DECISION.0, "      kube-coders-upstream: {remember: 5}\n      ext-plugin-pre-req:\n"),
+                DECISION_ORDER,
+            ],
+            Rule::RememberedInVain,
+            "routes[0].plugins.kube-coders-upstream.remember",
+        ),
+        fault(&[("http://code-{sub}:8443", "http://code:8443")], Rule::OneForAll, CONF),
         fault(
             &[
                 DIRECT,

@@ -98,7 +98,7 @@ fn no_finding_shows_a_secret() {
 
 #[test]
 fn a_call_in_a_global_rule_is_before_every_login() {
-    let conf = r#"{"conf": [{"name": "user-upstream", "value": "{\"identity\": {\"trust\": \"gateway\"}, \"upstream\": \"http://a:1\"}"}]}"#;
+    let conf = r#"{"conf": [{"name": "user-upstream", "value": "{\"identity\": {\"trust\": \"gateway\"}, \"upstream\": \"http://{sub}:1\"}"}]}"#;
     let text = format!("global_rules:\n  - id: 1\n    plugins:\n      ext-plugin-pre-req: {conf}\n#END\n");
     let path = "global_rules[0].plugins.ext-plugin-pre-req.conf[0].value";
     check(&[("apisix.yaml", &text)], &[], &[("called-elsewhere", path)]);
