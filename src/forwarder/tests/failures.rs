@@ -323,8 +323,7 @@ async fn a_chosen_time_holds_in_tunnels_too() {
     inside.head().await;
     inside.write("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo/1\r\n\r\n").await;
     gateway.head().await;
-    fill(&mut gateway).await;
-    until_nothing_is_open(&served).await;
+    fill_until_nothing_is_open(&served, &mut gateway).await;
 }
 
 /// A client that reads nothing more of an answer.
@@ -341,9 +340,8 @@ async fn what_the_gateway_does_not_take_holds_no_place_for_ever() {
     inside.head().await;
     inside.write("HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n").await;
     gateway.head().await;
-    let taken = fill(&mut inside).await;
+    let taken = fill_until_nothing_is_open(&served, &mut inside).await;
     assert!(taken < MOST_KEPT, "{taken} bytes are kept somewhere");
-    until_nothing_is_open(&served).await;
     assert_eq!(served.forwarder.counters.refused(), [("response-broken-off", 1)].into());
     drop(gateway);
 }

@@ -200,20 +200,37 @@ impl Peer {
 pub(super) async fn fill(peer: &mut Peer) -> usize {
     let stuck = Duration::from_millis(200);
     let mut written = 0;
-    while let Ok(Ok(count)) = timeout(stuck, peer.stream.write(&[b'x'; 65_536])).await {
+    while let Ok(Ok(count @ 1..)) = timeout(stuck, peer.stream.write(&[b'x'; 65_536])).await {
         written += count;
     }
     written
 }
 
-pub(super) async fn until_nothing_is_open(served: &Served) {
-    let is_open = || served.forwarder.subjects.activities().iter().any(|activity| activity.open > 0);
+/// The same again and again, on a machine that may only have been busy, until what it
+/// fills has been given up.
+pub(super) async fn fill_until_nothing_is_open(served: &Served, peer: &mut Peer) -> usize {
+    let mut written = 0;
     within(async {
-        while is_open() {
+        while is_open(served) {
+            written += fill(peer).await;
             tokio::task::yield_now().await;
         }
     })
     .await;
+    written
+}
+
+pub(super) async fn until_nothing_is_open(served: &Served) {
+    within(async {
+        while is_open(served) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+fn is_open(served: &Served) -> bool {
+    served.forwarder.subjects.activities().iter().any(|activity| activity.open > 0)
 }
 
 #[track_caller]
