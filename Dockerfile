@@ -9,6 +9,9 @@ ARG TARGETARCH
 WORKDIR /src
 COPY Cargo.toml Cargo.lock README.md ./
 COPY flatbuffers flatbuffers
+COPY crates crates
+# A member of the workspace, whose manifest cargo reads.
+COPY tests/house tests/house
 # The route that `check --migrate` prints.
 COPY apisix-conf/standalone/apisix.yaml apisix-conf/standalone/
 COPY src src

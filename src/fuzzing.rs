@@ -6,8 +6,9 @@ use std::sync::LazyLock;
 use jsonwebtoken::DecodingKey;
 
 use crate::forwarder::fuzzing as forwarder;
-use crate::upstream::HostName;
-use crate::user_upstream::fuzzing as inner;
+use crate::resolver::fuzzing as resolver;
+use apisix_plugin_runner::HostName;
+use kube_coders_identity::fuzzing as inner;
 
 /// An `X-Userinfo`: claims of a subject, or refused.
 pub fn userinfo(data: &[u8]) {
@@ -42,10 +43,20 @@ pub fn head(data: &[u8]) {
     forwarder::chunks(data);
 }
 
+/// The bytes of one direction of a WebSocket.
+pub fn websocket(data: &[u8]) {
+    forwarder::websocket(data);
+}
+
+/// A hosts file.
+pub fn hosts(data: &[u8]) {
+    resolver::hosts(&String::from_utf8_lossy(data));
+}
+
 /// A file of a gateway's configuration: findings with a place in it, or refused.
 pub fn check(data: &[u8]) {
     let Ok(text) = str::from_utf8(data) else { return };
-    for line in crate::check::found_lines(text) {
+    for line in kube_coders_check::fuzzing::finding_lines(text) {
         // YAML takes a carriage return alone for the end of a line, too.
         let lines = text.bytes().filter(|byte| matches!(byte, b'\n' | b'\r')).count() as u64 + 1;
         assert!((1..=lines).contains(&line), "line {line} of {lines}");

@@ -1,93 +1,62 @@
-//! The plugin that is shipped: who asks, and so which workspace the request
-//! goes to.
+//! The plugin that is shipped: it finds out who the user of a request is, and so which
+//! workspace the request goes to.
 //!
-//! Identity, template, name, upstream, in this order. What fails on the way is
-//! an answer of ours, so that it holds whatever the route says of failures.
+//! `walk` is the way of a request: identity, policy, template, addresses, changes. What
+//! `identity` gives is put together there with what the plugin remembers (`memory`) and
+//! checks itself (`origin`). A rejection is an answer of the plugin's, so that it holds
+//! whatever the route says of failures.
 
-mod claims;
-mod config;
-mod cookies;
-mod decision;
-pub(crate) mod explain;
-#[cfg(fuzzing)]
-pub(crate) mod fuzzing;
-mod identity;
-mod keys;
-mod label;
+mod prepared;
+mod issuer_names;
+mod request_headers;
+mod walk;
+mod trace;
 mod origin;
-mod policy;
-mod presented;
-mod refused;
-mod remembered;
-mod template;
-mod token;
-mod userinfo;
+mod memory;
+mod digest_cache;
+mod decision;
+mod decision_error;
+mod rejection;
+pub(crate) mod explanation;
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
+use reqwest::dns::Resolve;
 use tokio::time::{Instant, timeout};
-use tracing::{debug, info};
+use tracing::info;
 
-use crate::direct::Ways;
-use crate::headers::HeaderName;
-use crate::plugin::{Action, Plugin, PluginError, Stop};
 use crate::refusal::{More, Reader};
-use crate::request::Request;
-use crate::request_id::{REQUEST_ID_WAIT, shown_request_id};
 use crate::resolver::Resolver;
-pub(crate) use config::{IdentityConfig, UserUpstreamConfig, Verified};
-use cookies::Edited;
-use decision::Decision;
-use identity::{Identity, IdentityError};
-use keys::Issuers;
-pub(crate) use keys::KeySet;
-use presented::{AUTHORIZATION, FORWARDED_USER, FORWARDED_USERNAME, Presented, PresentedToken, STAMP};
-use refused::{MAX_FRAME_HEADERS, Refused};
-use remembered::{Digests, Remembered};
-pub(crate) use template::{HostTemplate, Template, TemplateError};
+use crate::route::mode::Ways;
+use apisix_plugin_runner::request_id::{REQUEST_ID_WAIT, shown_request_id};
+use apisix_plugin_runner::{Action, HeaderName, PluginError, PreparedPlugin, Request};
+use issuer_names::IssuerNames;
+use kube_coders_identity::claims::Claims;
+use kube_coders_identity::config::{UserUpstreamConfig, Verified};
+use kube_coders_identity::identity_error::IdentityError;
+use kube_coders_identity::keys::{Issuer, Issuers};
+use kube_coders_identity::token::Token;
+use memory::Memory;
+use prepared::PreparedUserUpstream;
+pub(crate) use prepared::check as check_config;
+use rejection::Rejection;
+use trace::{NoTrace, Trace};
+pub(crate) use trace::{Step, StepOutcome, Steps};
+pub(crate) use walk::{ClientScheme, Stopped};
+use walk::{Exchange, Keys, Walk};
 
-/// How long a token that was checked is not checked again.
-const TOKEN_REMEMBERED: Duration = Duration::from_secs(60);
-
-/// How long a gateway in direct mode may repeat a decision, if it does: as long as a
-/// refused token is remembered, so that neither outlasts the other.
-const REPEATED: Duration = Duration::from_secs(10);
-
-/// How long a token that was refused is refused unseen.
-const REFUSAL_REMEMBERED: Duration = Duration::from_secs(10);
-
-/// How many identities are remembered, in use at one time at one gateway. Each takes
-/// about 400 bytes.
-const ADMITTED: usize = 100_000;
-
-/// How many tokens that were refused are remembered.
-const REFUSED: usize = 1024;
+/// How long a gateway in direct mode may cache a decision: as long as a rejected token is
+/// remembered, so that neither outlasts the other.
+const CACHED: Duration = Duration::from_secs(10);
 
 /// Sends each user's requests to their own workspace.
 pub(crate) struct UserUpstream {
     resolver: Arc<Resolver>,
+    issuer_names: Arc<dyn Resolve>,
     ways: Ways,
     issuers: Issuers,
     memory: Memory,
-}
-
-/// What came of identities that were seen, under all confs.
-struct Memory {
-    digests: Digests,
-    admitted: Remembered<Arc<Decision>>,
-    /// Tokens only.
-    refused: Remembered<Refused>,
-}
-
-impl Memory {
-    fn new() -> Result<Self, getrandom::Error> {
-        Ok(Self {
-            digests: Digests::new()?,
-            admitted: Remembered::new(ADMITTED),
-            refused: Remembered::new(REFUSED),
-        })
-    }
 }
 
 impl UserUpstream {
@@ -95,213 +64,111 @@ impl UserUpstream {
     ///
     /// The system has no random numbers.
     pub(crate) fn new(resolver: Arc<Resolver>, ways: Ways) -> Result<Self, getrandom::Error> {
-        Ok(Self { resolver, ways, issuers: Issuers::default(), memory: Memory::new()? })
+        let issuer_names = Arc::new(IssuerNames(Arc::clone(&resolver)));
+        Ok(Self { resolver, issuer_names, ways, issuers: Issuers::default(), memory: Memory::new()? })
     }
 
-    async fn admit<'f>(
-        &self,
-        config: &UserUpstreamConfig,
-        request: &Request<'f>,
-    ) -> Result<Admitted<'f>, Refused> {
-        if request.headers().len() >= MAX_FRAME_HEADERS {
-            return Err(Refused::TooManyHeaders);
-        }
-        let presented = presented::find(request.headers(), config.identity.token_sources());
-        let presented = presented.map_err(IdentityError::from)?;
-        config.identity.look_at(&presented)?;
-        if request.header("upgrade").is_some() && origin::is_foreign(request.headers()) {
-            return Err(Refused::ForeignOrigin);
-        }
-        let decision = match &config.identity {
-            IdentityConfig::Gateway => self.memory.by_userinfo(config, &presented)?,
-            IdentityConfig::Verified(verified) => self.memory.by_token(config, verified, &presented).await?,
-        };
-        let resolved = self.resolver.resolve(decision.upstream.host()).await;
-        // The name has the subject in it, so it is told only to who asks for more.
-        resolved.inspect_err(|reason| {
-            debug!(upstream = %decision.upstream, %reason, "workspace has no address");
-        })?;
-        Ok(Admitted { decision, token: presented.token })
-    }
-}
-
-/// A request that goes to a workspace.
-struct Admitted<'f> {
-    decision: Arc<Decision>,
-    /// The token that was checked.
-    token: Option<PresentedToken<'f>>,
-}
-
-impl Memory {
-    /// Decides by the gateway's word.
-    fn by_userinfo(
-        &self,
-        config: &UserUpstreamConfig,
-        presented: &Presented<'_>,
-    ) -> Result<Arc<Decision>, Refused> {
-        let digest = self.digests.digest(config.number, [presented.userinfo, None]);
-        let now = Instant::now();
-        if let Some(decision) = self.admitted.get(digest, now) {
-            return Ok(decision);
-        }
-        let identity = Identity::of_userinfo(presented, &config.wanted)?;
-        let decision = Arc::new(Decision::of(config, &identity.claims)?);
-        self.admitted.insert(digest, Arc::clone(&decision), None);
-        Ok(decision)
-    }
-
-    /// Decides by a token's word, once its signature is checked.
-    async fn by_token(
-        &self,
-        config: &UserUpstreamConfig,
-        verified: &Verified,
-        presented: &Presented<'_>,
-    ) -> Result<Arc<Decision>, Refused> {
-        let headers = [presented.token.map(|token| token.text), presented.userinfo];
-        let digest = self.digests.digest(config.number, headers);
-        let now = Instant::now();
-        if let Some(decision) = self.admitted.get(digest, now) {
-            return Ok(decision);
-        }
-        if let Some(refused) = self.refused.get(digest, now) {
-            return Err(refused);
-        }
-        // The future of a real check is large, and rarely needed.
-        match Box::pin(check_token(config, verified, presented)).await {
-            Ok((decision, good_for)) => {
-                let good_for = good_for.min(TOKEN_REMEMBERED);
-                if !good_for.is_zero() {
-                    self.admitted.insert(digest, Arc::clone(&decision), Some(now + good_for));
-                }
-                Ok(decision)
-            }
-            Err(refused) => {
-                if refused.is_lasting() {
-                    self.refused.insert(digest, refused.clone(), Some(now + REFUSAL_REMEMBERED));
-                }
-                Err(refused)
-            }
+    /// The walk of requests under a conf.
+    fn walk<'w>(&'w self, prepared: &'w PreparedUserUpstream) -> Walk<'w, KeptKeys<'w>> {
+        Walk {
+            config: &prepared.config,
+            memory: Some((&self.memory, prepared.number)),
+            keys: KeptKeys(prepared.issuer.as_deref()),
+            resolver: Some(&self.resolver),
         }
     }
 }
 
-/// What a token decides, and for how long it does.
-async fn check_token(
-    config: &UserUpstreamConfig,
-    verified: &Verified,
-    presented: &Presented<'_>,
-) -> Result<(Arc<Decision>, Duration), Refused> {
-    let now = unix_now();
-    let identity = Identity::of_token(presented, &config.wanted, verified, config.issuer(), now).await?;
-    let good_for = identity.good_for.unwrap_or_default();
-    let mut decision = Decision::of(config, &identity.claims)?;
-    decision.good_until = Some(Instant::now() + good_for);
-    Ok((Arc::new(decision), good_for))
-}
-
-/// Seconds since 1970, as tokens count them.
-pub(crate) fn unix_now() -> f64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    // A clock before 1970 makes every token one from the future.
-    since.map_or(0.0, |since| since.as_secs_f64())
-}
-
-impl Plugin for UserUpstream {
+impl PreparedPlugin for UserUpstream {
     const NAME: &'static str = "user-upstream";
     type Config = UserUpstreamConfig;
+    type Prepared = PreparedUserUpstream;
 
-    fn prepare(&self, config: &UserUpstreamConfig) -> Result<(), PluginError> {
-        config.check_files()?;
-        config.way(self.ways).map_err(|error| format!("upstream: {error}"))?;
-        if let IdentityConfig::Verified(verified) = &config.identity {
-            config.keep_issuer(self.issuers.get(&verified.keys, &self.resolver));
-        }
-        Ok(())
+    async fn prepare(&self, config: UserUpstreamConfig) -> Result<PreparedUserUpstream, PluginError> {
+        let issuer_of = |verified: &Verified| self.issuers.get(&verified.keys, &self.issuer_names);
+        Ok(PreparedUserUpstream::new(config, self.ways, &self.memory, issuer_of)?)
     }
 
     async fn on_request(
         &self,
-        config: &UserUpstreamConfig,
+        prepared: &PreparedUserUpstream,
         request: &mut Request<'_>,
     ) -> Result<Action, PluginError> {
-        let admitted = match self.admit(config, request).await {
-            Ok(admitted) => admitted,
-            Err(refused) => return refuse(&refused, config, request).await,
+        let decision = match self.walk(prepared).decide(request, &mut NoTrace).await {
+            Ok(decision) => decision,
+            Err(Stopped::Rejected(rejection)) => return stop(&rejection, &prepared.config, request).await,
+            Err(Stopped::Failed(error)) => return Err(error),
         };
-        if is_plain_page_at_tls(request).await? {
-            return refuse(&Refused::ForeignOrigin, config, request).await;
-        }
-        for name in config.identity.token_sources().secrets() {
-            remove(name, request)?;
-        }
-        remove(&STAMP, request)?;
-        // Another authorization than the token's is the workspace's business.
-        let is_tokens =
-            |token: PresentedToken<'_>| request.headers_named(AUTHORIZATION).any(|value| token.is_in(value));
-        if admitted.token.is_some_and(is_tokens) {
-            request.remove_header(AUTHORIZATION)?;
-        }
-        match config.remove_cookies.edit(request.headers_named("cookie")) {
-            Edited::Unchanged => {}
-            Edited::Removed => request.remove_header("cookie")?,
-            Edited::Cookies(cookies) => request.set_header("cookie", cookies)?,
-        }
-        let decision = &admitted.decision;
-        request.set_header(&FORWARDED_USER, decision.upstream.subject().unwrap_or_default())?;
-        match &decision.username {
-            Some(name) => request.set_header(&FORWARDED_USERNAME, name.as_bytes())?,
-            None => remove(&FORWARDED_USERNAME, request)?,
-        }
-        request.upstream(decision.upstream.clone());
+        request.set_upstream(decision.upstream.clone())?;
         let good_for = decision.good_until.map(|until| until.saturating_duration_since(Instant::now()));
-        let repeated = good_for.unwrap_or(REPEATED).min(REPEATED);
-        if !repeated.is_zero() {
-            request.repeat_for(repeated, &config.basis);
+        let cached = good_for.unwrap_or(CACHED).min(CACHED);
+        if !cached.is_zero() {
+            request.cache_for(cached, &prepared.cache_key);
         }
         Ok(Action::Continue)
     }
 }
 
-/// Whether a page without TLS opens a WebSocket at a gateway with it. Whoever is on
-/// the way writes such a page, and the user's browser opens it under the same name.
-async fn is_plain_page_at_tls(request: &mut Request<'_>) -> Result<bool, PluginError> {
-    let is_plain =
-        request.header("upgrade").is_some() && request.header("origin").is_some_and(origin::is_plain);
-    // Only then is it worth a question to the gateway.
-    Ok(is_plain && request.var("scheme").await?.is_some_and(|scheme| scheme == "https"))
-}
+/// The issuer's own keys, which are kept fresh.
+struct KeptKeys<'w>(Option<&'w Issuer>);
 
-/// Removes a header that is there: each change costs the gateway time, and most
-/// requests have none of these headers.
-fn remove(name: &HeaderName, request: &mut Request<'_>) -> Result<(), PluginError> {
-    if request.header(name).is_some() {
-        request.remove_header(name)?;
+impl Keys for KeptKeys<'_> {
+    async fn verify(
+        &self,
+        _: &Verified,
+        token: Token<'_>,
+        trace: &mut impl Trace,
+    ) -> Result<Claims, Rejection> {
+        let checked = match self.0 {
+            Some(issuer) => issuer.verify(token).await.map_err(IdentityError::from),
+            None => Err(IdentityError::KeysUnavailable),
+        };
+        trace.check("signature", checked)
     }
-    Ok(())
 }
 
-async fn refuse(
-    refused: &Refused,
+impl Exchange for Request<'_> {
+    #[expect(clippy::map_identity, reason = "it shortens lifetimes")]
+    fn headers(&self) -> impl ExactSizeIterator<Item = (&[u8], &[u8])> {
+        Request::headers(self).map(|(name, value)| (name, value))
+    }
+
+    #[expect(clippy::map_identity, reason = "it shortens lifetimes")]
+    fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> + Clone + 'a {
+        self.headers_named(name).map(|value| value)
+    }
+
+    // Cheaper than by all values, and asked for many names a call.
+    fn has(&self, name: &str) -> bool {
+        self.header(name).is_some()
+    }
+
+    async fn scheme(&mut self) -> Result<ClientScheme, PluginError> {
+        let is_https = self.var("scheme").await?.is_some_and(|scheme| scheme == "https");
+        Ok(if is_https { ClientScheme::Https } else { ClientScheme::Http })
+    }
+
+    fn remove(&mut self, name: &HeaderName) -> Result<(), PluginError> {
+        Ok(self.remove_header(name)?)
+    }
+
+    fn set(&mut self, name: &HeaderName, value: &[u8]) -> Result<(), PluginError> {
+        Ok(self.set_header(name, value)?)
+    }
+}
+
+async fn stop(
+    rejection: &Rejection,
     config: &UserUpstreamConfig,
     request: &mut Request<'_>,
 ) -> Result<Action, PluginError> {
-    let refusal = refused.refusal();
+    let refusal = rejection.refusal();
     let known = timeout(REQUEST_ID_WAIT, request.var("request_id")).await;
     let request_id = shown_request_id(known.ok().and_then(Result::ok).flatten().as_deref());
-    info!(code = refusal.code(), reason = %refused, request_id, "request refused");
+    info!(code = refusal.code(), reason = %rejection, request_id, "request refused");
     let reader = Reader::new(request.method().as_str(), |name| request.header(name));
-    let rendered = refusal.render(&reader, &request_id, More::Login(&config.login));
-    let mut stop = Stop::new(rendered.status)?.body(rendered.body);
-    for (name, value) in rendered.headers {
-        stop = stop.header(name, value)?;
-    }
-    Ok(stop.into())
+    Ok(refusal.render(&reader, &request_id, More::Login(&config.login)).into_stop().into())
 }
-
-/// The keys that the integration tests sign with.
-#[cfg(test)]
-#[path = "../tests/it/signer.rs"]
-mod signer;
 
 #[cfg(test)]
 mod tests {
@@ -310,15 +177,16 @@ mod tests {
     use base64::Engine as _;
     use base64::engine::general_purpose::STANDARD;
 
-    use super::keys::Issuer;
-    use super::presented::IDENTITY_HEADERS;
-    use super::signer::{Signer, claims, key_set};
+    use super::explanation::AskedRequest;
+    use super::memory::ConfNumber;
+    use super::walk::unix_now;
     use super::*;
-    use crate::plugin::{Registry, parse_conf};
     use crate::resolver::NameServers;
-    use crate::runner::CallLimits;
-    use crate::testing::{ClientRequest, ForwardedRequest, Gateway, Outcome, Route};
-    use crate::upstream::Upstream;
+    use apisix_plugin_runner::Upstream;
+    use apisix_plugin_runner::config::parse_conf;
+    use apisix_plugin_runner::gateway::{ClientRequest, ForwardedRequest, Gateway, Outcome, Route};
+    use kube_coders_identity::identity_headers::IDENTITY_HEADERS;
+    use kube_coders_test_support::{Signer, claims, key_set};
 
     async fn forwarded(claims: &str, request: ClientRequest) -> ForwardedRequest {
         match outcome(claims, request).await {
@@ -329,16 +197,14 @@ mod tests {
 
     async fn outcome(claims: &str, request: ClientRequest) -> Outcome {
         let servers = NameServers::Listed(vec!["127.0.0.1:1".parse().unwrap()]);
-        let mut registry = Registry::default();
         let resolver = Arc::new(Resolver::new(&servers).unwrap());
-        assert!(registry.add(UserUpstream::new(resolver, Ways::default()).unwrap()));
-        let limits = CallLimits { deadline: Duration::from_secs(5), questions: 10, bytes: 10_000 };
+        let plugin = UserUpstream::new(resolver, Ways::default()).unwrap();
         let conf = r#"{"identity": {"trust": "gateway"}, "upstream": "http://127.0.0.1:8443"}"#;
         let request = match request.header_value("x-userinfo") {
             Some(_) => request,
             None => request.added_header("x-userinfo", STANDARD.encode(claims)),
         };
-        let gateway = Gateway::with_registry(registry, limits);
+        let gateway = Gateway::new().plugin(plugin);
         gateway.call(&Route::new("r").plugin("user-upstream", conf), &request).await
     }
 
@@ -413,23 +279,29 @@ mod tests {
     }
 
     impl Believer {
-        fn new(keys: &[Signer]) -> Self {
+        fn new() -> Self {
             let conf = r#"{"identity": {"trust": "verified", "issuer": "https://a", "audience": ["apisix"]},
-                           "upstream": "http://code-{sub}:8443"}"#;
+                           "upstream": "http://127.0.0.1:8443"}"#;
             let config: UserUpstreamConfig = parse_conf(conf.as_bytes()).unwrap();
-            config.keep_issuer(Arc::new(Issuer::of_keys(key_set(keys))));
             Self { memory: Memory::new().unwrap(), config }
         }
 
-        /// Asks with the same memory, while the issuer has these keys.
+        /// Asks with the same memory and the same conf, while the issuer has these keys.
         async fn ask(&self, token: &str, keys: &[Signer]) -> Result<(), &'static str> {
-            let mut config = Self::new(keys).config;
-            config.number = self.config.number;
-            let IdentityConfig::Verified(verified) = &config.identity else { panic!("verified") };
-            let text = token.as_bytes();
-            let presented = Presented { userinfo: None, token: Some(PresentedToken { text, source: 0 }) };
-            let decided = self.memory.by_token(&config, verified, &presented).await;
-            decided.map(|_| ()).map_err(|refused| refused.refusal().code())
+            let issuer = Issuer::of_keys(key_set(keys));
+            let walk = Walk {
+                config: &self.config,
+                memory: Some((&self.memory, ConfNumber::default())),
+                keys: KeptKeys(Some(&issuer)),
+                resolver: None,
+            };
+            let headers = [(b"x-raw-id-token".to_vec(), token.as_bytes().to_vec())];
+            let mut request = AskedRequest::new(&headers, ClientScheme::Unknown);
+            match walk.decide(&mut request, &mut NoTrace).await {
+                Ok(_) => Ok(()),
+                Err(Stopped::Rejected(rejection)) => Err(rejection.refusal().code()),
+                Err(Stopped::Failed(error)) => panic!("{error}"),
+            }
         }
     }
 
@@ -442,7 +314,7 @@ mod tests {
     async fn a_token_is_remembered_for_a_minute_or_until_it_expires() {
         let [signer, withdrawn] = two();
         for (lasts, remembered) in [(3600, 60), (20, 20)] {
-            let believer = Believer::new(&signer);
+            let believer = Believer::new();
             let mut claims = claims("https://a", "alice");
             claims["exp"] = (unix_now() as u64 + lasts).into();
             let token = signer[0].token(&claims);
@@ -458,7 +330,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_token_within_its_leeway_is_not_remembered() {
         let [signer, withdrawn] = two();
-        let believer = Believer::new(&signer);
+        let believer = Believer::new();
         let mut claims = claims("https://a", "alice");
         claims["exp"] = (unix_now() as u64 - 5).into();
         let token = signer[0].token(&claims);
@@ -469,7 +341,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_refusal_is_remembered_for_ten_seconds() {
         let [signer, others] = two();
-        let believer = Believer::new(&signer);
+        let believer = Believer::new();
         let token = signer[0].token(&claims("https://a", "alice"));
         assert_eq!(believer.ask(&token, &others).await, Err("token-invalid"));
         tokio::time::advance(Duration::from_millis(9_999)).await;

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use kube_coders::testing::{ClientRequest, Gateway, Outcome, Route};
+use apisix_plugin_runner::gateway::{ClientRequest, Gateway, Outcome, Route};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 

@@ -12,6 +12,8 @@
 //! of its threads, and the difference between two routes is the median of each
 //! round's.
 
+// What production leaves to one place, tests and tools may do.
+#![allow(clippy::disallowed_methods)]
 // To print is what it is for, and what can't be made here can't be measured.
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
@@ -27,9 +29,6 @@ mod load;
 #[path = "../runner/server.rs"]
 #[allow(dead_code, reason = "it has the other benchmark's servers, too")]
 mod server;
-#[path = "../../tests/it/signer.rs"]
-#[allow(dead_code, reason = "it can sign what is wrong, too")]
-mod signer;
 
 use std::error::Error;
 use std::path::Path;
@@ -42,9 +41,9 @@ use serde_json::json;
 
 use calls::{Calls, USER_UPSTREAM, USERS};
 use issuer::Issuer;
+use kube_coders_test_support::{Signer, claims};
 use load::{Target, median};
 use server::{Server, Subject};
-use signer::{Signer, claims};
 
 /// The command's.
 #[cfg(feature = "mimalloc")]

@@ -7,14 +7,14 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use flatbuffers::{FlatBufferBuilder, WIPOffset};
-use kube_coders::testing::NameServer;
+use kube_coders_test_support::NameServer;
 
 use generated::a6;
 
 #[allow(unsafe_code, unreachable_pub, missing_docs, deprecated, unused_imports, dead_code, clippy::all)]
 #[allow(clippy::unwrap_used, clippy::semicolon_if_nothing_returned, clippy::uninlined_format_args)]
 #[rustfmt::skip]
-#[path = "../../flatbuffers/ext_plugin_generated.rs"]
+#[path = "../../flatbuffers/src/generated.rs"]
 mod generated;
 
 /// How many users call in rotation.

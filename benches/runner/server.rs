@@ -9,7 +9,8 @@ use std::process::{Child, Stdio};
 use std::str::FromStr;
 use std::time::Duration;
 
-use kube_coders::{Action, Command, HeaderName, Plugin, PluginError, Request, Stop};
+use apisix_plugin_runner::{Action, HeaderName, Plugin, PluginError, Request, Stop};
+use kube_coders::Program;
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
@@ -112,6 +113,7 @@ struct Greet;
 
 #[derive(Deserialize)]
 struct GreetConfig {
+    #[serde(deserialize_with = "apisix_plugin_runner::config::header_name")]
     header: HeaderName,
 }
 
@@ -124,7 +126,9 @@ impl Plugin for Greet {
         config: &GreetConfig,
         request: &mut Request<'_>,
     ) -> Result<Action, PluginError> {
-        let Some(name) = request.header(&config.header) else { return Ok(Stop::new(401)?.into()) };
+        let Some(name) = request.header(&config.header) else {
+            return Ok(Stop::new(apisix_plugin_runner::StatusCode::UNAUTHORIZED).into());
+        };
         let route = request.var("route_id").await?.unwrap_or_default();
         request.set_header("x-greeting", [&b"hello "[..], name, b" from ", &route].concat())?;
         Ok(Action::Continue)
@@ -147,7 +151,7 @@ pub(crate) fn serve(subject: Subject, socket: &str, names: Option<&str>) -> Resu
                 "--dns-server",
                 names.ok_or("serve: no name server")?,
             ];
-            runtime.block_on(Command::new().plugin(Greet).serve(args, std::future::pending()))?;
+            runtime.block_on(Program::new().plugin(Greet).serve(args, std::future::pending()))?;
             Ok(())
         }
     }

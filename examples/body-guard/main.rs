@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use kube_coders::{Action, Command, Plugin, PluginError, Request, Stop};
+use apisix_plugin_runner::{Action, Plugin, PluginError, Request, Runner, StatusCode, Stop};
 use serde::Deserialize;
 
 struct BodyGuard;
@@ -18,7 +18,7 @@ impl Plugin for BodyGuard {
     const NAME: &'static str = "body-guard";
     type Config = BodyGuardConfig;
 
-    fn prepare(&self, config: &BodyGuardConfig) -> Result<(), PluginError> {
+    fn check(&self, config: &BodyGuardConfig) -> Result<(), PluginError> {
         match config.refuse.iter().any(String::is_empty) {
             true => Err("an empty text in `refuse` would refuse every body".into()),
             false => Ok(()),
@@ -33,13 +33,14 @@ impl Plugin for BodyGuard {
         let Some(body) = request.body().await? else { return Ok(Action::Continue) };
         let holds = |text: &String| body.windows(text.len()).any(|part| part == text.as_bytes());
         if config.refuse.iter().any(holds) {
-            let stop = Stop::new(422)?.header("content-type", "application/problem+json")?;
-            return Ok(stop.body(r#"{"title":"the body may not pass","status":422}"#).into());
+            let stop =
+                Stop::problem(StatusCode::UNPROCESSABLE_ENTITY, "body-refused", "The body may not pass.");
+            return Ok(stop.into());
         }
         Ok(Action::Continue)
     }
 }
 
 fn main() -> ExitCode {
-    Command::new().plugin(BodyGuard).main()
+    Runner::named("body-guard", "1.0.0").plugin(BodyGuard).main()
 }

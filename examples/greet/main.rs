@@ -2,7 +2,8 @@
 
 use std::process::ExitCode;
 
-use kube_coders::{Action, Command, HeaderName, Plugin, PluginError, Request, Stop};
+use apisix_plugin_runner::config::header_name;
+use apisix_plugin_runner::{Action, HeaderName, Plugin, PluginError, Request, Runner, StatusCode, Stop};
 use serde::Deserialize;
 
 struct Greet;
@@ -10,7 +11,8 @@ struct Greet;
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct GreetConfig {
-    /// The header that says whom to greet.
+    /// The header that names the user to greet.
+    #[serde(deserialize_with = "header_name")]
     header: HeaderName,
 }
 
@@ -23,7 +25,9 @@ impl Plugin for Greet {
         config: &GreetConfig,
         request: &mut Request<'_>,
     ) -> Result<Action, PluginError> {
-        let Some(name) = request.header(&config.header) else { return Ok(Stop::new(401)?.into()) };
+        let Some(name) = request.header(&config.header) else {
+            return Ok(Stop::new(StatusCode::UNAUTHORIZED).into());
+        };
         let route = request.var("route_id").await?.unwrap_or_default();
         request.set_header("x-greeting", [&b"hello "[..], name, b" from ", &route].concat())?;
         Ok(Action::Continue)
@@ -31,5 +35,5 @@ impl Plugin for Greet {
 }
 
 fn main() -> ExitCode {
-    Command::new().plugin(Greet).main()
+    Runner::named("greet", "1.0.0").plugin(Greet).main()
 }

@@ -2,8 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
+use std::sync::Arc;
 
-use kube_coders::{Action, Command, HeaderName, Plugin, PluginError, Request, Stop, Upstream};
+use apisix_plugin_runner::config::header_name;
+use apisix_plugin_runner::direct::{Direct, SystemResolver};
+use apisix_plugin_runner::{
+    Action, HeaderName, Plugin, PluginError, Request, Runner, StatusCode, Stop, Upstream,
+};
 use serde::Deserialize;
 
 struct HeaderRoute;
@@ -12,6 +17,7 @@ struct HeaderRoute;
 #[serde(deny_unknown_fields)]
 struct HeaderRouteConfig {
     /// The header that says where to go.
+    #[serde(deserialize_with = "header_name")]
     header: HeaderName,
     /// Where each value of it goes. Another value is answered with 404.
     upstreams: BTreeMap<String, Upstream>,
@@ -29,14 +35,17 @@ impl Plugin for HeaderRoute {
         let value = request.header_str(&config.header).unwrap_or_default();
         match config.upstreams.get(value) {
             Some(upstream) => {
-                request.upstream(upstream.clone());
+                request.set_upstream(upstream.clone())?;
                 Ok(Action::Continue)
             }
-            None => Ok(Stop::new(404)?.into()),
+            None => Ok(Stop::new(StatusCode::NOT_FOUND).into()),
         }
     }
 }
 
 fn main() -> ExitCode {
-    Command::new().plugin(HeaderRoute).main()
+    Runner::named("header-route", "1.0.0")
+        .plugin(HeaderRoute)
+        .carrier(Direct::new(Arc::new(SystemResolver)))
+        .main()
 }

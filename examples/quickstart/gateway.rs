@@ -8,6 +8,8 @@ use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use apisix_plugin_runner::gateway;
+use apisix_plugin_runner::gateway::{ClientRequest, Outcome, Route, hands_on};
 use http::header::{COOKIE, HOST, HeaderMap, HeaderValue, LOCATION, SET_COOKIE};
 use http::{Request, Response, StatusCode};
 use http_body_util::Either;
@@ -15,8 +17,6 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use kube_coders::Method;
-use kube_coders::testing::{self, ClientRequest, Outcome, Route};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::pages::{self, CSS, HTML, TEXT, escape, fill};
@@ -44,7 +44,7 @@ const HOSTS: [&str; 3] = ["127.0.0.1", "localhost", "[::1]"];
 
 /// The gateway and the one route that it has.
 pub(crate) struct Gateway {
-    runner: testing::Gateway,
+    runner: gateway::Gateway,
     route: Route,
     forwarder: SocketAddr,
     tasks: Tasks,
@@ -54,7 +54,7 @@ impl Gateway {
     /// A gateway that asks the runner at the end of this connection, and sends
     /// to the forwarder what is for a workspace.
     pub(crate) fn new(
-        runner: testing::Gateway,
+        runner: gateway::Gateway,
         workspace_port: u16,
         forwarder: SocketAddr,
         tasks: Tasks,
@@ -117,7 +117,7 @@ impl Gateway {
 /// The request as the runner is told of it; `None` for a method that the
 /// protocol does not have.
 fn client_request(request: &Request<Incoming>, client: IpAddr, user: Option<&User>) -> Option<ClientRequest> {
-    let method = Method::from_name(request.method().as_str())?;
+    let method = Some(request.method().clone()).filter(hands_on)?;
     let target = request.uri().path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
     let mut call = ClientRequest::new(method, target).from_source(client);
     for (name, value) in request.headers() {
@@ -134,7 +134,7 @@ fn client_request(request: &Request<Incoming>, client: IpAddr, user: Option<&Use
     })
 }
 
-fn stopped(answer: testing::Answer) -> Response<Body> {
+fn stopped(answer: gateway::ClientResponse) -> Response<Body> {
     let mut response = Response::new(Either::Right(answer.body.into()));
     *response.status_mut() = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     proxy::append_headers(response.headers_mut(), &answer.headers);

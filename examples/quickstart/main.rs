@@ -6,6 +6,9 @@
 //! `workspace` what it ends at, `code_server` a real one in its place, `users`
 //! who can be picked.
 
+// What production leaves to one place, tests and tools may do.
+#![allow(clippy::disallowed_methods)]
+
 mod users;
 mod pages;
 mod tasks;
@@ -21,8 +24,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
-use kube_coders::Command;
-use kube_coders::testing::{self, NameServer};
+use kube_coders::Program;
+use kube_coders_test_support::NameServer;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -156,7 +159,7 @@ async fn serve(
     let forwarder = reserved.local_addr()?;
     let socket = folder.join("runner.sock");
     let drained = stop.child_token();
-    let runner = Command::new().serve(
+    let runner = Program::new().serve(
         [
             format!("--listen-address=unix:{}", socket.display()),
             format!("--forwarder-address={forwarder}"),
@@ -165,7 +168,7 @@ async fn serve(
         ],
         drained.clone().cancelled_owned(),
     );
-    let asked = testing::Gateway::connect(&socket);
+    let asked = kube_coders::gateway(&socket);
     Gateway::new(asked, workspace_port, forwarder, tasks.clone()).serve(listener);
 
     let used = async {

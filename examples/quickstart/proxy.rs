@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use apisix_plugin_runner::gateway::ForwardedRequest;
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Request, Response, StatusCode};
@@ -10,7 +11,6 @@ use hyper::body::{Body as _, Incoming};
 use hyper::client::conn::http1;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use kube_coders::testing::ForwardedRequest;
 use tokio::net::TcpStream;
 
 use crate::pages::{self, TEXT};

@@ -1,7 +1,9 @@
-//! How often what was refused.
+//! The number of refusals, by their code.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
+
+use crate::locks::lock;
 
 /// Refusals by their code.
 #[derive(Debug, Default)]
@@ -9,11 +11,11 @@ pub(crate) struct Counters(Mutex<BTreeMap<&'static str, u64>>);
 
 impl Counters {
     pub(super) fn count(&self, code: &'static str) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(code).or_default() += 1;
+        *lock(&self.0).entry(code).or_default() += 1;
     }
 
-    /// How often each was refused that was refused at all.
+    /// The number of refusals of each code that has any.
     pub(crate) fn refused(&self) -> BTreeMap<&'static str, u64> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.0).clone()
     }
 }

@@ -9,66 +9,83 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::asked::{Asked, AskedError};
-use super::buffered::{Buffered, Unsent};
-use super::failure::Failure;
-use super::framing::Framing;
-use super::passage::{Ended, Passage};
-use super::pool::Destination;
+use super::buffered_stream::BufferedStream;
+use super::deadline_timer::DeadlineTimer;
+use super::error_response::{self, RestOfRequest};
+use super::exchange_failure::ExchangeFailure;
+use super::http::framing::Framing;
+use super::http::headers::Persistence;
+use super::http::websocket::UpgradedProtocol;
 use super::relay::{Coding, PassError, Relay};
+use super::stamped_request::{RequestError, StampedRequest};
+use super::state::ConnectionPermit;
+use super::state::Forwarder;
+use super::subjects::Use;
+use super::transfer::{Ended, Transfer};
 use super::tunnel::Tunnel;
-use super::watch::Watch;
-use super::workspace::Connection;
-use super::{Forwarder, refuse};
+use super::workspace::connection::WorkspaceConnection;
+use super::workspace::pool::Destination;
+use super::write_buffer::WriteBuffer;
 use crate::refusal::{More, Refusal};
 
 /// What comes after an exchange on the gateway's connection.
-pub(super) enum Next {
+pub(super) enum AfterExchange {
     /// Another request.
     Request,
     End,
     Tunnel(Tunnel),
 }
 
-/// Responds to the request whose head is used up: with the workspace's response, or with a
+impl From<RestOfRequest> for AfterExchange {
+    fn from(rest: RestOfRequest) -> Self {
+        match rest {
+            RestOfRequest::Read => Self::Request,
+            RestOfRequest::Unread => Self::End,
+        }
+    }
+}
+
+/// Responds to the request whose head was read, with the workspace's response or with a
 /// refusal.
 pub(super) async fn run(
     forwarder: &Arc<Forwarder>,
-    gateway: &mut Buffered<TcpStream>,
-    watch: &mut Watch,
+    gateway: &mut BufferedStream<TcpStream>,
+    timer: &mut DeadlineTimer,
     stop: &CancellationToken,
-) -> Next {
-    let mut asked = match Asked::read(gateway.used(), &forwarder.key, SystemTime::now()) {
+) -> AfterExchange {
+    let mut asked = match StampedRequest::read(gateway.used(), &forwarder.key, SystemTime::now()) {
         Ok(asked) => asked,
         Err(error) => {
             let body = match error {
-                AskedError::Stamp { framing, is_last: false, .. } => Some(framing),
+                RequestError::Stamp { framing, is_last: false, .. } => Some(framing),
                 _ => None,
             };
-            let body = body.map(|framing| Relay::new(Unsent::default(), framing, Coding::Plain));
-            return refuse::respond(forwarder, gateway, &error.into(), body, More::Nothing).await;
+            let body = body.map(|framing| Relay::new(WriteBuffer::default(), framing, Coding::Plain));
+            return error_response::respond(forwarder, gateway, &error.into(), body, More::Nothing)
+                .await
+                .into();
         }
     };
-    let before = Unsent::new(std::mem::take(&mut asked.head));
+    let before = WriteBuffer::new(std::mem::take(&mut asked.head));
     let mut upload = Relay::new(before, asked.framing, upload_coding(asked.framing));
     let exchanged = match upload.take_early(gateway) {
-        Ok(()) => exchange(forwarder, gateway, &asked, &mut upload, watch, stop).await,
-        Err(PassError::Malformed(error)) => Err(Failure::Body(error)),
-        Err(_) => Err(Failure::Gone),
+        Ok(()) => exchange(forwarder, gateway, &asked, &mut upload, timer, stop).await,
+        Err(PassError::Malformed(error)) => Err(ExchangeFailure::Body(error)),
+        Err(_) => Err(ExchangeFailure::Gone),
     };
     match exchanged {
         Ok(next) => next,
         Err(failure) => {
             let upstream = &asked.upstream;
             debug!(host = %upstream.host(), port = upstream.port(), %failure, "no response");
-            let body = (!asked.is_last && !matches!(failure, Failure::Body(_))).then_some(upload);
+            let body = (!asked.is_last && !matches!(failure, ExchangeFailure::Body(_))).then_some(upload);
             let more = match failure.refusal() {
                 Some(Refusal::WorkspaceStarting) => {
-                    More::Waited(forwarder.starting.waited(&Destination::of(&asked.upstream)))
+                    More::Waited(forwarder.start_times.waited(&Destination::of(&asked.upstream)))
                 }
                 _ => More::Nothing,
             };
-            refuse::respond(forwarder, gateway, &failure, body, more).await
+            error_response::respond(forwarder, gateway, &failure, body, more).await.into()
         }
     }
 }
@@ -79,17 +96,17 @@ fn upload_coding(framing: Framing) -> Coding {
 
 async fn exchange(
     forwarder: &Arc<Forwarder>,
-    gateway: &mut Buffered<TcpStream>,
-    asked: &Asked,
+    gateway: &mut BufferedStream<TcpStream>,
+    asked: &StampedRequest,
     upload: &mut Relay,
-    watch: &mut Watch,
+    timer: &mut DeadlineTimer,
     stop: &CancellationToken,
-) -> Result<Next, Failure> {
-    let place = Arc::clone(&forwarder.places).try_acquire_owned();
-    let place = place.map_err(|_| Failure::Busy(forwarder.limits.max_connections))?;
+) -> Result<AfterExchange, ExchangeFailure> {
+    let permit = Arc::clone(&forwarder.permits).try_acquire_owned();
+    let permit = permit.map_err(|_| ExchangeFailure::Busy(forwarder.limits.max_connections))?;
     let most = forwarder.limits.max_of_subject;
     let counted = forwarder.subjects.begin(asked.upstream.subject(), most);
-    let counted = counted.ok_or(Failure::SubjectBusy(most))?;
+    let counted = counted.ok_or(ExchangeFailure::SubjectBusy(most))?;
     let addresses = forwarder.resolver.resolve(asked.upstream.host()).await?;
     let destination = Destination::of(&asked.upstream);
     let pooled = forwarder.pool.take(&destination, &addresses);
@@ -98,46 +115,67 @@ async fn exchange(
         Some(connection) => connection,
         None => connect(forwarder, asked, &addresses).await?,
     };
-    let mut passage = Passage::new(forwarder, gateway, connection, asked, upload, watch, stop);
-    let mut exchanged = poll_fn(|context| passage.poll(context)).await;
-    if is_reused && matches!(exchanged, Err(Failure::Unsent(_))) {
-        // It died while it waited. That no byte was written makes this the one case
-        // where sending again is safe for any request.
-        passage.replace(connect(forwarder, asked, &addresses).await?);
-        exchanged = poll_fn(|context| passage.poll(context)).await;
+    let mut transfer = Transfer::new(forwarder, gateway, connection, asked, upload, timer, stop);
+    let mut exchanged = poll_fn(|context| transfer.poll(context)).await;
+    if is_reused && matches!(exchanged, Err(ExchangeFailure::Unsent(_))) {
+        // The idle connection was dead. Not a byte was written on it, so sending the request
+        // again is safe whatever its method is.
+        transfer.replace(connect(forwarder, asked, &addresses).await?);
+        exchanged = poll_fn(|context| transfer.poll(context)).await;
     }
-    if passage.has_begun() {
-        // Behind what has begun, a refusal would be the response to the next request.
-        exchanged = exchanged.map_err(Failure::behind_a_beginning);
+    if transfer.has_begun() {
+        // After the start of a response, a refusal would be read as the response to the next
+        // request.
+        exchanged = exchanged.map_err(ExchangeFailure::behind_a_beginning);
     }
-    if exchanged.is_ok() && passage.is_workspace_ready {
-        forwarder.starting.answers(&destination);
+    if exchanged.is_ok() && transfer.is_workspace_ready {
+        forwarder.start_times.answers(&destination);
     }
-    let body_passed = passage.has_passed_request();
-    let (connection, ended) = (passage.connection, exchanged?);
-    match ended {
+    let body_passed = transfer.has_passed_request();
+    let (connection, ended) = (transfer.connection, exchanged?);
+    let (keep, persistence) = match ended {
         Ended::Upgraded => {
-            let counted = counted.into_tunnel(asked.upstream.clone());
-            let is_websocket =
-                asked.protocols.as_deref().is_some_and(|wanted| wanted.eq_ignore_ascii_case(b"websocket"));
-            let waits = forwarder.limits.with(asked.upstream.timeouts());
-            let workspace = connection.stream;
-            Ok(Next::Tunnel(Tunnel { workspace, counted, is_websocket, send: waits.send, place }))
+            return Ok(AfterExchange::Tunnel(tunnel(forwarder, asked, connection, counted, permit)));
         }
-        Ended::Responded { keep, is_last } => {
-            if let Some(idle) = keep.filter(|_| body_passed) {
-                forwarder.pool.put(destination, connection, idle);
-            }
-            if !body_passed {
-                // What is unread would reset the connection, and take the response with it.
-                refuse::discard(gateway, upload).await;
-            }
-            Ok(if is_last || !body_passed { Next::End } else { Next::Request })
-        }
+        Ended::Responded { keep, persistence } => (keep, persistence),
+    };
+    if !body_passed {
+        // Closing the connection with something unread would reset it, and the response
+        // would be lost.
+        error_response::discard(gateway, upload).await;
+        return Ok(AfterExchange::End);
+    }
+    if let Some(idle) = keep {
+        forwarder.pool.put(destination, connection, idle);
+    }
+    Ok(match persistence {
+        Persistence::KeepAlive => AfterExchange::Request,
+        Persistence::Close => AfterExchange::End,
+    })
+}
+
+/// The tunnel of a request that was upgraded.
+fn tunnel(
+    forwarder: &Forwarder,
+    asked: &StampedRequest,
+    connection: WorkspaceConnection,
+    counted: Use,
+    permit: ConnectionPermit,
+) -> Tunnel {
+    Tunnel {
+        workspace: connection.stream,
+        counted: counted.into_tunnel(asked.upstream.clone()),
+        protocol: asked.protocols.as_deref().map_or(UpgradedProtocol::Other, UpgradedProtocol::of),
+        send: forwarder.limits.with(asked.upstream.timeouts()).send,
+        permit,
     }
 }
 
-async fn connect(forwarder: &Forwarder, asked: &Asked, addresses: &[IpAddr]) -> Result<Connection, Failure> {
+async fn connect(
+    forwarder: &Forwarder,
+    asked: &StampedRequest,
+    addresses: &[IpAddr],
+) -> Result<WorkspaceConnection, ExchangeFailure> {
     let wait = forwarder.limits.with(asked.upstream.timeouts()).connect;
-    Ok(Connection::open(&asked.upstream, addresses, &forwarder.tls, wait).await?)
+    Ok(WorkspaceConnection::open(&asked.upstream, addresses, &forwarder.tls, wait).await?)
 }

@@ -1,6 +1,5 @@
-//! A body on its way from one connection to the next, never held as a whole: what
-//! the next one does not take is all that waits, and nothing more is read until it
-//! has been taken.
+//! A body on its way from one connection to the next. It is never held as a whole: only
+//! what the next connection has not taken waits, and until then nothing more is read.
 
 use std::cell::RefCell;
 use std::io;
@@ -10,31 +9,33 @@ use std::task::{Context, Poll, ready};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::buffered::{Buffered, Unsent};
-use super::chunked::{self, ChunkError, Decoder, Piece};
-use super::framing::Framing;
-use super::websocket::Frames;
+use super::buffered_stream::BufferedStream;
+use super::http::chunked::{self, ChunkError, Decoder, Piece};
+use super::http::framing::Framing;
+use super::http::websocket::{Frames, UpgradedProtocol};
+use super::write_buffer::WriteBuffer;
+use crate::route::stamp::STAMP_HEADER;
 
 /// How much is read at a time. More takes no fewer instructions for each byte.
 pub(super) const SCRATCH: usize = 64 * 1024;
 
 thread_local! {
-    /// Where a piece stands between being read and being written. No piece stays
-    /// there while others run, so one for a thread is enough.
+    /// Holds a piece between reading and writing it. No piece stays here while another task
+    /// runs, so one buffer per thread is enough.
     static PIECE: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH].into());
 }
 
-/// How a body's end is said on the next connection.
+/// How the next connection learns where a body ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Coding {
-    /// By a length that stands in the head, or by the connection's end.
+    /// By the length in the head, or by the connection's end.
     Plain,
     Chunked,
-    /// With the fields that came behind the last chunk, those that may pass.
+    /// With those fields after the last chunk that may pass.
     ChunkedWithTrailers,
 }
 
-/// Why a body did not pass as a whole.
+/// Why a body did not pass completely.
 #[derive(Debug, Error)]
 pub(super) enum PassError {
     #[error("reading the body: {0}")]
@@ -47,13 +48,13 @@ pub(super) enum PassError {
     Write(#[source] io::Error),
 }
 
-/// A body that passes, behind bytes that go before it.
+/// A body on its way, and the bytes that go before it.
 #[derive(Debug)]
 pub(super) struct Relay {
     left: Left,
     coding: Coding,
-    unsent: Unsent,
-    /// The frames that pass, where they are a WebSocket's.
+    unsent: WriteBuffer,
+    /// The frames of a WebSocket.
     frames: Option<Frames>,
     has_moved: bool,
     has_sent: bool,
@@ -76,8 +77,8 @@ pub(super) enum WaitsFor {
 }
 
 impl Relay {
-    /// A body that ends this way; `before` goes first.
-    pub(super) fn new(before: Unsent, framing: Framing, coding: Coding) -> Self {
+    /// A body that ends this way. The bytes of `before` go first.
+    pub(super) fn new(before: WriteBuffer, framing: Framing, coding: Coding) -> Self {
         let left = match framing {
             Framing::None | Framing::Length(0) => Left::Nothing,
             Framing::Length(length) => Left::Length(length),
@@ -88,13 +89,13 @@ impl Relay {
     }
 
     /// The bytes of one direction of a tunnel, up to its end.
-    pub(super) fn of_tunnel(is_websocket: bool) -> Self {
-        let relay = Self::new(Unsent::default(), Framing::UntilClose, Coding::Plain);
-        Self { frames: is_websocket.then(Frames::default), ..relay }
+    pub(super) fn of_tunnel(protocol: UpgradedProtocol) -> Self {
+        let relay = Self::new(WriteBuffer::default(), Framing::UntilClose, Coding::Plain);
+        Self { frames: (protocol == UpgradedProtocol::WebSocket).then(Frames::default), ..relay }
     }
 
-    /// Says these bytes last, if they are a frame and may stand there, and nothing
-    /// more of what may come.
+    /// Ends a tunnel's direction with this close frame, if a frame may begin here. Whatever
+    /// else arrives is not passed on.
     pub(super) fn end_with(&mut self, frame: Vec<u8>) {
         if self.frames.as_ref().is_some_and(Frames::is_between) && !matches!(self.left, Left::Nothing) {
             self.unsent.bytes.extend(frame);
@@ -102,7 +103,7 @@ impl Relay {
         self.left = Left::Nothing;
     }
 
-    /// Whether something was read or written since this was asked last.
+    /// Whether something was read or written since the last call.
     pub(super) fn take_moved(&mut self) -> bool {
         self.has_sent |= self.has_moved;
         std::mem::take(&mut self.has_moved)
@@ -113,12 +114,12 @@ impl Relay {
         self.has_sent || self.has_moved
     }
 
-    /// From now on the rest is only read: nothing of it, or before it, goes on.
+    /// From now on the body is only read, and nothing is passed on.
     pub(super) fn discard(&mut self) {
-        (self.unsent, self.coding) = (Unsent::default(), Coding::Plain);
+        (self.unsent, self.coding) = (WriteBuffer::default(), Coding::Plain);
     }
 
-    /// How much is still to be read at the most, if that is known.
+    /// How many bytes are still to be read at most, if known.
     pub(super) fn left(&self) -> Option<u64> {
         match self.left {
             Left::Nothing => Some(0),
@@ -127,22 +128,22 @@ impl Relay {
         }
     }
 
-    /// Which side holds the body up.
+    /// Which side the body waits for.
     pub(super) fn waits_for(&self) -> WaitsFor {
         if self.unsent.is_waiting() { WaitsFor::Writing } else { WaitsFor::Reading }
     }
 
-    /// Takes what was read early, so that it goes out with what is before it.
-    pub(super) fn take_early<S>(&mut self, from: &mut Buffered<S>) -> Result<(), PassError> {
+    /// Takes what was read early, so that it is sent together with the bytes before it.
+    pub(super) fn take_early<S>(&mut self, from: &mut BufferedStream<S>) -> Result<(), PassError> {
         let used = self.take(from.unused())?;
         from.use_up(used);
         Ok(())
     }
 
-    /// Passes all that can pass now; ready once the whole body has.
+    /// Passes everything that can pass now. Ready once the whole body has passed.
     pub(super) fn poll_pass<R, W>(
         &mut self,
-        from: &mut Buffered<R>,
+        from: &mut BufferedStream<R>,
         to: &mut W,
         context: &mut Context<'_>,
     ) -> Poll<Result<(), PassError>>
@@ -166,7 +167,7 @@ impl Relay {
     /// Reads a piece and writes as much of it as is taken.
     fn poll_piece<R, W>(
         &mut self,
-        from: &mut Buffered<R>,
+        from: &mut BufferedStream<R>,
         to: &mut W,
         context: &mut Context<'_>,
     ) -> Poll<Result<(), PassError>>
@@ -176,7 +177,7 @@ impl Relay {
     {
         PIECE.with_borrow_mut(|piece| {
             let wanted = match self.left {
-                // Not a byte of the next message: it stays where it is.
+                // The next message stays unread.
                 Left::Length(left) => usize::try_from(left).map_or(SCRATCH, |left| left.min(SCRATCH)),
                 _ => SCRATCH,
             };
@@ -232,7 +233,7 @@ impl Relay {
                         Coding::Chunked => chunked::encode_end(b"", output),
                         Coding::ChunkedWithTrailers => {
                             chunked::encode_end(
-                                &super::headers::passing_trailers(decoder.trailers()),
+                                &super::http::headers::passing_trailers(decoder.trailers(), STAMP_HEADER),
                                 output,
                             );
                         }

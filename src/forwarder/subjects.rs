@@ -1,16 +1,17 @@
-//! Who uses the forwarder: requests under way, open tunnels and since when, and when
-//! each subject was last active.
+//! The subjects that use the forwarder: their requests under way, their open tunnels, and
+//! when each was last active.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::upstream::Upstream;
+use crate::locks::lock;
+use apisix_plugin_runner::Upstream;
 
-/// How many subjects are remembered. Who is active stays in any case.
+/// How many subjects are remembered. Active subjects are always remembered.
 const MAX_SUBJECTS: usize = 100_000;
 
 /// All subjects, in one table in memory.
@@ -30,7 +31,7 @@ struct Subject {
     tunnels: Mutex<BTreeMap<u64, (Upstream, Instant)>>,
 }
 
-/// What is known of a subject.
+/// What a subject does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Activity {
     pub(crate) subject: Arc<str>,
@@ -53,8 +54,8 @@ impl Subjects {
         Arc::new(Self { table, max_subjects, made: Instant::now(), tunnels })
     }
 
-    /// Counts a request of a subject until it is dropped; `None` if the subject has
-    /// that many already. A request of nobody's counts nowhere.
+    /// Counts a request of a subject until the result is dropped. `None` if the subject has
+    /// reached its limit. A request without a subject is not counted.
     pub(super) fn begin(self: &Arc<Self>, subject: Option<&str>, most: usize) -> Option<Use> {
         let Some(name) = subject else { return Some(Use(None)) };
         let now = Instant::now();
@@ -70,7 +71,7 @@ impl Subjects {
                 subject
             }
         };
-        // Counted within the lock, so that nobody takes an entry for idle meanwhile.
+        // Counted under the lock, so that the entry does not look idle meanwhile.
         let open = subject.open.fetch_add(1, Ordering::Relaxed);
         drop(table);
         let held = Held { subject, subjects: Arc::clone(self) };
@@ -81,7 +82,7 @@ impl Subjects {
         Some(Use(Some(held)))
     }
 
-    /// What is known of all subjects, in no order.
+    /// What all subjects do, in no order.
     pub(crate) fn activities(&self) -> Vec<Activity> {
         let table: Vec<_> =
             lock(&self.table).iter().map(|(name, subject)| (Arc::clone(name), Arc::clone(subject))).collect();
@@ -101,7 +102,7 @@ impl Subjects {
     }
 }
 
-/// Takes out every eighth of those who have nothing open.
+/// Removes every eighth of the subjects that have nothing open.
 fn make_room(table: &mut HashMap<Arc<str>, Arc<Subject>>) {
     let mut idle = 0_usize;
     table.retain(|_, subject| {
@@ -134,7 +135,7 @@ impl Drop for Held {
 }
 
 impl Use {
-    /// The same, for a tunnel that leads there.
+    /// Counts on for a tunnel to this upstream.
     pub(super) fn into_tunnel(self, to: Upstream) -> TunnelUse {
         let number = self.0.as_ref().map_or(0, |held| {
             let number = held.subjects.tunnels.fetch_add(1, Ordering::Relaxed);
@@ -152,7 +153,7 @@ pub(super) struct TunnelUse {
 }
 
 impl TunnelUse {
-    /// Bytes came from the client.
+    /// Notes that bytes came from the client.
     pub(super) fn touch(&self) {
         if let Some(held) = &self.held.0 {
             held.touch(Instant::now());
@@ -166,11 +167,6 @@ impl Drop for TunnelUse {
             lock(&held.subject.tunnels).remove(&self.number);
         }
     }
-}
-
-/// Nothing in here panics half-way, so poison would say nothing.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -214,7 +210,7 @@ mod tests {
         let held: Vec<_> = (0..3).map(|_| subjects.begin(Some("alice"), 3).unwrap()).collect();
         assert!(subjects.begin(Some("alice"), 3).is_none());
         assert!(subjects.begin(Some("bob"), 3).is_some());
-        assert!(subjects.begin(None, 0).is_some(), "nobody has no limit of their own");
+        assert!(subjects.begin(None, 0).is_some(), "requests without a subject have no such limit");
         assert_eq!(of(&subjects, "alice"), Some((3, 0, 0)));
         drop(held);
         assert!(subjects.begin(Some("alice"), 3).is_some());

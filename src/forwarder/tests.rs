@@ -1,13 +1,13 @@
 //! The forwarder between raw sockets: the test is both the gateway and the
 //! workspace, and reads every byte that either of them gets.
 
-mod cases;
+mod message_cases;
 mod connections;
 mod exchanges;
 mod failures;
 mod harness;
-mod reaching;
+mod reachability;
 mod stamps;
-mod starting;
+mod workspace_start;
 mod tls;
 mod tunnels;

@@ -1,4 +1,4 @@
-//! What follows an upgrade: bytes both ways, which are none of our business.
+//! What follows an upgrade: bytes both ways, copied without being read.
 
 use std::future::poll_fn;
 use std::io;
@@ -11,30 +11,31 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::buffered::Buffered;
-use super::hang_up::{HangUp, LOOK_PAUSE};
+use super::buffered_stream::BufferedStream;
+use super::deadline_timer::DeadlineTimer;
+use super::http::websocket::{self, UpgradedProtocol};
+use super::peer_state::{LOOK_PAUSE, PeerState};
 use super::relay::{PassError, Relay, WaitsFor};
+use super::state::ConnectionPermit;
 use super::subjects::TunnelUse;
-use super::tls::Stream;
-use super::watch::Watch;
-use super::{Place, websocket};
+use super::workspace::tls::WorkspaceStream;
 
-/// How long nothing may move once one side has ended. A workspace that never closes
-/// would hold a place among all users' connections for ever.
+/// How long nothing may move once one side has ended. Otherwise a workspace that never
+/// closes would hold one of all users' connections for ever.
 const AFTER_END: Duration = Duration::from_secs(10);
 
-/// How long a tunnel that we end may take for it.
+/// How long a tunnel may take to close when the forwarder ends it.
 const CLOSING: Duration = Duration::from_secs(1);
 
 /// The workspace's side of a connection that was upgraded.
 pub(super) struct Tunnel {
-    pub(super) workspace: Buffered<Stream>,
-    /// The subject's part in it.
+    pub(super) workspace: BufferedStream<WorkspaceStream>,
+    /// Counts it for its subject.
     pub(super) counted: TunnelUse,
-    pub(super) is_websocket: bool,
+    pub(super) protocol: UpgradedProtocol,
     /// How long either side may take nothing of what is sent to it.
     pub(super) send: Duration,
-    pub(super) place: Place,
+    pub(super) permit: ConnectionPermit,
 }
 
 impl Tunnel {
@@ -44,9 +45,10 @@ impl Tunnel {
     /// An end of one side is passed to the other as what it is: that side may
     /// still speak. What either side sent before the upgrade was complete has been
     /// read already and comes first.
-    pub(super) async fn run(self, gateway: Buffered<TcpStream>, deadline: CancellationToken) {
-        let Self { workspace, counted, is_websocket, send, place } = self;
-        let mut ways = Ways::new(gateway.without_heads(), workspace.without_heads(), is_websocket, send);
+    pub(super) async fn run(self, gateway: BufferedStream<TcpStream>, deadline: CancellationToken) {
+        let Self { workspace, counted, protocol, send, permit } = self;
+        let mut ways =
+            TunnelDirections::new(gateway.without_heads(), workspace.without_heads(), protocol, send);
         let ended = tokio::select! {
             ended = ways.both(|| counted.touch()) => ended,
             () = deadline.cancelled() => ways.close().await,
@@ -55,31 +57,36 @@ impl Tunnel {
             Ok(()) => tracing::debug!("tunnel ended"),
             Err(error) => tracing::debug!(%error, "tunnel broke off"),
         }
-        drop(place);
+        drop(permit);
     }
 }
 
 /// Both directions of a tunnel.
-struct Ways<A, B> {
-    gateway: Buffered<A>,
-    workspace: Buffered<B>,
-    up: Way,
-    down: Way,
+struct TunnelDirections<A, B> {
+    gateway: BufferedStream<A>,
+    workspace: BufferedStream<B>,
+    up: TunnelDirection,
+    down: TunnelDirection,
     /// How long either side may take nothing of what is sent to it.
     send: Duration,
     /// Present while a side is waited for to take something.
-    watch: Option<Watch>,
+    timer: Option<DeadlineTimer>,
     last_move: Instant,
 }
 
-impl<A, B> Ways<A, B>
+impl<A, B> TunnelDirections<A, B>
 where
-    A: AsyncRead + AsyncWrite + HangUp + Unpin,
-    B: AsyncRead + AsyncWrite + HangUp + Unpin,
+    A: AsyncRead + AsyncWrite + PeerState + Unpin,
+    B: AsyncRead + AsyncWrite + PeerState + Unpin,
 {
-    fn new(gateway: Buffered<A>, workspace: Buffered<B>, is_websocket: bool, send: Duration) -> Self {
-        let (up, down) = (Way::new(is_websocket), Way::new(is_websocket));
-        Self { gateway, workspace, up, down, send, watch: None, last_move: Instant::now() }
+    fn new(
+        gateway: BufferedStream<A>,
+        workspace: BufferedStream<B>,
+        protocol: UpgradedProtocol,
+        send: Duration,
+    ) -> Self {
+        let (up, down) = (TunnelDirection::new(protocol), TunnelDirection::new(protocol));
+        Self { gateway, workspace, up, down, send, timer: None, last_move: Instant::now() }
     }
 
     /// Passes on what can pass: whether each way has ended.
@@ -98,23 +105,23 @@ where
         Ok((up.is_ready(), down.is_ready()))
     }
 
-    /// Fails once a side has taken nothing for too long. It takes less where the other
-    /// one has gone, whose end nobody reads behind what waits.
+    /// Fails once a side has taken nothing for too long. The time is shorter once the other
+    /// side has closed, because that end is not read before the waiting bytes are taken.
     fn check_stalled(&mut self, context: &mut Context<'_>) -> io::Result<()> {
         loop {
-            let limit = |has_hung_up| if has_hung_up { self.send.min(AFTER_END) } else { self.send };
-            let up = self.up.blocked.map(|since| since + limit(self.gateway.stream.has_hung_up()));
-            let down = self.down.blocked.map(|since| since + limit(self.workspace.stream.has_hung_up()));
+            let limit = |has_closed| if has_closed { self.send.min(AFTER_END) } else { self.send };
+            let up = self.up.blocked.map(|since| since + limit(self.gateway.stream.has_closed()));
+            let down = self.down.blocked.map(|since| since + limit(self.workspace.stream.has_closed()));
             let Some(end) = up.into_iter().chain(down).min() else {
-                self.watch = None;
+                self.timer = None;
                 return Ok(());
             };
             let now = Instant::now();
             if now >= end {
                 return Err(io::ErrorKind::TimedOut.into());
             }
-            let watch = self.watch.get_or_insert_with(|| Watch::new(LOOK_PAUSE));
-            if watch.poll_over(end.min(now + LOOK_PAUSE), context).is_pending() {
+            let timer = self.timer.get_or_insert_with(|| DeadlineTimer::new(LOOK_PAUSE));
+            if timer.poll_over(end.min(now + LOOK_PAUSE), context).is_pending() {
                 return Ok(());
             }
         }
@@ -123,7 +130,7 @@ where
     /// Passes on until both ways have ended, and tells each time that bytes came from
     /// the gateway.
     async fn both(&mut self, is_active: impl Fn()) -> io::Result<()> {
-        let mut ending: Option<Watch> = None;
+        let mut ending: Option<DeadlineTimer> = None;
         poll_fn(|context| {
             match self.poll(context, &is_active)? {
                 (true, true) => return Poll::Ready(Ok(())),
@@ -132,7 +139,7 @@ where
             }
             let ending = ending.get_or_insert_with(|| {
                 self.last_move = Instant::now();
-                Watch::new(AFTER_END)
+                DeadlineTimer::new(AFTER_END)
             });
             let over = ending.poll_over(self.last_move + AFTER_END, context);
             over.map(|()| Err(io::ErrorKind::TimedOut.into()))
@@ -166,24 +173,24 @@ async fn swallow(stream: &mut (impl AsyncRead + Unpin)) {
 }
 
 /// One direction of a tunnel.
-struct Way {
+struct TunnelDirection {
     relay: Relay,
-    state: State,
+    state: DirectionState,
     /// Since when the side that it leads to has taken nothing of what waits.
     blocked: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum DirectionState {
     Passing,
     /// All has passed but the end itself.
     Ending,
     Ended,
 }
 
-impl Way {
-    fn new(is_websocket: bool) -> Self {
-        Self { relay: Relay::of_tunnel(is_websocket), state: State::Passing, blocked: None }
+impl TunnelDirection {
+    fn new(protocol: UpgradedProtocol) -> Self {
+        Self { relay: Relay::of_tunnel(protocol), state: DirectionState::Passing, blocked: None }
     }
 
     /// Whether anything has moved since the last time.
@@ -191,7 +198,7 @@ impl Way {
         let has_moved = self.relay.take_moved();
         self.blocked = match self.relay.waits_for() {
             // An end, too, may have to wait for what is within TLS.
-            WaitsFor::Reading if self.state != State::Ending => None,
+            WaitsFor::Reading if self.state != DirectionState::Ending => None,
             _ if has_moved => Some(now),
             _ => self.blocked.or(Some(now)),
         };
@@ -201,28 +208,28 @@ impl Way {
     /// Passes everything on, and the end as well.
     fn poll<R, W>(
         &mut self,
-        from: &mut Buffered<R>,
-        to: &mut Buffered<W>,
+        from: &mut BufferedStream<R>,
+        to: &mut BufferedStream<W>,
         context: &mut Context<'_>,
     ) -> io::Result<Poll<()>>
     where
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
-        if self.state == State::Passing {
+        if self.state == DirectionState::Passing {
             match self.relay.poll_pass(from, &mut to.stream, context) {
                 Poll::Pending => return Ok(Poll::Pending),
-                Poll::Ready(Ok(())) => self.state = State::Ending,
+                Poll::Ready(Ok(())) => self.state = DirectionState::Ending,
                 Poll::Ready(Err(PassError::Read(error) | PassError::Write(error))) => return Err(error),
                 Poll::Ready(Err(other)) => return Err(io::Error::other(other)),
             }
         }
-        if self.state == State::Ending {
+        if self.state == DirectionState::Ending {
             match Pin::new(&mut to.stream).poll_shutdown(context) {
                 Poll::Pending => return Ok(Poll::Pending),
                 Poll::Ready(ended) => ended?,
             }
-            self.state = State::Ended;
+            self.state = DirectionState::Ended;
         }
         Ok(Poll::Ready(()))
     }
@@ -237,30 +244,35 @@ mod tests {
 
     thread_local! {
         /// Whether the other ends of this test's streams have gone.
-        static HAS_HUNG_UP: Cell<bool> = const { Cell::new(false) };
+        static HAS_CLOSED: Cell<bool> = const { Cell::new(false) };
     }
 
-    impl HangUp for DuplexStream {
-        fn has_hung_up(&self) -> bool {
-            HAS_HUNG_UP.get()
+    impl PeerState for DuplexStream {
+        fn has_closed(&self) -> bool {
+            HAS_CLOSED.get()
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_is_not_taken_has_less_time_once_nobody_waits_behind_it() {
         let send = Duration::from_secs(300);
-        for has_hung_up in [false, true] {
-            HAS_HUNG_UP.set(has_hung_up);
+        for has_closed in [false, true] {
+            HAS_CLOSED.set(has_closed);
             let ((gateway, mut client), (workspace, _reads_nothing)) = (duplex(64), duplex(64));
             client.write_all(&[b'x'; 64]).await.unwrap();
-            let mut ways = Ways::new(Buffered::new(gateway), Buffered::new(workspace), false, send);
+            let mut ways = TunnelDirections::new(
+                BufferedStream::new(gateway),
+                BufferedStream::new(workspace),
+                UpgradedProtocol::Other,
+                send,
+            );
             let filling = client.write_all(&[b'x'; 1024]);
             let since = Instant::now();
             let error = tokio::select! {
                 ended = ways.both(|| {}) => ended.unwrap_err(),
                 _ = filling => unreachable!("nobody takes it"),
             };
-            let expected = if has_hung_up { AFTER_END } else { send };
+            let expected = if has_closed { AFTER_END } else { send };
             assert_eq!((error.kind(), since.elapsed()), (io::ErrorKind::TimedOut, expected));
         }
     }
@@ -273,8 +285,9 @@ mod tests {
                 if gateway_ends { (gateway_peer, workspace_peer) } else { (workspace_peer, gateway_peer) };
             drop(ended);
             let since = Instant::now();
-            let (gateway, workspace) = (Buffered::new(gateway), Buffered::new(workspace));
-            let mut ways = Ways::new(gateway, workspace, false, Duration::from_secs(300));
+            let (gateway, workspace) = (BufferedStream::new(gateway), BufferedStream::new(workspace));
+            let mut ways =
+                TunnelDirections::new(gateway, workspace, UpgradedProtocol::Other, Duration::from_secs(300));
             let error = ways.both(|| {}).await.unwrap_err();
             assert_eq!((error.kind(), since.elapsed()), (io::ErrorKind::TimedOut, AFTER_END));
         }
@@ -298,8 +311,9 @@ mod tests {
                 }
                 speaks.shutdown().await.unwrap();
             };
-            let (gateway, workspace) = (Buffered::new(gateway), Buffered::new(workspace));
-            let mut ways = Ways::new(gateway, workspace, false, Duration::from_secs(300));
+            let (gateway, workspace) = (BufferedStream::new(gateway), BufferedStream::new(workspace));
+            let mut ways =
+                TunnelDirections::new(gateway, workspace, UpgradedProtocol::Other, Duration::from_secs(300));
             let (ended, ()) = tokio::join!(ways.both(|| {}), speaking);
             ended.unwrap();
         }
@@ -309,8 +323,9 @@ mod tests {
     async fn only_what_the_client_says_is_activity() {
         let ((gateway, mut client), (workspace, mut server)) = (duplex(64), duplex(64));
         let activities = Cell::new(0);
-        let (gateway, workspace) = (Buffered::new(gateway), Buffered::new(workspace));
-        let mut ways = Ways::new(gateway, workspace, false, Duration::from_secs(300));
+        let (gateway, workspace) = (BufferedStream::new(gateway), BufferedStream::new(workspace));
+        let mut ways =
+            TunnelDirections::new(gateway, workspace, UpgradedProtocol::Other, Duration::from_secs(300));
         let speaking = async {
             server.write_all(b"a").await.unwrap();
             assert_eq!((client.read_u8().await.unwrap(), activities.get()), (b'a', 0));

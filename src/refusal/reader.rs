@@ -1,13 +1,13 @@
-//! What a client can read: a page or a problem, English or Korean.
+//! What a client can read: a page or a problem document, in English or Korean.
 
-/// The languages that our pages are written in.
+/// The languages of the pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Language {
     English,
     Korean,
 }
 
-/// Who will read an answer of ours.
+/// The reader of a refusal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Reader {
     navigation: bool,
@@ -37,19 +37,19 @@ impl Reader {
         Self { navigation, language }
     }
 
-    /// Whether a person looks at the answer.
+    /// Whether a person reads the response.
     pub(crate) fn is_navigation(&self) -> bool {
         self.navigation
     }
 
-    /// What that person reads.
+    /// The language that this person prefers.
     pub(crate) fn language(&self) -> Language {
         self.language
     }
 }
 
-/// The language with the higher weight; the one that stands first where both
-/// weigh the same; English where neither is wanted.
+/// The language with the higher weight. If both weigh the same, the first one counts. If
+/// neither is accepted, it is English.
 fn language(accept_language: &[u8]) -> Language {
     let mut english: Option<Weight> = None;
     let mut korean: Option<Weight> = None;

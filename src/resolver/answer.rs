@@ -8,18 +8,18 @@ use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
 
-use super::ResolveError;
+use super::resolve_error::ResolveError;
 
 /// What asking for a name came to, with the time that the servers gave it.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Found {
+pub(super) enum FoundAddresses {
     Addresses { addresses: Vec<IpAddr>, good_for: Duration },
     Nothing { good_for: Duration },
 }
 
 /// What one question came to.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Answer {
+pub(super) enum DnsAnswer {
     Addresses {
         addresses: Vec<IpAddr>,
         good_for: Duration,
@@ -32,7 +32,7 @@ pub(super) enum Answer {
     Unavailable,
 }
 
-impl Answer {
+impl DnsAnswer {
     /// Reads the answer to the question for a name's records of a kind.
     pub(super) fn read(result: Result<Lookup, NetError>, name: &Name, kind: RecordType) -> Self {
         match result {
@@ -82,24 +82,24 @@ impl Answer {
     }
 
     /// Puts the answers for A and AAAA together.
-    pub(super) fn join(self, other: Self) -> Result<Found, ResolveError> {
+    pub(super) fn join(self, other: Self) -> Result<FoundAddresses, ResolveError> {
         Ok(match (self, other) {
             (
                 Self::Addresses { mut addresses, good_for },
                 Self::Addresses { addresses: more, good_for: other },
             ) => {
                 addresses.extend(more);
-                Found::Addresses { addresses, good_for: good_for.min(other) }
+                FoundAddresses::Addresses { addresses, good_for: good_for.min(other) }
             }
             (Self::Addresses { addresses, good_for }, _) | (_, Self::Addresses { addresses, good_for }) => {
-                Found::Addresses { addresses, good_for }
+                FoundAddresses::Addresses { addresses, good_for }
             }
             (Self::Nothing { good_for, .. }, Self::Nothing { good_for: other, .. }) => {
-                Found::Nothing { good_for: good_for.min(other) }
+                FoundAddresses::Nothing { good_for: good_for.min(other) }
             }
             // A name that does not exist has no record of any kind.
             (Self::Nothing { good_for, exists: false }, _)
-            | (_, Self::Nothing { good_for, exists: false }) => Found::Nothing { good_for },
+            | (_, Self::Nothing { good_for, exists: false }) => FoundAddresses::Nothing { good_for },
             _ => return Err(ResolveError::Unavailable),
         })
     }
@@ -130,24 +130,24 @@ mod tests {
         Record::from_rdata(name(owner), ttl, RData::CNAME(CNAME(name(target))))
     }
 
-    fn addresses(last: &[u8], ttl: u64) -> Answer {
+    fn addresses(last: &[u8], ttl: u64) -> DnsAnswer {
         let addresses = last.iter().map(|last| IpAddr::from([127, 0, 0, *last])).collect();
-        Answer::Addresses { addresses, good_for: Duration::from_secs(ttl) }
+        DnsAnswer::Addresses { addresses, good_for: Duration::from_secs(ttl) }
     }
 
     #[track_caller]
-    fn check(records: &[Record], expected: &Answer) {
-        assert_eq!(Answer::from_records(records, &name("asked.test."), RecordType::A), *expected);
+    fn check(records: &[Record], expected: &DnsAnswer) {
+        assert_eq!(DnsAnswer::from_records(records, &name("asked.test."), RecordType::A), *expected);
     }
 
     #[test]
     fn only_records_of_the_name_are_taken() {
         check(&[a("asked.test.", 30, 1), a("other.test.", 5, 6)], &addresses(&[1], 30));
         check(&[a("ASKED.test.", 30, 1), a("asked.test.", 20, 2)], &addresses(&[1, 2], 20));
-        check(&[a("other.test.", 5, 6)], &Answer::Unavailable);
+        check(&[a("other.test.", 5, 6)], &DnsAnswer::Unavailable);
         let six = Record::from_rdata(name("asked.test."), 5, RData::from("::6".parse::<IpAddr>().unwrap()));
-        check(&[six], &Answer::Unavailable);
-        check(&[], &Answer::Unavailable);
+        check(&[six], &DnsAnswer::Unavailable);
+        check(&[], &DnsAnswer::Unavailable);
     }
 
     #[test]
@@ -155,15 +155,15 @@ mod tests {
         for nobodys in ["0.0.0.0", "255.255.255.255", "224.0.0.1"] {
             let record =
                 Record::from_rdata(name("asked.test."), 5, RData::from(nobodys.parse::<IpAddr>().unwrap()));
-            check(std::slice::from_ref(&record), &Answer::Unavailable);
+            check(std::slice::from_ref(&record), &DnsAnswer::Unavailable);
             check(&[record, a("asked.test.", 30, 1)], &addresses(&[1], 5));
         }
         for nobodys in ["::", "ff02::1"] {
             let record =
                 Record::from_rdata(name("asked.test."), 5, RData::from(nobodys.parse::<IpAddr>().unwrap()));
             assert_eq!(
-                Answer::from_records(&[record], &name("asked.test."), RecordType::AAAA),
-                Answer::Unavailable
+                DnsAnswer::from_records(&[record], &name("asked.test."), RecordType::AAAA),
+                DnsAnswer::Unavailable
             );
         }
     }
@@ -174,24 +174,24 @@ mod tests {
         let near = alias("asked.test.", 60, "next.test.");
         check(&[near.clone(), far.clone(), a("end.test.", 30, 1)], &addresses(&[1], 9));
         check(&[a("end.test.", 30, 1), far, near.clone()], &addresses(&[1], 9));
-        check(&[near.clone(), a("asked.test.", 30, 6)], &Answer::Unavailable);
-        check(&[near, alias("next.test.", 9, "asked.test.")], &Answer::Unavailable);
+        check(&[near.clone(), a("asked.test.", 30, 6)], &DnsAnswer::Unavailable);
+        check(&[near, alias("next.test.", 9, "asked.test.")], &DnsAnswer::Unavailable);
     }
 
     #[test]
     fn one_kind_unanswered_is_no_missing_name() {
-        let nothing = |exists| Answer::Nothing { good_for: Duration::from_secs(1), exists };
-        let found = |a: Answer, aaaa: Answer| match a.join(aaaa) {
-            Ok(Found::Addresses { .. }) => "addresses",
-            Ok(Found::Nothing { .. }) => "nothing",
+        let nothing = |exists| DnsAnswer::Nothing { good_for: Duration::from_secs(1), exists };
+        let found = |a: DnsAnswer, aaaa: DnsAnswer| match a.join(aaaa) {
+            Ok(FoundAddresses::Addresses { .. }) => "addresses",
+            Ok(FoundAddresses::Nothing { .. }) => "nothing",
             Err(_) => "unavailable",
         };
-        assert_eq!(found(nothing(true), Answer::Unavailable), "unavailable");
-        assert_eq!(found(Answer::Unavailable, nothing(true)), "unavailable");
-        assert_eq!(found(nothing(false), Answer::Unavailable), "nothing");
-        assert_eq!(found(Answer::Unavailable, nothing(true)), "unavailable");
-        assert_eq!(found(addresses(&[1], 1), Answer::Unavailable), "addresses");
-        assert_eq!(found(Answer::Unavailable, addresses(&[1], 1)), "addresses");
+        assert_eq!(found(nothing(true), DnsAnswer::Unavailable), "unavailable");
+        assert_eq!(found(DnsAnswer::Unavailable, nothing(true)), "unavailable");
+        assert_eq!(found(nothing(false), DnsAnswer::Unavailable), "nothing");
+        assert_eq!(found(DnsAnswer::Unavailable, nothing(true)), "unavailable");
+        assert_eq!(found(addresses(&[1], 1), DnsAnswer::Unavailable), "addresses");
+        assert_eq!(found(DnsAnswer::Unavailable, addresses(&[1], 1)), "addresses");
         assert_eq!(found(nothing(true), nothing(true)), "nothing");
     }
 }

@@ -14,10 +14,10 @@ use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::rr::{Name, RecordType};
 use tokio::time::timeout;
 
-use super::ResolveError;
-use super::answer::{Answer, Found};
+use super::answer::{DnsAnswer, FoundAddresses};
+use super::resolve_error::ResolveError;
 use super::search::Search;
-use crate::upstream::HostName;
+use apisix_plugin_runner::HostName;
 
 /// How long a lookup may take in all. A call has 5 s, and is told before that.
 pub(super) const LOOKUP_TIME: Duration = Duration::from_secs(2);
@@ -74,30 +74,30 @@ impl Dns {
     }
 
     /// Asks for a name, and gives up in time.
-    pub(super) async fn look_up(&self, host: &HostName) -> Result<Found, ResolveError> {
+    pub(super) async fn look_up(&self, host: &HostName) -> Result<FoundAddresses, ResolveError> {
         let name = Name::from_ascii(host.as_str()).map_err(|_| ResolveError::NotFound)?;
         timeout(LOOKUP_TIME, self.look_up_candidates(&name)).await.unwrap_or(Err(ResolveError::Unavailable))
     }
 
-    async fn look_up_candidates(&self, name: &Name) -> Result<Found, ResolveError> {
+    async fn look_up_candidates(&self, name: &Name) -> Result<FoundAddresses, ResolveError> {
         let mut shortest = Duration::MAX;
         for candidate in self.search.candidates(name) {
             // All servers are asked at once, and the first that can say is believed.
             let answers = self.servers.iter().map(|server| Box::pin(ask(server, &candidate)));
             match future::select_ok(answers).await?.0 {
-                Found::Nothing { good_for } => shortest = shortest.min(good_for),
-                // A name in a domain that is asked later is another name: it must
-                // not take the place of one of which nobody could say.
+                FoundAddresses::Nothing { good_for } => shortest = shortest.min(good_for),
+                // A name in a domain that is asked later is another name: it must not take
+                // the place of a name for which all servers failed.
                 found => return Ok(found),
             }
         }
-        Ok(Found::Nothing { good_for: shortest })
+        Ok(FoundAddresses::Nothing { good_for: shortest })
     }
 }
 
 /// Asks a server for both kinds of addresses; fails if it could not say.
-async fn ask(server: &TokioResolver, name: &Name) -> Result<Found, ResolveError> {
-    let question = async |kind| Answer::read(server.lookup(name.clone(), kind).await, name, kind);
+async fn ask(server: &TokioResolver, name: &Name) -> Result<FoundAddresses, ResolveError> {
+    let question = async |kind| DnsAnswer::read(server.lookup(name.clone(), kind).await, name, kind);
     let a = pin!(question(RecordType::A));
     let aaaa = pin!(question(RecordType::AAAA));
     let (a, aaaa) = match future::select(a, aaaa).await {
@@ -112,9 +112,11 @@ async fn ask(server: &TokioResolver, name: &Name) -> Result<Found, ResolveError>
 
 /// The answer to the other question, which is only worth a short wait where this
 /// one gave addresses.
-async fn wait_for_other(answer: &Answer, other: impl Future<Output = Answer>) -> Answer {
+async fn wait_for_other(answer: &DnsAnswer, other: impl Future<Output = DnsAnswer>) -> DnsAnswer {
     match answer {
-        Answer::Addresses { .. } => timeout(OTHER_KIND_TIME, other).await.unwrap_or(Answer::Unavailable),
+        DnsAnswer::Addresses { .. } => {
+            timeout(OTHER_KIND_TIME, other).await.unwrap_or(DnsAnswer::Unavailable)
+        }
         _ => other.await,
     }
 }

@@ -7,13 +7,14 @@ use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, TryLockError};
+use std::sync::{Arc, Mutex, RwLock, TryLockError};
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::upstream::HostName;
+use crate::locks::{read_lock, write_lock};
+use apisix_plugin_runner::HostName;
 
 /// How often the file is looked at, at most. To look takes a microsecond.
 pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -27,25 +28,25 @@ const MAX_BYTES: u64 = 1 << 20;
 const STAMP_STEP: Duration = Duration::from_secs(2);
 
 /// The names of a hosts file, with all their addresses.
-type Names = HashMap<HostName, Arc<[IpAddr]>>;
+type HostNames = HashMap<HostName, Arc<[IpAddr]>>;
 
 /// What a hosts file says now.
 pub(super) struct Hosts {
     /// Without one there are no names and nothing to look at.
     path: Option<PathBuf>,
-    names: RwLock<Names>,
-    /// How often the names have changed. Whoever remembers an answer remembers
-    /// this with it, and so sees that the file may know better by now.
+    names: RwLock<HostNames>,
+    /// How often the names have changed. The cache keeps this number with each answer,
+    /// and so notices that the file may say something else by now.
     generation: AtomicU32,
     made: Instant,
     /// When the file is to be looked at next, in nanoseconds since `made`.
     check_at: AtomicU64,
-    seen: Mutex<Seen>,
+    seen: Mutex<FileState>,
 }
 
 /// The file as it was last read.
 #[derive(Default)]
-struct Seen {
+struct FileState {
     stamp: Option<Stamp>,
     /// Whether it is known that it can't be read, so that the log hears of it once.
     is_unreadable: bool,
@@ -54,12 +55,12 @@ struct Seen {
 impl Hosts {
     /// No hosts file at all.
     pub(super) fn none() -> Self {
-        Self::with(None, Names::new(), Seen::default())
+        Self::with(None, HostNames::new(), FileState::default())
     }
 
     /// The names of this file. There may be none yet.
     pub(super) fn read(path: &Path) -> Self {
-        let mut seen = Seen::default();
+        let mut seen = FileState::default();
         let names = match read(path) {
             Ok((stamp, names)) => {
                 seen.stamp = Some(stamp);
@@ -71,13 +72,13 @@ impl Hosts {
                     warn!(path = %path.display(), %error, "hosts file not read");
                 }
                 seen.is_unreadable = true;
-                Names::new()
+                HostNames::new()
             }
         };
         Self::with(Some(path.to_owned()), names, seen)
     }
 
-    fn with(path: Option<PathBuf>, names: Names, seen: Seen) -> Self {
+    fn with(path: Option<PathBuf>, names: HostNames, seen: FileState) -> Self {
         Self {
             path,
             names: RwLock::new(names),
@@ -107,7 +108,7 @@ impl Hosts {
 
     /// The addresses of a name, if the file has it.
     pub(super) fn get(&self, name: &HostName) -> Option<Arc<[IpAddr]>> {
-        self.names.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+        read_lock(&self.names).get(name).cloned()
     }
 
     #[cold]
@@ -126,7 +127,7 @@ impl Hosts {
         }
         match stamp.and_then(|_| read(path)) {
             Ok((stamp, names)) => {
-                *seen = Seen { stamp: Some(stamp), is_unreadable: false };
+                *seen = FileState { stamp: Some(stamp), is_unreadable: false };
                 self.replace(names);
             }
             Err(error) => {
@@ -138,12 +139,12 @@ impl Hosts {
         }
     }
 
-    fn replace(&self, names: Names) {
-        let mut current = self.names.write().unwrap_or_else(PoisonError::into_inner);
+    fn replace(&self, names: HostNames) {
+        let mut current = write_lock(&self.names);
         if *current != names {
             info!(names = names.len(), "hosts file read again");
             *current = names;
-            // Only now, so that nobody takes old names for new ones.
+            // Counted last, so that no caller takes old names for new ones.
             self.generation.fetch_add(1, Ordering::Release);
         }
     }
@@ -179,7 +180,7 @@ impl Stamp {
     }
 }
 
-fn read(path: &Path) -> io::Result<(Stamp, Names)> {
+fn read(path: &Path) -> io::Result<(Stamp, HostNames)> {
     let file = File::open(path)?;
     // Of the open file and before it is read: a change while it is read shows.
     let stamp = Stamp::of(&file.metadata()?);
@@ -197,7 +198,7 @@ fn read(path: &Path) -> io::Result<(Stamp, Names)> {
 
 /// Reads `address name…` lines. What is no address or no name is passed over, as
 /// every resolver does (hosts(5)).
-fn parse(text: &str) -> Names {
+pub(super) fn parse(text: &str) -> HostNames {
     let mut found: HashMap<HostName, Vec<IpAddr>> = HashMap::new();
     for line in text.trim_start_matches('\u{feff}').lines() {
         let mut words = line.split('#').next().unwrap_or_default().split_whitespace();
@@ -211,7 +212,7 @@ fn parse(text: &str) -> Names {
         }
     }
     let names = found.into_iter().map(|(name, mut addresses)| {
-        // As from DNS: what is asked for first stands first.
+        // IPv4 first, as in answers of name servers.
         addresses.sort_by_key(IpAddr::is_ipv6);
         (name, addresses.into())
     });

@@ -1,7 +1,7 @@
-//! Lookups that are under way: one for a name, however many want it.
+//! Lookups that are under way: one for each name, however many callers wait for it.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -10,9 +10,10 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
-use super::ResolveError;
-use super::table::Known;
-use crate::upstream::HostName;
+use super::name_table::KnownAddresses;
+use super::resolve_error::ResolveError;
+use crate::locks::lock;
+use apisix_plugin_runner::HostName;
 
 /// How many lookups may be under way. Every call and every request may wait for
 /// one, so it is as many as there may be of both by default.
@@ -20,8 +21,8 @@ const MAX_LOOKUPS: usize = 8192;
 
 type UnderWay = Arc<Mutex<HashMap<HostName, Lookup>>>;
 
-/// Lookups, each in a task of its own: whoever started one may stop waiting for
-/// it, and the others still get their answer. They end with this.
+/// Lookups, each in a task of its own: if the caller that started one stops waiting, the
+/// others still get their answer. The tasks end when this is dropped.
 #[derive(Default)]
 pub(super) struct Lookups {
     under_way: UnderWay,
@@ -31,18 +32,18 @@ pub(super) struct Lookups {
 /// A lookup that is under way.
 #[derive(Clone)]
 pub(super) struct Lookup {
-    answer: Shared<oneshot::Receiver<Known>>,
+    answer: Shared<oneshot::Receiver<KnownAddresses>>,
     started: Instant,
 }
 
 impl Lookup {
-    pub(super) async fn wait(self) -> Known {
+    pub(super) async fn wait(self) -> KnownAddresses {
         // A task that ended without an answer was ended, or has a bug.
         self.answer.await.unwrap_or(Err(ResolveError::Unavailable))
     }
 
     /// The answer, or `None` if it is not there so long after the start.
-    pub(super) async fn wait_for(self, patience: Duration) -> Option<Known> {
+    pub(super) async fn wait_for(self, patience: Duration) -> Option<KnownAddresses> {
         let deadline = self.started + patience;
         timeout_at(deadline, self.wait()).await.ok()
     }
@@ -55,7 +56,7 @@ impl Lookups {
         &self,
         name: &HostName,
         now: Instant,
-        look_up: impl Future<Output = Known> + Send + 'static,
+        look_up: impl Future<Output = KnownAddresses> + Send + 'static,
     ) -> Option<Lookup> {
         let mut under_way = lock(&self.under_way);
         if let Some(lookup) = under_way.get(name) {
@@ -67,16 +68,17 @@ impl Lookups {
         let (sender, answer) = oneshot::channel();
         let lookup = Lookup { answer: answer.shared(), started: now };
         under_way.insert(name.clone(), lookup.clone());
-        // A task that a runtime which is shut down drops at once frees its place.
+        // Unlocked first: a runtime that is shutting down drops the task at once, and that
+        // frees its slot.
         drop(under_way);
-        let place = Place { under_way: Arc::clone(&self.under_way), name: name.clone() };
+        let slot = LookupSlot { under_way: Arc::clone(&self.under_way), name: name.clone() };
         let mut tasks = lock(&self.tasks);
         while tasks.try_join_next().is_some() {}
         tasks.spawn(async move {
             let known = look_up.await;
-            // Whoever comes from here on finds the answer in the table.
-            drop(place);
-            // They may all have stopped waiting.
+            // Later callers find the answer in the table.
+            drop(slot);
+            // All callers may have stopped waiting.
             let _ = sender.send(known);
         });
         Some(lookup)
@@ -90,20 +92,16 @@ impl Lookups {
     }
 }
 
-/// A lookup's place among those under way, for as long as it is.
-struct Place {
+/// A lookup's entry among those under way, which goes when this is dropped.
+struct LookupSlot {
     under_way: UnderWay,
     name: HostName,
 }
 
-impl Drop for Place {
+impl Drop for LookupSlot {
     fn drop(&mut self) {
         lock(&self.under_way).remove(&self.name);
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -118,7 +116,7 @@ mod tests {
         format!("code-{number}.test").parse().unwrap()
     }
 
-    fn known(number: u8) -> Known {
+    fn known(number: u8) -> KnownAddresses {
         Ok([IpAddr::from([127, 0, 0, number])].into())
     }
 

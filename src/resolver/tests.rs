@@ -15,9 +15,9 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 
-use super::table::Known;
+use super::name_table::KnownAddresses;
 use super::{Lifetimes, NameServers, ResolveError, Resolver};
-use crate::upstream::HostName;
+use apisix_plugin_runner::HostName;
 
 fn host(name: &str) -> HostName {
     name.parse().unwrap()
@@ -27,7 +27,7 @@ fn ip(address: &str) -> IpAddr {
     address.parse().unwrap()
 }
 
-fn ips(addresses: &[&str]) -> Known {
+fn ips(addresses: &[&str]) -> KnownAddresses {
     Ok(addresses.iter().map(|address| ip(address)).collect::<Arc<[_]>>())
 }
 
@@ -35,13 +35,13 @@ fn resolver_of(server: &server::Server) -> Resolver {
     Resolver::new(&NameServers::Listed(vec![server.address()])).unwrap()
 }
 
-async fn ask(resolver: &Resolver, name: &str) -> Known {
+async fn ask(resolver: &Resolver, name: &str) -> KnownAddresses {
     resolver.resolve(&host(name)).await
 }
 
 /// What is known without any waiting.
 #[track_caller]
-fn at_once(resolver: &Resolver, name: &str) -> Known {
+fn at_once(resolver: &Resolver, name: &str) -> KnownAddresses {
     let name = host(name);
     resolver.resolve(&name).now_or_never().expect("an answer without waiting")
 }

@@ -1,43 +1,69 @@
-//! Where an identity goes: nothing but claims and conf decides it.
+//! Where an identity goes. Only claims and conf decide it.
 
-use thiserror::Error;
 use tokio::time::Instant;
 
-use super::claims::Claims;
-use super::config::UserUpstreamConfig;
-use super::label::MAX_VALUE;
-use super::policy::Denied;
-use super::template::RenderError;
-use crate::refusal::Refusal;
-use crate::upstream::Upstream;
+use super::decision_error::DecisionError;
+use super::rejection::Rejection;
+use super::trace::{StepOutcome, Trace, found_text, quoted};
+use apisix_plugin_runner::Upstream;
+use kube_coders_identity::claims::Claims;
+use kube_coders_identity::config::UserUpstreamConfig;
+use kube_coders_identity::label::MAX_VALUE;
 
-/// Who is asking, as the workspace will see them, and where they go.
+/// The user as the workspace will see them, and the upstream of their requests.
 #[derive(Debug)]
-pub(crate) struct Decision {
+pub(super) struct WorkspaceDecision {
     /// With the subject, which a header can hold.
-    pub(crate) upstream: Upstream,
+    pub(super) upstream: Upstream,
     /// The user name, if there is one of up to 255 characters that a header can hold.
-    pub(crate) username: Option<Box<str>>,
+    pub(super) username: Option<Box<str>>,
     /// When the token's time is over, if it was a token's word.
-    pub(crate) good_until: Option<Instant>,
+    pub(super) good_until: Option<Instant>,
 }
 
-impl Decision {
-    pub(crate) fn of(config: &UserUpstreamConfig, claims: &Claims) -> Result<Self, DecisionError> {
-        if !is_header_text(claims.subject()) {
-            return Err(DecisionError::Subject);
+impl WorkspaceDecision {
+    pub(super) fn of<T: Trace>(
+        config: &UserUpstreamConfig,
+        claims: &Claims,
+        trace: &mut T,
+    ) -> Result<Self, Rejection> {
+        trace.good("subject", || quoted(claims.subject()));
+        let subject = if is_header_text(claims.subject()) { Ok(()) } else { Err(DecisionError::Subject) };
+        trace.check("subject", subject)?;
+        if T::KEEPS {
+            for path in config.policy.paths() {
+                trace.good("claim", || format!("`{path}` {}", found_text(claims.find(path))));
+            }
         }
-        config.policy.decide(claims)?;
-        let upstream = config.upstream.render(claims)?.with_timeouts(config.timeouts);
+        trace.check("policy", config.policy.decide(claims).map_err(DecisionError::from))?;
+        trace.good("policy", || {
+            if config.policy.is_empty() { "no rules, all users are admitted" } else { "admitted" }.to_owned()
+        });
+        if T::KEEPS {
+            note_labels(config, claims, trace);
+        }
+        let upstream = trace.check("name", config.upstream.render(claims).map_err(DecisionError::from))?;
+        let upstream = upstream.with_timeouts(config.timeouts);
         let upstream = match config.upstream_mode {
             Some(mode) => upstream.in_mode(mode),
             None => upstream,
         };
+        trace.good("name", || upstream.host().as_str().to_owned());
         Ok(Self {
             upstream: upstream.for_subject(claims.subject()).expect("a subject that is 1 to 255 characters"),
             username: claims.username().filter(|name| is_short_header_text(name)).map(Box::from),
             good_until: None,
         })
+    }
+}
+
+fn note_labels(config: &UserUpstreamConfig, claims: &Claims, trace: &mut impl Trace) {
+    for (claim, label) in config.upstream.labels(claims) {
+        let outcome = if label.is_some() { StepOutcome::Good } else { StepOutcome::Bad };
+        trace.note(outcome, "label", || {
+            let value = claims.text(claim).map_or("missing".to_owned(), quoted);
+            format!("`{claim}` is {value}: {}", label.as_deref().unwrap_or("no label"))
+        });
     }
 }
 
@@ -52,26 +78,4 @@ fn is_header_text(text: &str) -> bool {
 /// remembered, and their owners choose them.
 fn is_short_header_text(text: &str) -> bool {
     is_header_text(text) && text.chars().nth(MAX_VALUE).is_none()
-}
-
-/// Why an identity goes nowhere.
-#[derive(Clone, Debug, Error, PartialEq, Eq)]
-pub(crate) enum DecisionError {
-    #[error("`sub` can't stand in a header: it has control characters, or spaces around it")]
-    Subject,
-    #[error(transparent)]
-    Denied(#[from] Denied),
-    #[error(transparent)]
-    Render(#[from] RenderError),
-}
-
-impl DecisionError {
-    /// The answer to the client.
-    pub(crate) fn refusal(&self) -> Refusal {
-        match self {
-            Self::Subject => Refusal::IdentityMalformed,
-            Self::Denied(_) => Refusal::NotAllowed,
-            Self::Render(_) => Refusal::NoWorkspaceName,
-        }
-    }
 }

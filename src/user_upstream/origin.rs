@@ -3,12 +3,14 @@
 //! Browsers let any page open a WebSocket to any host, with that host's cookies,
 //! and only say in `Origin` whose page it is (RFC 6455, section 10.2).
 
+use kube_coders_identity::parse_digits;
+
 /// Whether a request's `Origin` is another host than the request's own.
 ///
-/// A request without `Origin` comes from no browser and is not foreign. One that
-/// is `null`, unreadable, or repeated is, and so is any beside a `Host` that is
-/// missing, unreadable or repeated.
-pub(crate) fn is_foreign<'a>(headers: impl IntoIterator<Item = (&'a [u8], &'a [u8])>) -> bool {
+/// A request without `Origin` comes from no browser and is not foreign. An `Origin` that
+/// is `null`, unreadable or repeated is foreign, and so is any `Origin` of a request whose
+/// `Host` is missing, unreadable or repeated.
+pub(super) fn is_foreign<'a>(headers: impl IntoIterator<Item = (&'a [u8], &'a [u8])>) -> bool {
     let (mut origin, mut host) = (None, None);
     for (name, value) in headers {
         let found = match name.len() {
@@ -29,7 +31,7 @@ pub(crate) fn is_foreign<'a>(headers: impl IntoIterator<Item = (&'a [u8], &'a [u
 }
 
 /// Whether an `Origin` is one without TLS.
-pub(crate) fn is_plain(origin: &[u8]) -> bool {
+pub(super) fn is_plain(origin: &[u8]) -> bool {
     strip_prefix(origin, b"http://").is_some()
 }
 
@@ -67,16 +69,14 @@ impl<'a> Authority<'a> {
             _ => text.iter().position(|byte| *byte == b':').unwrap_or(text.len()),
         };
         let (host, port) = text.split_at(end);
-        // What ends a host in an URL, or starts one anew, must not hide in it.
+        // Characters that end or restart a host in a URL must not hide in it.
         let is_allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~[]:%".contains(byte);
         if host.is_empty() || !host.iter().all(is_allowed) {
             return None;
         }
         let port = match port {
             [] => None,
-            [b':', digits @ ..] if digits.iter().all(u8::is_ascii_digit) => {
-                Some(str::from_utf8(digits).ok()?.parse().ok()?)
-            }
+            [b':', digits @ ..] => Some(parse_digits(digits)?),
             _ => return None,
         };
         Some(Self { host, port })

@@ -85,7 +85,7 @@ class Client(Realm):
             self.assertTrue(address.startswith("https://"), address)
 
     def test_tokens_are_signed_with_an_algorithm_that_the_runner_takes(self):
-        source = (ROOT / "src" / "user_upstream" / "token.rs").read_text(encoding="utf-8")
+        source = (ROOT / "crates" / "identity" / "src" / "token.rs").read_text(encoding="utf-8")
         taken = re.findall(r'^    \("([A-Za-z0-9]+)", Algorithm::', source, re.MULTILINE)
         self.assertIn("RS256", taken)
         self.assertIn(self.realm["defaultSignatureAlgorithm"], taken)

@@ -98,8 +98,8 @@ fn the_original_s_route_has_a_finding_for_each_hole() {
     let whole = format!(
         "{ORIGINAL}:16:9: error[tls-unverified]: ssl_verify: false\n  \
          at   routes[0].plugins.openid-connect.ssl_verify\n  \
-         so   whoever stands between gateway and Keycloak can be Keycloak, and log in as anybody\n  \
-         cure ssl_verify: true, and a private CA in apisix.ssl.ssl_trusted_certificate\n"
+         so   an attacker between gateway and Keycloak can pose as Keycloak, and log in as any user\n  \
+         cure set ssl_verify: true, and name a private CA in apisix.ssl.ssl_trusted_certificate\n"
     );
     assert!(printed.stdout.contains(&whole), "{}", printed.stdout);
     assert!(printed.stdout.ends_with("\n7 errors, 7 warnings in 1 file\n"), "{}", printed.stdout);

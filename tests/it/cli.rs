@@ -195,20 +195,13 @@ fn blocks<'p>(page: &'p str, kind: &str) -> Vec<&'p str> {
 }
 
 /// The commands of a README, each as it would be typed for the built program,
-/// with the socket and port of this test.
+/// with the socket of this test.
 fn commands(page: &str, name: &str, program: &Path, socket: &Path) -> Vec<String> {
     let text = blocks(page, "sh").concat().replace("\\\n", " ");
     let commands = text.lines().map(|line| {
         let line = line.trim();
         let line = line.strip_prefix(&format!("cargo run --example {name} -- ")).expect("the example is run");
         assert!(line.contains(&format!("unix:/tmp/{name}.sock")), "{line}");
-        let words = line.split("--forwarder-address ").collect::<Vec<_>>();
-        let line = match words[..] {
-            [before, port] => {
-                format!("{before}--forwarder-address 127.0.0.1:0 {}", &port["127.0.0.1:0000".len()..])
-            }
-            _ => line.to_owned(),
-        };
         let line = line.replace(&format!("/tmp/{name}.sock"), socket.to_str().unwrap());
         format!("exec {} {line}", program.display())
     });
@@ -225,7 +218,7 @@ fn every_example_prints_what_its_page_says_and_takes_its_route() {
         let commands = commands(&page, name, &program, &socket);
         let [start, call] = &commands[..] else { panic!("{commands:?}") };
         let runner = Program::start(Command::new("sh").args(["-c", start]));
-        runner.line(&["forwarder listens"]);
+        runner.line(&["runner listens"]);
         let printed = run(Command::new("sh").args(["-c", call]));
         assert_eq!(printed.code, Some(0), "{call}: {}", printed.stderr);
         assert_eq!(printed.stdout, blocks(&page, "text").concat(), "{call}");

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use kube_coders::Command;
+use kube_coders::Program;
 
 use crate::peer::{PATIENCE, Peer};
 use crate::program::Runner;
@@ -17,7 +17,7 @@ const UPSTREAM: &str = "user-upstream";
 const CONF: &str = r#"{"identity": {"trust": "gateway"}, "upstream": "http://127.0.0.1:1"}"#;
 
 fn shipped() -> Served {
-    Served::start(Command::new(), &[])
+    Served::start(Program::new(), &[])
 }
 
 #[test]

@@ -7,13 +7,14 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use apisix_plugin_runner::gateway::{CallError, ClientRequest, ForwardedRequest, Gateway, Outcome, Route};
+use apisix_plugin_runner::{
+    Action, CacheKey, HeaderName, Plugin, PluginError, Request, Upstream, UpstreamMode,
+};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use jsonwebtoken::Algorithm;
-use kube_coders::testing::{
-    CallError, ClientRequest, ForwardedRequest, Gateway, Mode, NameServer, Outcome, Route,
-};
-use kube_coders::{Action, Basis, HeaderName, Plugin, PluginError, Request, Upstream, UpstreamMode};
+use kube_coders_test_support::{Mode, NameServer};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
@@ -21,8 +22,8 @@ use crate::issuer::Issuer;
 use crate::peer::PATIENCE;
 use crate::program::{kube_coders, listen_address, run};
 use crate::served::Served;
-use crate::signer::{Signer, claims};
 use crate::skip::skip;
+use kube_coders_test_support::{Signer, claims};
 
 const HEADER: &str = "x-kube-coders-upstream";
 
@@ -35,16 +36,16 @@ struct House {
 
 impl House {
     async fn new(args: &[&str]) -> Self {
-        Self::with(kube_coders::Command::new(), args).await
+        Self::with(kube_coders::Program::new(), args).await
     }
 
-    async fn with(command: kube_coders::Command, args: &[&str]) -> Self {
+    async fn with(command: kube_coders::Program, args: &[&str]) -> Self {
         let names = NameServer::start().await.unwrap();
         names.set("code-alice.test", ["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()]);
         names.set("code-bob.test", ["10.0.0.2".parse().unwrap()]);
         let address = names.address().to_string();
         let runner = Served::start(command, &[&["--dns-server", &address], args].concat());
-        let gateway = Gateway::connect(&runner.socket);
+        let gateway = kube_coders::gateway(&runner.socket);
         Self { names, runner, gateway }
     }
 
@@ -134,7 +135,7 @@ async fn a_conf_says_what_its_route_is_made_for() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_goes_where_nothing_is_known() {
     let house =
-        House::with(kube_coders::Command::new().plugin(Elsewhere), &["--upstream-mode", "direct"]).await;
+        House::with(kube_coders::Program::new().plugin(Elsewhere), &["--upstream-mode", "direct"]).await;
     let zoe = house.outcome(&conf(), as_user("zoe")).await;
     assert_eq!(zoe.status(), Some(404));
     house.names.set_mode(Mode::Silent);
@@ -169,7 +170,7 @@ impl Plugin for Elsewhere {
         let scheme = request.header_str("x-scheme").unwrap_or("http");
         let host = request.header_str("x-to").unwrap_or("a.test");
         let upstream: Upstream = format!("{scheme}://{host}:1").parse()?;
-        request.upstream(upstream.in_mode(UpstreamMode::Direct));
+        request.set_upstream(upstream.in_mode(UpstreamMode::Direct))?;
         match request.header_str("x-look") {
             Some("path") => drop(request.path().len()),
             Some("query") => drop(request.arg("x").is_some()),
@@ -182,7 +183,7 @@ impl Plugin for Elsewhere {
             _ => {}
         }
         let names = ["x-scheme", "x-to", "x-look"].map(HeaderName::from_static);
-        request.repeat_for(Duration::from_secs(3), &Arc::new(Basis::new(names)));
+        request.cache_for(Duration::from_secs(3), &Arc::new(CacheKey::new(names)));
         Ok(Action::Continue)
     }
 }
@@ -190,7 +191,7 @@ impl Plugin for Elsewhere {
 /// A plugin of anybody's can go directly, and is refused in words where it can't.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn any_plugin_s_choice_is_resolved_for_it() {
-    let house = House::with(kube_coders::Command::new().plugin(Elsewhere), &[]).await;
+    let house = House::with(kube_coders::Program::new().plugin(Elsewhere), &[]).await;
     let route = Route::new("elsewhere").plugin("elsewhere", "null");
     let ask = async |to: &str| {
         let request = ClientRequest::get("/").header("x-to", to);
@@ -395,7 +396,7 @@ async fn call_shows_where_a_request_goes() {
         lines,
         [
             "go on to http://code-bob.test:8443 directly, at 10.0.0.2",
-            "  may be repeated for 10 s by authorization, host, origin, upgrade, x-access-token, x-forwarded-preferred-username, x-forwarded-user, x-id-token, x-kube-coders-stamp, x-raw-id-token, x-refresh-token, x-userinfo",
+            "  may be cached for 10 s by authorization, host, origin, upgrade, x-access-token, x-forwarded-preferred-username, x-forwarded-user, x-id-token, x-kube-coders-stamp, x-raw-id-token, x-refresh-token, x-userinfo",
             "  remove x-userinfo",
             "  set x-forwarded-user: bob"
         ]

@@ -5,15 +5,16 @@ use std::net::IpAddr;
 use std::process::{Command as Process, Output, Stdio};
 use std::slice::from_ref;
 
+use apisix_plugin_runner::gateway::{ClientRequest, Outcome, Route};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use kube_coders::Command;
-use kube_coders::testing::{ClientRequest, Gateway, NameServer, Outcome, Route};
+use kube_coders::Program;
+use kube_coders_test_support::NameServer;
 use serde_json::{Value, json};
 
 use crate::issuer::Issuer;
 use crate::served::Served;
-use crate::signer::{Signer, claims, key_set};
+use kube_coders_test_support::{Signer, claims, key_set};
 
 const GATEWAY: &str = r#"{"identity": {"trust": "gateway"}, "upstream": "http://code-{sub}.test:8443"}"#;
 
@@ -60,7 +61,7 @@ fn a_userinfo_is_explained() {
 ok  headers    1 in all, each identity header once
 ok  userinfo   believed, because the conf trusts the gateway
 ok  subject    \"Alice\"
-ok  policy     no rules, everybody is let in
+ok  policy     no rules, all users are admitted
 ok  label      `sub` is \"Alice\": code-alice---3bc51062973c458d
 ok  name       code-alice---3bc51062973c458d.test
 ?   addresses  not looked up: --online does
@@ -78,14 +79,46 @@ It goes to http://code-alice---3bc51062973c458d.test:8443, if that name exists.
 }
 
 #[test]
+fn the_scheme_of_a_page_without_tls_is_open() {
+    let conf = r#"{"identity": {"trust": "gateway"}, "upstream": "http://127.0.0.1:8443"}"#;
+    let userinfo = STANDARD.encode(r#"{"sub":"alice"}"#);
+    let of =
+        |origin: &str| format!("Host: a\nOrigin: {origin}\nUpgrade: websocket\nX-Userinfo: {userinfo}\n");
+    for (origin, scheme, code, expected) in [
+        (
+            "http://a",
+            None,
+            3,
+            "It would go to http://127.0.0.1:8443, unless the client speaks https to the gateway: then it is refused, \
+             403 foreign-origin.",
+        ),
+        ("http://a", Some("http"), 0, "It goes to http://127.0.0.1:8443."),
+        ("http://a", Some("https"), 1, "It is refused: 403 foreign-origin."),
+        ("https://a", None, 0, "It goes to http://127.0.0.1:8443."),
+        ("https://a", Some("https"), 0, "It goes to http://127.0.0.1:8443."),
+        ("http://b", None, 1, "It is refused: 403 foreign-origin."),
+    ] {
+        let mut args = vec!["--conf", conf, "--headers", "-"];
+        args.extend(scheme.iter().flat_map(|scheme| ["--scheme", scheme]));
+        let output = explain(&args, &of(origin));
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(said.lines().last(), Some(expected), "{origin} {scheme:?}\n{said}");
+        assert_eq!(output.status.code(), Some(code), "{origin} {scheme:?}");
+        let is_open = said.contains("?   scheme     not known");
+        assert_eq!(is_open, code == 3, "{said}");
+    }
+    wrong(&["--conf", conf, "--scheme", "ws"], "", "--scheme: \"ws\" is neither http nor https");
+}
+
+#[test]
 fn a_refusal_ends_the_steps() {
     let expected = "\
 ok  headers    1 in all, each identity header once
 ok  userinfo   believed, because the conf trusts the gateway
 ok  subject    \"alice\"
-ok  policy     no rules, everybody is let in
+ok  policy     no rules, all users are admitted
 no  label      `org` is missing: no label
-no  name       a claim of the template is missing or no text
+no  name       a claim of the template is missing or not a text
 
 It is refused: 403 no-workspace-name.
 ";
@@ -110,12 +143,12 @@ fn a_token_is_explained_without_being_shown() {
     let output = explain(&["--conf", &conf, "--headers", "-"], &input);
     let said = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(3), "{said}");
-    assert!(said.ends_with(", but nobody has checked the token's signature.\n"), "{said}");
+    assert!(said.ends_with(", but the token's signature was not checked.\n"), "{said}");
     for line in [
         "ok  headers    3 in all, each identity header once",
         "?   signature  not checked: --keys gives the issuer's keys, --online asks for them",
         "ok  claim      `groups` is a list of 1: \"/developers\"",
-        "ok  policy     let in",
+        "ok  policy     admitted",
         "ok  removed    authorization, the session in cookie",
     ] {
         assert!(said.lines().any(|known| known == line), "{line} in\n{said}");
@@ -183,7 +216,7 @@ async fn why_there_are_no_keys_is_told() {
         ("/nowhere".to_owned(), format!("no  keys       discovery at {url}/nowhere: status 404\n")),
         (
             "/keys".to_owned(),
-            format!("no  keys       discovery at {url}/keys: no JSON object with a text in `jwks_uri`\n"),
+            format!("no  keys       discovery at {url}/keys: not a JSON object with a text in `jwks_uri`\n"),
         ),
     ] {
         let mut conf = verified(&url);
@@ -251,14 +284,14 @@ fn what_is_typed_wrong_is_told() {
     wrong(
         &["--conf", GATEWAY, "--userinfo", "e30="],
         "",
-        "--userinfo: no JSON: expected value at line 1 column 1; a file is given as @FILE",
+        "--userinfo: not JSON: expected value at line 1 column 1; a file is given as @FILE",
     );
     wrong(
         &["--conf", GATEWAY, "--headers", "@/nowhere"],
         "",
         "--headers: \"/nowhere\": No such file or directory (os error 2)",
     );
-    wrong(&["--conf", GATEWAY, "--headers", "-"], "> a: b\n", "--headers: line 1 is no \"name: value\"");
+    wrong(&["--conf", GATEWAY, "--headers", "-"], "> a: b\n", "--headers: line 1 is not \"name: value\"");
     let no_file =
         verified("https://a").to_string().replace("\"allow_http\":true", "\"ca_file\":\"/nowhere\"");
     wrong(&["--conf", &no_file], "", "--conf: identity.ca_file: No such file or directory (os error 2)");
@@ -267,16 +300,12 @@ fn what_is_typed_wrong_is_told() {
     wrong(
         &["--conf", conf],
         "",
-        "--conf: identity: `issuer` is missing: what stands in the tokens' `iss` (line 1, column 34)",
+        "--conf: identity: `issuer` is missing: the `iss` of the tokens (line 1, column 34)",
     );
     wrong(&["--conf", "@/nowhere"], "", "--conf: \"/nowhere\": No such file or directory (os error 2)");
-    wrong(&["--conf", GATEWAY, "--headers", "-"], "a: b\nc\n", "--headers: line 2 is no \"name: value\"");
-    wrong(&["--conf", GATEWAY, "--keys", "{}"], "", "--keys: no JSON object with a list `keys`");
-    wrong(
-        &["--conf", GATEWAY, "--dns-server", "127.0.0.1:1"],
-        "",
-        "--dns-server: nobody is asked without --online",
-    );
+    wrong(&["--conf", GATEWAY, "--headers", "-"], "a: b\nc\n", "--headers: line 2 is not \"name: value\"");
+    wrong(&["--conf", GATEWAY, "--keys", "{}"], "", "--keys: not a JSON object with a list `keys`");
+    wrong(&["--conf", GATEWAY, "--dns-server", "127.0.0.1:1"], "", "--dns-server: needs --online");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -285,8 +314,8 @@ async fn the_answer_is_the_runners() {
     let names = NameServer::start().await.unwrap();
     names.set("code-alice.test", ["127.0.0.2".parse::<IpAddr>().unwrap()]);
     let server = names.address().to_string();
-    let runner = Served::start(Command::new(), &["--dns-server", &server]);
-    let gateway = Gateway::connect(&runner.socket);
+    let runner = Served::start(Program::new(), &["--dns-server", &server]);
+    let gateway = kube_coders::gateway(&runner.socket);
     let conf = verified(&issuer.url()).to_string();
     let (good, bob) = (issuer.token("alice"), issuer.token("bob"));
     let forged = Signer::new("rsa-1", signer_algorithm()).token(&claims(&issuer.url(), "alice"));
@@ -348,8 +377,8 @@ async fn the_answer_is_the_runners() {
                 format!("It is refused: {} {}.", answer.status, problem["code"].as_str().unwrap())
             }
         };
-        let output =
-            explain(&["--online", "--dns-server", &server, "--conf", conf, "--headers", "-"], &input);
+        let ask = ["--online", "--dns-server", &server, "--scheme", "http", "--conf", conf, "--headers", "-"];
+        let output = explain(&ask, &input);
         let said = String::from_utf8(output.stdout).unwrap();
         assert_eq!(said.lines().last(), Some(&*expected), "{said}");
     }

@@ -3,7 +3,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 
-use kube_coders::{Action, Command, Plugin, PluginError, Request, Response, Stop};
+use apisix_plugin_runner::{Action, Plugin, PluginError, Request, Response, Stop};
+use kube_coders::Program;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -224,7 +225,8 @@ impl Plugin for Behave {
             }
         }
         if config.action == "stop" {
-            let mut stop = Stop::new(config.status)?.body(config.body.as_str());
+            let mut stop = Stop::new(apisix_plugin_runner::StatusCode::from_u16(config.status)?)
+                .body(config.body.as_str());
             for (name, value) in &config.headers {
                 stop = stop.header(name.as_str(), value)?;
             }
@@ -265,7 +267,7 @@ impl Plugin for Behave {
 
 #[test]
 fn every_call_gets_a_valid_answer() {
-    let command = Command::new().plugin(Behave).plugin(Sessiond).plugin(One).plugin(Two).plugin(Umlaut);
+    let command = Program::new().plugin(Behave).plugin(Sessiond).plugin(One).plugin(Two).plugin(Umlaut);
     let served = Served::start(command, &[]);
     // The tokens that the captured runner gave, and those that ours gives for the same confs.
     let mut tokens: HashMap<u32, Option<u32>> = HashMap::new();

@@ -22,7 +22,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 
-use crate::signer::{Signer, claims, key_set};
+use kube_coders_test_support::{Signer, claims, key_set};
 
 /// Where the discovery document is.
 pub(crate) const DISCOVERY: &str = "/.well-known/openid-configuration";

@@ -3,12 +3,13 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use apisix_plugin_runner::gateway::{ClientRequest, Gateway, Outcome, Route};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::future::join_all;
 use jsonwebtoken::Algorithm;
-use kube_coders::Command;
-use kube_coders::testing::{ClientRequest, Gateway, NameServer, Outcome, Route};
+use kube_coders::Program;
+use kube_coders_test_support::NameServer;
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 use tokio::time::timeout;
@@ -16,7 +17,7 @@ use tokio::time::timeout;
 use crate::issuer::{DISCOVERY, Issuer, Mode, Page};
 use crate::peer::PATIENCE;
 use crate::served::Served;
-use crate::signer::{Signer, claims};
+use kube_coders_test_support::{Signer, claims};
 
 struct House {
     _names: NameServer,
@@ -33,8 +34,8 @@ impl House {
         let names = NameServer::start().await.unwrap();
         names.set("code-alice.test", ["127.0.0.2".parse::<IpAddr>().unwrap()]);
         let address = names.address().to_string();
-        let runner = Served::start(Command::new(), &[&["--dns-server", &address], args].concat());
-        let gateway = Gateway::connect(&runner.socket);
+        let runner = Served::start(Program::new(), &[&["--dns-server", &address], args].concat());
+        let gateway = kube_coders::gateway(&runner.socket);
         Self { _names: names, _runner: runner, gateway }
     }
 

@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use kube_coders::{Action, Command, Plugin, PluginError, Request};
+use apisix_plugin_runner::{Action, Plugin, PluginError, Request};
+use kube_coders::Program;
 use tokio::time::timeout;
 
 use crate::served::Served;
@@ -48,7 +49,7 @@ impl Plugin for Panics {
     const NAME: &'static str = "panics";
     type Config = ();
 
-    fn prepare(&self, _: &()) -> Result<(), PluginError> {
+    fn check(&self, _: &()) -> Result<(), PluginError> {
         panic!("a bug of a plugin's author")
     }
 
@@ -58,7 +59,7 @@ impl Plugin for Panics {
 }
 
 fn served(args: &[&str]) -> Served {
-    Served::start(Command::new().plugin(Fails).plugin(Panics), args)
+    Served::start(Program::new().plugin(Fails).plugin(Panics), args)
 }
 
 fn conf(how: &str) -> String {

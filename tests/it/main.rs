@@ -1,6 +1,8 @@
 //! The integration tests: real sockets, real processes, nothing of the crate
 //! but what it shows.
 
+// What production leaves to one place, tests and tools may do.
+#![allow(clippy::disallowed_methods)]
 // What a helper of a test can't do fails the test, as an `unwrap` in it would.
 #![allow(clippy::unwrap_used)]
 
@@ -22,9 +24,6 @@ mod served;
 /// Workspaces to be sent to, and a gateway that goes there.
 mod workspace;
 
-/// Keys, and tokens signed with them.
-mod signer;
-
 /// An issuer on loopback that publishes them.
 mod issuer;
 
@@ -33,6 +32,9 @@ mod issuers;
 
 /// What a client can try, a line a trick, each with its answer.
 mod tricks;
+
+/// `explain` and the runner, on the tricks and on random requests and confs.
+mod agreement;
 
 /// What a real gateway sent: every frame is read, and every call answered.
 mod golden;

@@ -4,9 +4,9 @@
 use std::path::PathBuf;
 use std::process::Stdio;
 
+use apisix_plugin_runner::gateway::{ClientRequest, Route};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use kube_coders::testing::{ClientRequest, Route};
 use serde_json::{Map, Value};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, Command};

@@ -8,8 +8,9 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use apisix_plugin_runner::gateway::{ClientRequest, Gateway, Outcome, Route};
 use futures_util::{SinkExt as _, StreamExt as _};
-use kube_coders::testing::{ClientRequest, Gateway, NameServer, Outcome, Route};
+use kube_coders_test_support::NameServer;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -109,10 +110,10 @@ impl House {
         names.set("code-bob.test", [Ipv4Addr::new(127, 0, 0, 3).into()]);
         let dns = names.address().to_string();
         let runner =
-            Served::start(kube_coders::Command::new(), &["--upstream-mode", "direct", "--dns-server", &dns]);
+            Served::start(kube_coders::Program::new(), &["--upstream-mode", "direct", "--dns-server", &dns]);
         let conf = CONF.replace("PORT", &port.to_string());
         let calls = Arc::new(Calls {
-            gateway: Gateway::connect(&runner.socket),
+            gateway: kube_coders::gateway(&runner.socket),
             route: Route::new("workspaces").plugin("user-upstream", &conf),
             made: AtomicUsize::new(0),
             is_away: AtomicBool::new(false),

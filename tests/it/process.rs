@@ -9,9 +9,9 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use apisix_plugin_runner::gateway::{ClientRequest, Outcome, Route};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use kube_coders::testing::{ClientRequest, Gateway, Outcome, Route};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
@@ -53,7 +53,8 @@ async fn a_runner_that_is_replaced_under_load_loses_no_call() {
     let (stop, calls) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let clients: Vec<_> = (0..CLIENTS)
         .map(|_| {
-            let (gateway, stop, calls) = (Gateway::connect(&socket), Arc::clone(&stop), Arc::clone(&calls));
+            let (gateway, stop, calls) =
+                (kube_coders::gateway(&socket), Arc::clone(&stop), Arc::clone(&calls));
             tokio::spawn(async move {
                 let route = Route::new("1").plugin(UPSTREAM, CONF);
                 let userinfo = STANDARD.encode(r#"{"sub": "alice"}"#);
@@ -222,7 +223,7 @@ async fn while_two_runners_live_at_one_socket_each_takes_the_others_stamps() {
     assert_eq!(
         last,
         format!(
-            "kube-coders: --forwarder-address {shared}: another process listens there, and it is no runner that hands over to this one: end it, or choose another address"
+            "kube-coders: --forwarder-address {shared}: another process listens there, and it is not a runner that hands over to this one: end it, or choose another address"
         )
     );
 }
@@ -237,7 +238,8 @@ fn a_socket_that_another_took_along_is_made_anew() {
     first.program.line(&["another runner takes over"]);
     second.program.signal(Signal::SIGTERM);
     second.program.ended();
-    first.program.line(&["the socket's file was gone: made anew"]);
+    first.program.line(&["the socket's file was gone: it is recreated"]);
+    until("a socket's file", || socket.exists().then_some(()));
     Peer::connect(&socket).prepare(UPSTREAM, CONF);
     fs::remove_file(&socket).unwrap();
     until("a socket's file", || socket.exists().then_some(()));

@@ -4,10 +4,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use apisix_plugin_runner::gateway::{ClientRequest, Gateway, Outcome, Route};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use kube_coders::Command;
-use kube_coders::testing::{ClientRequest, Gateway, NameServer, Outcome, Route};
+use kube_coders::Program;
+use kube_coders_test_support::NameServer;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
@@ -27,8 +28,8 @@ impl House {
         let provider = Provider::start().await?;
         let names = NameServer::start().await.unwrap();
         names.set("code-alice.test", ["127.0.0.2".parse::<IpAddr>().unwrap()]);
-        let runner = Served::start(Command::new(), &["--dns-server", &names.address().to_string()]);
-        let gateway = Arc::new(Gateway::connect(&runner.socket));
+        let runner = Served::start(Program::new(), &["--dns-server", &names.address().to_string()]);
+        let gateway = Arc::new(kube_coders::gateway(&runner.socket));
         Some(Self { provider, _names: names, _runner: runner, gateway })
     }
 

@@ -4,10 +4,12 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
+use apisix_plugin_runner::gateway::{ClientRequest, ForwardedRequest, Route};
+use apisix_plugin_runner::{Action, Plugin, PluginError, Request};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE, URL_SAFE_NO_PAD};
-use kube_coders::testing::{ClientRequest, ForwardedRequest, Mode, NameServer, Route};
-use kube_coders::{Action, Command, Plugin, PluginError, Request};
+use kube_coders::Program;
+use kube_coders_test_support::{Mode, NameServer};
 use tokio::net::TcpListener;
 
 use crate::peer::PATIENCE;
@@ -282,7 +284,7 @@ impl Plugin for Panics {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bug_in_a_plugin_is_an_answer_of_ours() {
-    let served = Served::start(Command::new().plugin(Panics), &[]);
+    let served = Served::start(Program::new().plugin(Panics), &[]);
     let nowhere: SocketAddr = ([127, 0, 0, 1], 1).into();
     let edge = Edge::new(&served.socket, nowhere);
     let route = Route::new("bug").plugin("panics", "null");

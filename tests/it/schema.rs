@@ -44,7 +44,7 @@ fn the_generated_code_is_current() {
         .arg(source.join("ext-plugin.fbs")));
     assert_eq!(compiled.code, Some(0), "{}", compiled.stderr);
     let generated = std::fs::read_to_string(folder.path().join("ext-plugin_generated.rs")).unwrap();
-    let committed = std::fs::read_to_string(source.join("ext_plugin_generated.rs")).unwrap();
+    let committed = std::fs::read_to_string(source.join("src/generated.rs")).unwrap();
     let differs = generated.lines().zip(committed.lines()).position(|(one, other)| one != other);
     assert!(generated == committed, "regenerate it: first different line {differs:?}");
 }

@@ -4,7 +4,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::thread::JoinHandle;
 
-use kube_coders::{Command, CommandError};
+use kube_coders::{Program, ProgramError};
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 
@@ -14,12 +14,12 @@ use crate::program::listen_address;
 pub(crate) struct Served {
     pub(crate) socket: PathBuf,
     stop: Option<oneshot::Sender<()>>,
-    serving: Option<JoinHandle<Result<(), CommandError>>>,
+    serving: Option<JoinHandle<Result<(), ProgramError>>>,
     _folder: TempDir,
 }
 
 impl Served {
-    pub(crate) fn start(command: Command, args: &[&str]) -> Self {
+    pub(crate) fn start(command: Program, args: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("runner.sock");
         let address = listen_address(&socket);

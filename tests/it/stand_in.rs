@@ -3,7 +3,7 @@
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::mpsc;
 
-use kube_coders::testing::{ClientRequest, Gateway, Outcome, Route};
+use apisix_plugin_runner::gateway::{ClientRequest, Outcome, Route};
 
 use crate::golden::captures;
 use crate::peer::{PATIENCE, Peer};
@@ -12,7 +12,7 @@ use crate::wire::{Call, Entry, PREPARE, prepared, unchanged};
 const HOST: &str = "127.0.0.1:9080";
 
 fn request(method: &str, target: impl AsRef<[u8]>) -> ClientRequest {
-    let method = kube_coders::Method::from_name(method).unwrap();
+    let method = apisix_plugin_runner::Method::from_bytes(method.as_bytes()).unwrap();
     ClientRequest::new(method, target).header("Host", HOST).header("Connection", "close")
 }
 
@@ -155,7 +155,7 @@ async fn the_stand_in_sends_what_the_gateway_sent() {
             std::thread::spawn(move || serve(stream.unwrap(), &calls));
         }
     });
-    let gateway = Gateway::connect(&socket);
+    let gateway = kube_coders::gateway(&socket);
     let route = Route::new("cap").plugin("behave", "{}");
     let captures = captures();
     let mut differences = Vec::new();

@@ -11,10 +11,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use apisix_plugin_runner::gateway::{ClientRequest, ForwardedRequest, Gateway, Outcome, Route};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::{SinkExt as _, StreamExt as _};
-use kube_coders::testing::{ClientRequest, ForwardedRequest, Gateway, Outcome, Route};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -74,7 +74,7 @@ impl Edge {
     fn new(socket: &Path, forwarder: SocketAddr, workspace: SocketAddr) -> Arc<Self> {
         let conf = format!(r#"{{"identity": {{"trust": "gateway"}}, "upstream": "http://{workspace}"}}"#);
         let route = Route::new("1").plugin("user-upstream", &conf);
-        Arc::new(Self { gateway: Gateway::connect(socket), route, forwarder, idle: Mutex::default() })
+        Arc::new(Self { gateway: kube_coders::gateway(socket), route, forwarder, idle: Mutex::default() })
     }
 
     async fn decide(&self, request: ClientRequest) -> Result<ForwardedRequest, String> {
@@ -475,7 +475,7 @@ fn a_runner_that_hangs_is_replaced_without_its_help() {
     let successor = Runner::start_at(&socket, &["--forwarder-address", &shared]);
     assert_eq!(successor.forwarder, hung.forwarder);
     let cure = format!("kill -KILL {}", hung.program.pid());
-    successor.program.line(&["does not answer", &cure]);
+    successor.program.line(&["is not responding", &cure]);
     Peer::connect(&socket).prepare("user-upstream", CONF);
     // The kernel deals out new connections to both, until one of them has gone.
     hung.program.signal(Signal::SIGKILL);
@@ -512,7 +512,7 @@ fn who_can_not_start_takes_nothing_away() {
     assert_eq!(std::fs::metadata(&socket).unwrap().ino(), made, "the same socket still");
     let names: Vec<_> =
         std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    assert_eq!(names.len(), 2, "nothing else is left: {names:?}");
+    assert_eq!(names.len(), 3, "nothing is left but socket, takeover and key: {names:?}");
     Peer::connect(&socket).prepare("user-upstream", CONF);
 }
 
@@ -527,7 +527,7 @@ fn another_address_for_the_forwarder_is_warned_of() {
     drop(free);
     let new = Runner::start_at(&socket, &["--forwarder-address", &other]);
     let (theirs, ours) = (format!("theirs={}", old.forwarder), format!("ours={other}"));
-    new.program.line(&["WARN", "forwarder at another address", &theirs, &ours]);
+    new.program.line(&["WARN", "forwarder has another address", &theirs, &ours]);
 }
 
 /// Nor is it a runner of ours that hangs there.
@@ -559,18 +559,19 @@ fn only_the_same_user_takes_over_and_only_from_the_same_user() {
     let folder = open_folder();
     let Some(binary) = for_another_user(&folder) else { return };
     let socket = folder.path().join("runner.sock");
-    let ours = Runner::start_at(&socket, &["--allow-uid", NOBODY]);
+    let _ours = Runner::start_at(&socket, &["--allow-uid", NOBODY]);
     let as_nobody = || {
         let mut command = Command::new("setpriv");
         command.args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"]).arg(&binary);
         command.args(["run", "--forwarder-address", "127.0.0.1:0"]);
         command
     };
-    // They may call, and so ask. It is no way to the connections of others.
+    // Nobody may call, and so connect to the socket; the takeover's own is our user's.
     let mut theirs = Program::start(as_nobody().arg("--listen-address").arg(listen_address(&socket)));
     assert_eq!(theirs.ended().code(), Some(2), "they can't write to the folder");
-    ours.program.line(&["its user may not take over", "uid=65534"]);
-    theirs.line(&["hands nothing over", "it belongs to user 0 and refuses"]);
+    theirs.line(&["hands nothing over", "Permission denied"]);
+    let takeover = std::fs::metadata(folder.path().join("runner.sock.takeover")).unwrap();
+    assert_eq!(takeover.permissions().mode() & 0o777, 0o600);
     assert!(!theirs.lines().iter().any(|line| line.contains("takes over")), "{:?}", theirs.lines());
     Peer::connect(&socket).prepare("user-upstream", CONF);
 
@@ -582,7 +583,7 @@ fn only_the_same_user_takes_over_and_only_from_the_same_user() {
     theirs.arg("--listen-address").arg(listen_address(&socket)).args(["--socket-mode", "0666"]);
     let theirs = Runner::from_program(Program::start(&mut theirs), &socket);
     let ours = Runner::start_at(&socket, &["--stamp-key-file", key_file(&folder).to_str().unwrap()]);
-    ours.program.line(&["hands nothing over", "it belongs to user 65534, not to the one who runs this"]);
+    ours.program.line(&["hands nothing over", "it belongs to user 65534, not to the user of this runner"]);
     assert!(
         !ours.program.lines().iter().any(|line| line.contains("takes over")),
         "{:?}",
@@ -612,7 +613,7 @@ fn a_successor_that_is_killed_leaves_the_socket_to_its_predecessor() {
         until("somebody who listens", || std::os::unix::net::UnixStream::connect(&socket).ok());
         Peer::connect(&socket).prepare("user-upstream", CONF);
     }
-    first.program.line(&["the socket's file was gone: made anew"]);
+    first.program.line(&["the socket's file was gone: it is recreated"]);
 }
 
 /// The limit is where a new runner may be wanted.

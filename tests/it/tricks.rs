@@ -3,22 +3,23 @@
 use std::net::IpAddr;
 use std::slice::from_ref;
 
+use apisix_plugin_runner::gateway::{ClientRequest, Gateway, Outcome, Route};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use jsonwebtoken::Algorithm;
-use kube_coders::Command;
-use kube_coders::testing::{ClientRequest, Gateway, NameServer, Outcome, Route};
+use kube_coders::Program;
+use kube_coders_test_support::NameServer;
 use serde_json::{Value, json};
 use sha2::Sha256;
 
 use crate::issuer::Issuer;
 use crate::served::Served;
-use crate::signer::{Signer, claims, message, now};
+use kube_coders_test_support::{Signer, claims, message, now};
 
 /// What comes of a request.
 #[derive(Debug, PartialEq, Eq)]
-enum Answer {
+pub(crate) enum Answer {
     /// It goes to the workspace of this subject.
     To(&'static str),
     Refused(u16, String),
@@ -38,28 +39,33 @@ fn malformed() -> Answer {
     no(400, "identity-malformed")
 }
 
-struct Lab {
+pub(crate) struct Lab {
     /// The issuer of the route.
-    issuer: Issuer,
+    pub(crate) issuer: Issuer,
     /// Another realm, with keys of the same names.
     other: Issuer,
     signer: Signer,
     others: Signer,
-    _names: NameServer,
+    pub(crate) names: NameServer,
     _runner: Served,
-    gateway: Gateway,
+    pub(crate) gateway: Gateway,
 }
 
 impl Lab {
     async fn start() -> Self {
+        Self::start_with(Program::new()).await
+    }
+
+    /// With plugins of a test beside those that are shipped.
+    pub(crate) async fn start_with(command: Program) -> Self {
         let (signer, others) = (Signer::rsa().clone(), Signer::new("rsa-1", Algorithm::RS256));
         let issuer = Issuer::start(from_ref(&signer)).await;
         let other = Issuer::start(from_ref(&others)).await;
         let names = NameServer::start().await.unwrap();
         names.set("code-alice.test", ["127.0.0.2".parse::<IpAddr>().unwrap()]);
-        let runner = Served::start(Command::new(), &["--dns-server", &names.address().to_string()]);
-        let gateway = Gateway::connect(&runner.socket);
-        Self { issuer, other, signer, others, _names: names, _runner: runner, gateway }
+        let runner = Served::start(command, &["--dns-server", &names.address().to_string()]);
+        let gateway = kube_coders::gateway(&runner.socket);
+        Self { issuer, other, signer, others, names, _runner: runner, gateway }
     }
 
     async fn ask(&self, issuer: &Issuer, request: &ClientRequest) -> Outcome {
@@ -80,7 +86,7 @@ impl Lab {
         claims
     }
 
-    fn good(&self) -> String {
+    pub(crate) fn good(&self) -> String {
         self.signer.token(&self.claims(json!({})))
     }
 
@@ -118,7 +124,7 @@ fn with(token: &str) -> ClientRequest {
     get().added_header("X-Raw-ID-Token", token)
 }
 
-fn userinfo(json: &str) -> String {
+pub(crate) fn userinfo(json: &str) -> String {
     STANDARD.encode(json)
 }
 
@@ -408,13 +414,18 @@ fn headers(lab: &Lab) -> Vec<(&'static str, ClientRequest, Answer)> {
     ]
 }
 
+/// All of them.
+pub(crate) fn tricks(lab: &Lab) -> Vec<(&'static str, ClientRequest, Answer)> {
+    let tricks: Vec<_> = [signatures(lab), said(lab), headers(lab)].into_iter().flatten().collect();
+    assert!(tricks.len() > 90, "{}", tricks.len());
+    tricks
+}
+
 #[tokio::test]
 async fn no_trick_gets_anything() {
     let lab = Lab::start().await;
-    let tricks: Vec<_> = [signatures(&lab), said(&lab), headers(&lab)].into_iter().flatten().collect();
-    assert!(tricks.len() > 90, "{}", tricks.len());
     let mut wrong = Vec::new();
-    for (name, request, expected) in tricks {
+    for (name, request, expected) in tricks(&lab) {
         // The second time it may be remembered, and that must change nothing.
         for time in ["first", "second"] {
             let answer = answer(&lab.ask(&lab.issuer, &request).await);

@@ -17,7 +17,7 @@ use flatbuffers::{FlatBufferBuilder, Follow, ForwardsUOffset, Vector, Verifiable
     clippy::fn_params_excessive_bools
 )]
 #[rustfmt::skip]
-#[path = "../../flatbuffers/ext_plugin_generated.rs"]
+#[path = "../../flatbuffers/src/generated.rs"]
 mod generated;
 
 pub(crate) use generated::a6;

@@ -4,8 +4,8 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 
+use apisix_plugin_runner::gateway::{ClientRequest, ForwardedRequest, Gateway, Outcome, Route};
 use futures_util::{SinkExt as _, StreamExt as _};
-use kube_coders::testing::{ClientRequest, ForwardedRequest, Gateway, Outcome, Route};
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -145,7 +145,7 @@ pub(crate) struct Edge {
 
 impl Edge {
     pub(crate) fn new(socket: &Path, forwarder: SocketAddr) -> Self {
-        Self { gateway: Gateway::connect(socket), forwarder }
+        Self { gateway: kube_coders::gateway(socket), forwarder }
     }
 
     /// The request as it goes to the forwarder, or the runner's answer.

@@ -4,10 +4,11 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::process::Command;
 
+use apisix_plugin_runner::gateway::{ClientRequest, Route};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::{SinkExt as _, StreamExt as _};
-use kube_coders::testing::{ClientRequest, NameServer, Route};
+use kube_coders_test_support::NameServer;
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -20,8 +21,8 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 use crate::issuer::{DISCOVERY, Issuer};
 use crate::peer::PATIENCE;
 use crate::program::{BINARY, Program, Runner, listen_address};
-use crate::signer::Signer;
 use crate::workspace::{Behaviour, Edge, Seen, head_of, header, hex, start, start_two};
+use kube_coders_test_support::Signer;
 
 /// How much the process may grow, in KiB, while bodies pass.
 const GROWTH: u64 = 8 * 1024;
@@ -128,7 +129,7 @@ async fn an_upload_arrives_whole_and_is_never_held() {
     let length = pieces.iter().map(Vec::len).sum::<usize>();
     assert_eq!(length, 64 << 20);
 
-    let post = kube_coders::Method::from_name("POST").unwrap();
+    let post = apisix_plugin_runner::Method::POST;
     let request = ClientRequest::new(post, "/upload").header("Content-Length", length.to_string());
     let forwarded = house.edge.decide(&house.route, &by("bob", request)).await.unwrap();
     let seen = house.edge.forward(&forwarded, &pieces).await;
@@ -157,7 +158,7 @@ async fn a_gibibyte_each_way_is_never_held() {
     });
     let conf = format!(r#"{{"identity": {{"trust": "gateway"}}, "upstream": "{upstream}"}}"#);
     let route = Route::new("large").plugin("user-upstream", &conf);
-    let post = kube_coders::Method::from_name("POST").unwrap();
+    let post = apisix_plugin_runner::Method::POST;
     let request = ClientRequest::new(post, "/").header("Host", "h").header("Content-Length", GIB.to_string());
     let forwarded = house.edge.decide(&route, &by("alice", request)).await.unwrap();
     let mut stream = house.edge.connect().await;

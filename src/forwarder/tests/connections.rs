@@ -1,10 +1,14 @@
 //! Connections: reuse, limits, the drain.
 
-use super::super::pool::Destination;
-use super::super::workspace::Connection;
-use super::super::*;
+use super::super::listener::CLOSED_UNANSWERED;
+use super::super::state::MAX_TURNED_AWAY;
+use super::super::workspace::connection::WorkspaceConnection;
+use super::super::workspace::pool::Destination;
+use super::super::workspace::pool::Pool;
+use super::super::workspace::tls::Tls;
 use super::harness::*;
-use crate::upstream::Upstream;
+use crate::forwarder::{CertificateTrust, ForwarderLimits};
+use apisix_plugin_runner::Upstream;
 use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,6 +46,7 @@ async fn connections_are_not_shared_between_upstreams() {
         inside.answer("").await;
         gateway.response().await;
         // Alice's connection stays open while Bob's is made.
+        #[allow(clippy::disallowed_methods)]
         std::mem::forget(inside);
     }
     assert!(alice.is_untouched().await && bob.is_untouched().await);
@@ -166,8 +171,8 @@ async fn an_idle_connection_is_not_used_for_an_address_that_the_name_has_lost() 
     let upstream: Upstream = format!("http://code-alice:{}", workspace.address.port()).parse().unwrap();
     let destination = Destination::of(&upstream);
     let (old, new) = ("127.0.0.1".parse().unwrap(), "127.0.0.2".parse().unwrap());
-    let (addresses, tls) = ([old], Tls::new(Trust::System));
-    let open = || Connection::open(&upstream, &addresses, &tls, PATIENCE);
+    let (addresses, tls) = ([old], Tls::new(CertificateTrust::System));
+    let open = || WorkspaceConnection::open(&upstream, &addresses, &tls, PATIENCE);
     pool.put(destination.clone(), open().await.ok().unwrap(), PATIENCE);
     assert!(pool.take(&destination, &[new, old]).is_some());
     assert!(pool.take(&destination, &[new, old]).is_none());
@@ -229,7 +234,7 @@ async fn the_number_of_open_connections_is_limited() {
         assert_refused(&peer.response().await, 503, "runner-busy");
     }
     let refused = served.forwarder.counters.refused();
-    assert_eq!(refused[CLOSED], 1);
+    assert_eq!(refused[CLOSED_UNANSWERED], 1);
     assert_eq!(refused["runner-busy"], MAX_TURNED_AWAY as u64);
     idle[0].write("GET / HTTP/1.1\r\nHost: h\r\n\r\n").await;
     assert_refused(&idle[0].response().await, 403, "stamp-refused");

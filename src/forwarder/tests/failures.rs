@@ -1,11 +1,16 @@
 //! Workspaces that fail.
 
-use super::super::head::{MAX_FIELDS, MAX_HEAD};
-use super::super::*;
+use super::super::http::head::{MAX_FIELDS, MAX_HEAD};
+use super::super::workspace::connection::WorkspaceConnection;
+use super::super::workspace::pool::Destination;
 use super::harness::*;
-use crate::upstream::Upstream;
+use crate::forwarder::ForwarderLimits;
+use apisix_plugin_runner::Upstream;
 use std::time::{Duration, SystemTime};
 use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+
+const UNSAID: &str = "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nunsaid";
 
 /// More than the kernel keeps for two connections.
 const MOST_KEPT: usize = 32 << 20;
@@ -233,48 +238,51 @@ async fn a_refusal_of_a_long_request_is_the_last() {
     }
 }
 
-/// A workspace that speaks on an idle connection and goes, just as the next request
-/// comes, is none to try that request again for.
+/// What a workspace says on an idle connection answers no request.
 #[tokio::test]
-async fn a_workspace_that_has_spoken_gets_no_second_try() {
+async fn an_idle_connection_that_has_spoken_is_not_used_again() {
     let (served, workspace) = (Served::new().await, Workspace::new().await);
-    for turn in 0..50 {
+    for (says, goes) in [(UNSAID, false), (UNSAID, true), ("", true)] {
         let mut gateway = served.connect().await;
         gateway.write(served.get("/first", &workspace)).await;
         let mut inside = workspace.accept().await;
         inside.head().await;
         inside.answer("first").await;
         gateway.response().await;
-        let next = served.get("/second", &workspace);
-        let (spoken, _) = tokio::join!(
-            async {
-                let _ = inside.stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nunsaid").await;
-                drop(inside);
-            },
-            gateway.write(next),
-        );
-        let () = spoken;
-        // One answer, whichever: of a connection made anew, or a failure, or what was said.
-        let answered = async {
-            tokio::select! {
-                mut anew = workspace.accept() => {
-                    anew.head().await;
-                    anew.answer("second").await;
-                    gateway.response().await
-                }
-                answer = gateway.stream.readable() => {
-                    answer.unwrap();
-                    gateway.response().await
-                }
-            }
-        };
-        let (head, body) = within(answered).await;
-        assert!(
-            ["second", "unsaid"].contains(&&*body) || head.starts_with("HTTP/1.1 502 "),
-            "{turn}: {head}{body}"
-        );
-        assert_eq!(gateway.read, b"", "nothing stands behind an answer");
+        inside.write(says).await;
+        let _stays = (!goes).then_some(inside);
+        gateway.write(served.get("/second", &workspace)).await;
+        let mut second = workspace.accept().await;
+        assert!(second.head().await.starts_with("GET /second "));
+        second.write("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 6\r\n\r\nsecond").await;
+        assert_eq!(gateway.response().await.1, "second");
+        assert_eq!(gateway.read, b"", "nothing follows the answer");
     }
+}
+
+/// A workspace that has taken nothing of a request, but has spoken since, may have acted on
+/// it: the request is not sent on another connection.
+#[tokio::test]
+async fn a_workspace_that_has_spoken_gets_no_second_try() {
+    let (served, workspace) = (Served::new().await, Workspace::new().await);
+    let upstream: Upstream = format!("http://{}", workspace.address).parse().unwrap();
+    // The connection is full, so not a byte of the request goes out on it.
+    let mut full = Peer::new(TcpStream::connect(workspace.address).await.unwrap());
+    let mut inside = workspace.accept().await;
+    fill(&mut full).await;
+    let full = WorkspaceConnection::of_tcp(full.stream, workspace.address.ip());
+    served.forwarder.pool.put(Destination::of(&upstream), full, PATIENCE);
+    let mut gateway = served.connect().await;
+    let stamp = served.stamp(&workspace);
+    let head = "POST / HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 4\r\n";
+    gateway.write(format!("{head}{stamp}\r\n")).await;
+    until_something_is_open(&served).await;
+    inside.write("HTTP/1.1 100 Continue\r\n\r\n").await;
+    assert_eq!(gateway.head().await, "HTTP/1.1 100 Continue\r\n\r\n");
+    // What it has not read makes its end a reset.
+    drop(inside);
+    assert_refused(&gateway.response().await, 502, "workspace-failed");
+    assert!(workspace.is_untouched().await);
 }
 
 #[tokio::test]

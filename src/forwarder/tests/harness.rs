@@ -10,10 +10,12 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::super::*;
+use crate::forwarder::{CertificateTrust, Forwarder, ForwarderLimits};
 use crate::resolver::NameServers;
-use crate::takeover::Succession;
-use crate::upstream::Upstream;
+use crate::resolver::Resolver;
+use crate::route::stamp::StampKey;
+use apisix_plugin_runner::Upstream;
+use apisix_plugin_runner::listener::Succession;
 
 /// How long a test waits for what must happen before it fails.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
@@ -44,12 +46,12 @@ impl Served {
 
     pub(super) async fn with(limits: ForwarderLimits, drain: Duration) -> Self {
         let nobody = NameServers::Listed(vec!["127.0.0.1:1".parse().unwrap()]);
-        Self::asking(&nobody, Trust::System, limits, drain).await
+        Self::asking(&nobody, CertificateTrust::System, limits, drain).await
     }
 
     pub(super) async fn asking(
         servers: &NameServers,
-        trust: Trust,
+        trust: CertificateTrust,
         limits: ForwarderLimits,
         drain: Duration,
     ) -> Self {
@@ -223,6 +225,17 @@ pub(super) async fn fill_until_nothing_is_open(served: &Served, peer: &mut Peer)
 pub(super) async fn until_nothing_is_open(served: &Served) {
     within(async {
         while is_open(served) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+/// Until a request is under way: on a runtime with one thread it has then taken its
+/// connection from the pool, if it waits for nothing else before.
+pub(super) async fn until_something_is_open(served: &Served) {
+    within(async {
+        while !is_open(served) {
             tokio::task::yield_now().await;
         }
     })

@@ -13,11 +13,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::super::*;
 use super::harness::*;
+use crate::forwarder::{CertificateTrust, ForwarderLimits};
 use crate::resolver::NameServers;
-use crate::testing::NameServer;
-use crate::upstream::Upstream;
+use apisix_plugin_runner::Upstream;
+use kube_coders_test_support::NameServer;
 
 /// A workspace with a certificate of its own making.
 struct Secure {
@@ -70,11 +70,11 @@ async fn head(stream: &mut TlsStream<TcpStream>) -> String {
 }
 
 /// A forwarder that finds `code-alice.test` on loopback.
-async fn served(trust: Trust) -> (Served, NameServer) {
+async fn served(trust: CertificateTrust) -> (Served, NameServer) {
     served_with(trust, ForwarderLimits::default()).await
 }
 
-async fn served_with(trust: Trust, limits: ForwarderLimits) -> (Served, NameServer) {
+async fn served_with(trust: CertificateTrust, limits: ForwarderLimits) -> (Served, NameServer) {
     let names = NameServer::start().await.unwrap();
     names.set("code-alice.test", ["127.0.0.1".parse::<IpAddr>().unwrap()]);
     let servers = NameServers::Listed(vec![names.address()]);
@@ -84,7 +84,7 @@ async fn served_with(trust: Trust, limits: ForwarderLimits) -> (Served, NameServ
 #[tokio::test]
 async fn a_workspace_is_known_by_its_certificate_and_asked_by_its_name() {
     let workspace = Secure::new().await;
-    for trust in [Trust::read(workspace.pem.path()).unwrap(), Trust::Anybody] {
+    for trust in [CertificateTrust::read(workspace.pem.path()).unwrap(), CertificateTrust::Anybody] {
         let (served, _names) = served(trust).await;
         let mut gateway = served.connect().await;
         gateway.write(workspace.get(&served, "")).await;
@@ -119,7 +119,7 @@ async fn a_workspace_is_known_by_its_certificate_and_asked_by_its_name() {
 #[tokio::test]
 async fn a_workspace_with_a_certificate_of_nobody_gets_nothing() {
     let (workspace, other) = (Secure::new().await, Secure::new().await);
-    for trust in [Trust::System, Trust::read(other.pem.path()).unwrap()] {
+    for trust in [CertificateTrust::System, CertificateTrust::read(other.pem.path()).unwrap()] {
         let (served, _names) = served(trust).await;
         let mut gateway = served.connect().await;
         gateway.write(workspace.get(&served, "")).await;
@@ -131,7 +131,7 @@ async fn a_workspace_with_a_certificate_of_nobody_gets_nothing() {
 #[tokio::test]
 async fn a_good_certificate_of_another_name_is_none() {
     let workspace = Secure::showing("code-bob.test", Ipv4Addr::LOCALHOST, 0).await;
-    let (served, _names) = served(Trust::read(workspace.pem.path()).unwrap()).await;
+    let (served, _names) = served(CertificateTrust::read(workspace.pem.path()).unwrap()).await;
     let mut gateway = served.connect().await;
     gateway.write(workspace.get(&served, "")).await;
     assert!(workspace.accept().await.is_err());
@@ -145,7 +145,7 @@ async fn the_next_address_is_tried_where_no_handshake_succeeds() {
     let good = Secure::new().await;
     let port = good.listener.local_addr().unwrap().port();
     let bad = Secure::showing("code-bob.test", Ipv4Addr::new(127, 0, 0, 2), port).await;
-    let (served, names) = served(Trust::read(good.pem.path()).unwrap()).await;
+    let (served, names) = served(CertificateTrust::read(good.pem.path()).unwrap()).await;
     names.set("code-alice.test", ["127.0.0.2", "127.0.0.1"].map(|ip| ip.parse::<IpAddr>().unwrap()));
     // Name servers turn the order.
     for _ in 0..2 {
@@ -174,7 +174,7 @@ async fn the_next_address_is_tried_where_no_handshake_succeeds() {
 async fn nothing_behind_an_answer_is_taken_for_the_next() {
     const SIZE: usize = 12_000;
     let workspace = Secure::new().await;
-    let (served, _names) = served(Trust::Anybody).await;
+    let (served, _names) = served(CertificateTrust::Anybody).await;
     let mut gateway = served.connect().await;
     gateway.write(workspace.get(&served, "")).await;
     let mut inside = workspace.accept().await.unwrap();
@@ -199,7 +199,7 @@ async fn nothing_behind_an_answer_is_taken_for_the_next() {
 async fn a_workspace_within_tls_that_reads_nothing_holds_no_place_for_ever() {
     let limits = ForwarderLimits { send: Duration::from_millis(300), ..ForwarderLimits::default() };
     let workspace = Secure::new().await;
-    let (served, _names) = served_with(Trust::Anybody, limits).await;
+    let (served, _names) = served_with(CertificateTrust::Anybody, limits).await;
     for is_tunnel in [false, true] {
         let mut gateway = served.connect().await;
         let more = if is_tunnel {
@@ -232,7 +232,7 @@ async fn a_workspace_within_tls_that_reads_nothing_holds_no_place_for_ever() {
 async fn a_large_body_passes_through_tls() {
     const SIZE: usize = 8 << 20;
     let workspace = Secure::new().await;
-    let (served, _names) = served(Trust::Anybody).await;
+    let (served, _names) = served(CertificateTrust::Anybody).await;
     let mut gateway = served.connect().await;
     gateway.write(workspace.get(&served, "")).await;
     let mut inside = workspace.accept().await.unwrap();
@@ -261,13 +261,13 @@ async fn a_large_body_passes_through_tls() {
 #[test]
 fn a_file_without_certificates_is_refused() {
     let mut file = tempfile::NamedTempFile::new().unwrap();
-    let refused = |path: &std::path::Path| Trust::read(path).unwrap_err().to_string();
-    assert_eq!(refused(file.path()), "no certificate in PEM form stands in it");
+    let refused = |path: &std::path::Path| CertificateTrust::read(path).unwrap_err().to_string();
+    assert_eq!(refused(file.path()), "the file contains no certificate in PEM form");
     let good = rcgen::generate_simple_self_signed(["a.test".to_owned()]).unwrap().cert.pem();
     file.write_all(good.as_bytes()).unwrap();
     file.write_all(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap();
     let told = refused(file.path());
-    assert!(told.starts_with("its certificate number 2 can't be used: "), "{told}");
+    assert!(told.starts_with("certificate number 2 of the file can't be used: "), "{told}");
     assert_eq!(refused("/".as_ref()), "no file of at most 4 MiB");
     assert_eq!(refused("/nowhere".as_ref()), "No such file or directory (os error 2)");
 }

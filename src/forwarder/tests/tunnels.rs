@@ -83,7 +83,7 @@ async fn agreed(served: &Served, protocol: &str) -> (Peer, Peer) {
 #[tokio::test]
 async fn a_websocket_that_a_drain_ends_is_closed_with_1001() {
     let drain = std::time::Duration::from_millis(100);
-    let served = Served::with(super::super::ForwarderLimits::default(), drain).await;
+    let served = Served::with(crate::forwarder::ForwarderLimits::default(), drain).await;
     let (mut gateway, mut inside) = agreed(&served, "WebSocket").await;
     gateway.write([0x81, 0x81, 1, 2, 3, 4, b'a' ^ 1]).await;
     inside.write([0x81, 1, b'b']).await;

@@ -10,7 +10,7 @@ use super::super::dns::{QUESTION_RETRIES, name_server};
 use super::super::hosts::Hosts;
 use super::server::{Says, Server};
 use super::*;
-use crate::testing::{Mode, NameServer};
+use kube_coders_test_support::{Mode, NameServer};
 
 async fn start() -> (Server, Resolver) {
     let server = Server::start().await;

@@ -13,7 +13,7 @@ fn alias(owner: &str, target: &str) -> Record {
     Record::from_rdata(Name::from_ascii(owner).unwrap(), 60, target)
 }
 
-async fn told(records: Vec<Record>) -> Known {
+async fn told(records: Vec<Record>) -> KnownAddresses {
     let server = Server::start().await;
     server.say(Says::Records(records));
     ask(&resolver_of(&server), "a.test").await

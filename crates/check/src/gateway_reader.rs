@@ -1,0 +1,129 @@
+//! How the gateway's own reader reads a file differently from ours.
+
+use super::document::Spot;
+use super::finding::Findings;
+use super::objects::{embedded, is_standalone};
+use super::rule::Rule;
+use kube_coders_identity::is_digits;
+
+/// In how many bytes at a file's end the gateway looks for its end.
+const END: usize = 10;
+
+/// Checks a document of a file.
+pub(super) fn check(document: &Spot<'_>, text: &str, findings: &mut Findings) {
+    // JSON has but one reading, and Kubernetes' resources have another reader.
+    let is_json = text.trim_start().starts_with(['{', '[']);
+    if is_json || document.get("apiVersion").is_some() {
+        return;
+    }
+    if is_standalone(document) && !is_terminated(text) {
+        let last = text.trim_end().lines().count().max(1) as u64;
+        findings.add(Rule::NotTerminated, &document.at_line(last), "the file does not end with #END");
+    }
+    let lines: Vec<_> = text.lines().collect();
+    let part = embedded(document).unwrap_or_else(|| document.clone());
+    for spot in part.scalars() {
+        let line = usize::try_from(spot.place.line).ok().and_then(|line| lines.get(line.checked_sub(1)?));
+        let column = usize::try_from(spot.place.column).unwrap_or(1).max(1);
+        let Some((before, source)) = line.map(|line| split_at_character(line, column - 1)) else { continue };
+        if let Some(found) = read_differently(before, source) {
+            findings.add(Rule::ReadDifferently, &spot, found);
+        }
+    }
+}
+
+/// A line before and from a character on.
+fn split_at_character(line: &str, count: usize) -> (&str, &str) {
+    let at = line.char_indices().nth(count).map_or(line.len(), |(at, _)| at);
+    line.split_at(at)
+}
+
+/// As APISIX looks for it: `#END` and nothing but white space behind it, in the last bytes.
+fn is_terminated(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    let end = &bytes[bytes.len().saturating_sub(END)..];
+    end.trim_ascii_end().ends_with(b"#END")
+}
+
+/// What YAML 1.1 reads as something else, of a name or value as it stands in its line.
+fn read_differently(before: &str, source: &str) -> Option<&'static str> {
+    let is_merge = ["\"<<\"", "'<<'", "!!merge "].iter().any(|name| source.starts_with(name));
+    if is_merge || before.ends_with("!!merge ") {
+        return Some("a name that the gateway takes for a merge");
+    }
+    // A value may have an anchor before it.
+    let source = match source.strip_prefix('&') {
+        Some(anchored) => anchored.split_once(' ')?.1.trim_start(),
+        None => source,
+    };
+    let value = source.split([',', '}', ']', ' ', '\t']).next().unwrap_or_default().trim_end_matches(':');
+    let is_digits = |text: &str| is_digits(text.as_bytes());
+    if value.len() > 1 && value.starts_with('0') && is_digits(value) {
+        return Some("a number with a leading 0, which the gateway reads as octal");
+    }
+    let mut parts = value.split(':');
+    let is_sexagesimal = value.contains(':') && parts.all(|part| is_digits(part) && part.len() < 3);
+    is_sexagesimal.then_some("digits with colons, which the gateway reads as a number to the base of 60")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::document::{Root, documents};
+
+    #[test]
+    fn a_file_ends_where_the_gateway_looks() {
+        for (text, expected) in [
+            ("routes: []\n#END\n", true),
+            ("routes: []\n#END", true),
+            ("routes: []\n  #END \n\n", true),
+            ("routes: []\n#END\n\n\n\n\n\n\n\n", false),
+            ("routes: []\n#END\n# more\n", false),
+            ("routes: []\n", false),
+            ("", false),
+        ] {
+            assert_eq!(is_terminated(text), expected, "{text:?}");
+        }
+    }
+
+    #[track_caller]
+    fn found(text: &str) -> Vec<(String, u64, u64)> {
+        let nodes = documents(text).unwrap();
+        let mut findings = Findings::default();
+        for node in &nodes {
+            check(&Root { file: "a.yaml", node }.spot(), text, &mut findings);
+        }
+        let findings = findings.sorted(&["a.yaml".to_owned()]);
+        findings.into_iter().map(|finding| (finding.path, finding.line, finding.column)).collect()
+    }
+
+    #[test]
+    fn what_is_another_value_in_yaml_1_1_is_known_and_told_where_it_is() {
+        for (text, path, line, column) in [
+            ("a:\n  priority: 05000\n", "a.priority", 2, 13),
+            ("a: {_meta: {priority: 0:10, disable: false}}\n", "a._meta.priority", 1, 23),
+            ("a:\n  - 010 # ten\n", "a[0]", 2, 5),
+            ("a: {\"priority\":03000}\n", "a.priority", 1, 16),
+            ("a:\n  03000\n", "a", 2, 3),
+            ("a: {\"<<\": {b: 1}}\n", "a[\"<<\"]", 1, 5),
+        ] {
+            assert_eq!(found(text), [(path.to_owned(), line, column)], "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_the_same_in_both_is_left_alone() {
+        for text in [
+            "priority: 2598 # since: 12:30, before it was: 010\n",
+            "port: 0\nweight: 0.5\nread: 5m\n",
+            "host: \"05000\"\nnodes: {\"127.0.0.1:9181\": 1}\nupstream: http://a:8443\n",
+            "# priority: 05000\nlist: [127.0.0.1, \"8080:80\"]\n",
+            "body: |\n  since: 0:10\n  - 007\n",
+            "base: &base {a: 1}\nother:\n  <<: *base\n",
+            "apiVersion: v1\nmode: 0400\n",
+            "mode: 0400\napisix: {fullCustomConfig: {config: {port: 80}}}\n",
+        ] {
+            assert_eq!(found(text), [], "{text}");
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! Routes in relation to each other: those that share a host, or shadow each other.
+
+use std::collections::{HashMap, HashSet};
+
+use super::document::Spot;
+use super::finding::Findings;
+use super::login::{LOGIN, matches_host, matches_path};
+use super::route::GatewayRoute;
+use super::rule::Rule;
+use super::trust::is_for_navigations;
+use kube_coders_identity::Url;
+
+/// Checks the routes of a gateway, of which some lead to workspaces.
+pub(super) fn check(routes: &[GatewayRoute<'_>], to_workspaces: &[bool], findings: &mut Findings) {
+    sessions(routes, findings);
+    callbacks(routes, findings);
+    others_of_the_host(routes, to_workspaces, findings);
+    priorities(routes, to_workspaces, findings);
+}
+
+/// Checks that the routes of one host have one session.
+fn sessions(routes: &[GatewayRoute<'_>], findings: &mut Findings) {
+    let mut first_of = HashMap::new();
+    for route in routes {
+        let login = route.plugin(LOGIN).filter(|plugin| !plugin.conf.has_true("bearer_only"));
+        let Some(plugin) = login else { continue };
+        let firsts: Vec<_> =
+            route.hosts.iter().map(|host| *first_of.entry(*host).or_insert(&plugin.conf)).collect();
+        if let Some(name) = firsts.into_iter().find_map(|first| different(&plugin.conf, first)) {
+            let text = format!("{name} differs from that of another route of the same host");
+            findings.add(Rule::SessionsDiffer, &plugin.conf, text);
+        }
+    }
+}
+
+/// The first field in which two logins differ so that they can't share a session.
+fn different(one: &Spot<'_>, other: &Spot<'_>) -> Option<&'static str> {
+    let paths: [&[&str]; 5] = [
+        &["client_id"],
+        &["session", "secret"],
+        &["session", "cookie_name"],
+        &["session", "cookie_path"],
+        &["redirect_uri"],
+    ];
+    let names = ["client_id", "session.secret", "session.cookie_name", "session.cookie_path", "redirect_uri"];
+    let text =
+        |conf: &Spot<'_>, path: &[&str]| conf.at(path).and_then(|value| value.text().map(str::to_owned));
+    paths.into_iter().zip(names).find(|(path, _)| text(one, path) != text(other, path)).map(|(_, name)| name)
+}
+
+/// Checks that a login comes back to a route that has one.
+fn callbacks(routes: &[GatewayRoute<'_>], findings: &mut Findings) {
+    let mut paths: HashMap<&str, Vec<&str>> = HashMap::new();
+    for route in routes.iter().filter(|route| route.plugin(LOGIN).is_some()) {
+        for host in &route.hosts {
+            paths.entry(*host).or_default().extend(&route.paths);
+        }
+    }
+    for route in routes {
+        let Some(plugin) = route.plugin(LOGIN).filter(|plugin| !plugin.conf.has_true("bearer_only")) else {
+            continue;
+        };
+        let Some(url) = plugin.conf.text_of("redirect_uri").and_then(|text| Url::parse(text).ok()) else {
+            continue;
+        };
+        let (host, path) = (url.host_str().unwrap_or_default(), url.path());
+        let of_host = route
+            .hosts
+            .iter()
+            .filter(|pattern| matches_host(pattern, host))
+            .filter_map(|host| paths.get(*host));
+        let known: Vec<_> = of_host.flatten().collect();
+        if !known.is_empty() && !known.iter().any(|pattern| matches_path(pattern, path)) {
+            let text = format!("redirect_uri has the path {path:?}, which no route with a login has");
+            findings.add(Rule::RedirectUriForeign, &plugin.conf.get_or_missing("redirect_uri"), text);
+        }
+    }
+}
+
+/// Checks that no other upstream gets the session's cookie, which is for the whole host.
+fn others_of_the_host(routes: &[GatewayRoute<'_>], to_workspaces: &[bool], findings: &mut Findings) {
+    let ours = || routes.iter().zip(to_workspaces).filter(|(_, ours)| **ours).map(|(route, _)| route);
+    let hosts: HashSet<_> = ours().flat_map(|route| &route.hosts).collect();
+    let others = routes.iter().zip(to_workspaces).filter(|(_, ours)| !**ours).map(|(route, _)| route);
+    for route in others {
+        let is_answered_here = route.upstream.is_none() && !route.upstream_is_unknown || is_answered(route);
+        let shares = route.hosts.iter().any(|host| hosts.contains(host));
+        if shares && !is_answered_here && route.plugin(LOGIN).is_none() {
+            let text = "a route without a login on the host of workspaces";
+            findings.add(Rule::SessionReachesOther, &route.spot, text);
+        }
+    }
+}
+
+/// Checks that a route for navigations comes before the one for the rest.
+fn priorities(routes: &[GatewayRoute<'_>], to_workspaces: &[bool], findings: &mut Findings) {
+    let ours = || routes.iter().zip(to_workspaces).filter(|(_, ours)| **ours).map(|(route, _)| route);
+    let mut plain: HashMap<_, f64> = HashMap::new();
+    for route in ours().filter(|route| route.conditions.is_none()) {
+        for place in places(route) {
+            let highest = plain.entry(place).or_insert(f64::NEG_INFINITY);
+            *highest = highest.max(route.priority);
+        }
+    }
+    for route in ours().filter(|route| is_for_navigations(route)) {
+        let is_shadowed = |place| plain.get(&place).is_some_and(|priority| route.priority <= *priority);
+        if places(route).any(is_shadowed) {
+            let text = format!("a route for navigations with priority {}", route.priority);
+            findings.add(Rule::RouteShadowed, &route.spot.get_or_missing("priority"), text);
+        }
+    }
+}
+
+/// Whether a plugin answers each request, so that no upstream is asked.
+pub(super) fn is_answered(route: &GatewayRoute<'_>) -> bool {
+    let fault = route.plugin("fault-injection").and_then(|plugin| plugin.conf.get("abort"));
+    let always = fault.is_some_and(|abort| abort.get("vars").is_none() && abort.get("percentage").is_none());
+    always
+        || route.plugin("mocking").is_some()
+        || route.plugin("redirect").is_some_and(|it| it.conf.get("uri").is_some())
+}
+
+/// How many of a route's hosts and paths are looked at together: more than routes have.
+const MAX_PLACES: usize = 1000;
+
+/// Each host of a route with each of its paths.
+fn places<'r, 'd>(route: &'r GatewayRoute<'d>) -> impl Iterator<Item = (&'d str, &'d str)> + use<'r, 'd> {
+    route.hosts.iter().flat_map(|host| route.paths.iter().map(move |path| (*host, *path))).take(MAX_PLACES)
+}

@@ -1,0 +1,542 @@
+//! The keys of issuers: a task of their own fetches, keeps and refreshes them.
+//!
+//! A call never asks an issuer. It takes the keys that are there, and where the
+//! right one is not, it waits a moment for the task that asks.
+
+mod fetch;
+mod set;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, RwLock, Weak};
+use std::time::Duration;
+
+use jsonwebtoken::DecodingKey;
+use reqwest::dns::Resolve;
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{info, warn};
+
+pub use self::set::KeySet;
+use super::claims::Claims;
+use super::locks::{lock, read, write};
+use super::token::{Token, TokenError};
+use fetch::FetchError;
+pub use fetch::{CaFileError, Fetched, Source, read_ca_file};
+
+/// How long keys are kept before the issuer is asked again.
+const REFRESH: Duration = Duration::from_secs(5 * 60);
+
+/// How long the last good keys serve while the issuer is away.
+const MAX_AGE: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How often unknown keys may make us ask the issuer.
+const UNKNOWN_KEY_PAUSE: Duration = Duration::from_secs(10);
+
+/// After how long an issuer that failed is asked again: first, and at most.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LAST_RETRY: Duration = Duration::from_secs(10);
+
+/// How long a call waits for keys. A call has 5 s (`--call-deadline`), of which its
+/// name may take 2 s and the id that its refusal shows half a second.
+const KEYS_WAIT: Duration = Duration::from_secs(2);
+
+/// How many calls may wait for one issuer's keys. Anybody can write a token with an
+/// unknown key, and while the issuer hangs each would hold one of the runner's
+/// connections, of which there are 4096 by default.
+const MAX_WAITING: usize = 1024;
+
+/// The issuers whose keys are in use. Confs of the same source share one.
+#[derive(Default)]
+pub struct Issuers(Mutex<HashMap<Source, Weak<Issuer>>>);
+
+impl Issuers {
+    /// The issuer of this source; from now on its keys are kept, for as long as
+    /// somebody holds it.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub fn get(&self, source: &Source, names: &Arc<dyn Resolve>) -> Arc<Issuer> {
+        let mut issuers = lock(&self.0);
+        issuers.retain(|_, issuer| issuer.strong_count() > 0);
+        if let Some(issuer) = issuers.get(source).and_then(Weak::upgrade) {
+            return issuer;
+        }
+        let (asked, names) = (source.clone(), Arc::clone(names));
+        let is_first = AtomicBool::new(true);
+        let fetch = move || {
+            let (source, names) = (asked.clone(), Arc::clone(&names));
+            let is_first = is_first.swap(false, Ordering::Relaxed);
+            async move {
+                let Fetched { keys, other_issuer } = source.fetch(&names).await?;
+                // Once, because a provider that is asked at an address inside may well call
+                // itself by that one.
+                if let Some(named) = other_issuer.filter(|_| is_first) {
+                    let (issuer, discovery) = (&source.issuer, &source.discovery);
+                    warn!(%issuer, %discovery, named, "the discovery document names another issuer");
+                }
+                Ok(keys)
+            }
+        };
+        let issuer = Arc::new(Issuer::start(source.issuer.clone(), fetch));
+        issuers.insert(source.clone(), Arc::downgrade(&issuer));
+        issuer
+    }
+}
+
+/// An issuer and its keys.
+pub struct Issuer {
+    shared: Arc<IssuerState>,
+    /// Places of calls that wait for keys.
+    waiting: Semaphore,
+    /// Ends with the issuer.
+    _task: AbortOnDropHandle<()>,
+}
+
+struct IssuerState {
+    keys: RwLock<Option<Known>>,
+    progress: watch::Sender<Progress>,
+    demand: Mutex<Demand>,
+    demanded: Notify,
+}
+
+/// Keys, and when they came.
+#[derive(Clone)]
+struct Known {
+    keys: Arc<KeySet>,
+    since: Instant,
+}
+
+/// How often the issuer was asked.
+#[derive(Clone, Copy, Default)]
+struct Progress {
+    started: u64,
+    finished: u64,
+    /// Whether the last answer was one.
+    good: bool,
+}
+
+/// What unknown keys made us ask.
+#[derive(Default)]
+struct Demand {
+    last: Option<Instant>,
+    /// The fetch that a demand waits for.
+    fetch: u64,
+}
+
+/// Why a token's signature can't be checked or is wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VerifyError {
+    /// The issuer's keys could not be fetched.
+    KeysUnavailable,
+    /// The token is rejected.
+    Token(TokenError),
+}
+
+impl Issuer {
+    /// Keeps the keys that are fetched this way.
+    fn start<F, K>(name: Box<str>, fetch: F) -> Self
+    where
+        F: Fn() -> K + Send + 'static,
+        K: Future<Output = Result<KeySet, FetchError>> + Send + 'static,
+    {
+        let shared = Arc::new(IssuerState {
+            keys: RwLock::new(None),
+            progress: watch::Sender::new(Progress::default()),
+            demand: Mutex::default(),
+            demanded: Notify::new(),
+        });
+        let task = tokio::spawn(keep(name, fetch, Arc::clone(&shared)));
+        Self { shared, waiting: Semaphore::new(MAX_WAITING), _task: AbortOnDropHandle::new(task) }
+    }
+
+    /// An issuer `https://a` with a fixed set of keys, which are not fetched: for tests
+    /// without a network.
+    pub fn of_keys(json: String) -> Self {
+        Self::start("https://a".into(), move || {
+            let keys = KeySet::decode(json.as_bytes());
+            async move { keys.map_err(|_| FetchError::Silent) }
+        })
+    }
+
+    /// The claims of a token that this issuer signed.
+    pub async fn verify(&self, token: Token<'_>) -> Result<Claims, VerifyError> {
+        match self.try_verify(token) {
+            Ok(claims) => Ok(claims),
+            Err(Tried::Wrong(token)) if token.key_id.is_some() => {
+                Err(VerifyError::Token(TokenError::Signature))
+            }
+            // Without a name, a key that does not fit may be one that is no longer used.
+            Err(Tried::Wrong(token) | Tried::NoKey(token)) => {
+                let until = Instant::now() + KEYS_WAIT;
+                self.wait_and_verify(token, until).await
+            }
+        }
+    }
+
+    fn try_verify<'t>(&self, token: Token<'t>) -> Result<Claims, Tried<'t>> {
+        match self.shared.good_keys() {
+            Some(keys) => verify_with(&keys.candidates(&token), token),
+            None => Err(Tried::NoKey(token)),
+        }
+    }
+
+    /// Waits for a fetch that started after the key was found missing, if one is due.
+    async fn wait_and_verify(&self, mut token: Token<'_>, until: Instant) -> Result<Claims, VerifyError> {
+        let _place = self.waiting.try_acquire().map_err(|_| VerifyError::KeysUnavailable)?;
+        let mut progress = self.shared.progress.subscribe();
+        let fetch = self.shared.demand();
+        loop {
+            let seen = *progress.borrow_and_update();
+            let error;
+            (token, error) = match self.try_verify(token) {
+                Ok(claims) => return Ok(claims),
+                Err(Tried::Wrong(token)) => (token, TokenError::Signature),
+                Err(Tried::NoKey(token)) => (token, TokenError::UnknownKey),
+            };
+            if error == TokenError::Signature && token.key_id.is_some() {
+                return Err(VerifyError::Token(error));
+            }
+            let is_over = seen.finished >= fetch;
+            if is_over && seen.good && self.shared.good_keys().is_some() {
+                return Err(VerifyError::Token(error));
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if is_over || !matches!(timeout(left, progress.changed()).await, Ok(Ok(()))) {
+                return Err(VerifyError::KeysUnavailable);
+            }
+        }
+    }
+}
+
+/// The claims of a token that is signed with one of these keys.
+pub fn verify_with_set(keys: &KeySet, token: Token<'_>) -> Result<Claims, TokenError> {
+    verify_with(&keys.candidates(&token), token).map_err(|tried| match tried {
+        Tried::Wrong(_) => TokenError::Signature,
+        Tried::NoKey(_) => TokenError::UnknownKey,
+    })
+}
+
+/// What checking a signature came to, if not to claims.
+enum Tried<'t> {
+    Wrong(Token<'t>),
+    NoKey(Token<'t>),
+}
+
+fn verify_with<'t>(keys: &[&DecodingKey], mut token: Token<'t>) -> Result<Claims, Tried<'t>> {
+    if keys.is_empty() {
+        return Err(Tried::NoKey(token));
+    }
+    for key in keys {
+        token = match token.verify(key) {
+            Ok(claims) => return Ok(claims),
+            Err(token) => token,
+        };
+    }
+    Err(Tried::Wrong(token))
+}
+
+impl IssuerState {
+    /// The last keys, unless they are too old to be believed.
+    fn good_keys(&self) -> Option<Arc<KeySet>> {
+        let known = read(&self.keys);
+        known.as_ref().filter(|known| known.since.elapsed() < MAX_AGE).map(|known| Arc::clone(&known.keys))
+    }
+
+    /// Asks for a fetch, unless one was demanded just now, and says which fetch
+    /// is to be waited for.
+    fn demand(&self) -> u64 {
+        let mut demand = lock(&self.demand);
+        let Progress { started, finished, .. } = *self.progress.borrow();
+        if started == 0 || started > finished && self.good_keys().is_none() {
+            // What comes of the one that is about to start, or under way, is news.
+            return started.max(1);
+        }
+        let is_due = demand.last.is_none_or(|last| last.elapsed() >= UNKNOWN_KEY_PAUSE);
+        if is_due {
+            *demand = Demand { last: Some(Instant::now()), fetch: started + 1 };
+            self.demanded.notify_one();
+        }
+        demand.fetch
+    }
+}
+
+/// Asks the issuer for its keys, again and again.
+async fn keep<F, K>(issuer: Box<str>, fetch: F, shared: Arc<IssuerState>)
+where
+    F: Fn() -> K,
+    K: Future<Output = Result<KeySet, FetchError>>,
+{
+    let mut retry = FIRST_RETRY;
+    loop {
+        shared.progress.send_modify(|progress| progress.started += 1);
+        let fetched = fetch().await;
+        let good = fetched.is_ok();
+        let pause = match fetched {
+            Ok(keys) => {
+                info!(%issuer, keys = keys.len(), "keys fetched");
+                let known = Known { keys: Arc::new(keys), since: Instant::now() };
+                *write(&shared.keys) = Some(known);
+                retry = FIRST_RETRY;
+                REFRESH
+            }
+            Err(error) => {
+                warn!(%issuer, %error, again = ?retry, "keys not fetched");
+                let next = (retry * 2).min(LAST_RETRY);
+                std::mem::replace(&mut retry, next)
+            }
+        };
+        shared.progress.send_modify(|progress| {
+            progress.finished += 1;
+            progress.good = good;
+        });
+        tokio::select! {
+            () = sleep(pause) => {}
+            () = shared.demanded.notified() => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use futures_util::FutureExt as _;
+    use futures_util::future::join_all;
+    use jsonwebtoken::Algorithm;
+
+    use super::super::claims::Wanted;
+    use super::*;
+    use kube_coders_test_support::{Signer, claims, key_set};
+
+    /// An issuer that gives these keys, nothing while there are none, and never
+    /// answers while there is nothing to say.
+    #[derive(Clone)]
+    struct Script {
+        says: Arc<Mutex<Says>>,
+        asked: Arc<AtomicUsize>,
+    }
+
+    #[derive(Clone)]
+    enum Says {
+        Keys(Vec<Signer>),
+        Failure,
+        Nothing,
+    }
+
+    impl Script {
+        fn new(says: Says) -> Self {
+            Self { says: Arc::new(Mutex::new(says)), asked: Arc::default() }
+        }
+
+        fn say(&self, says: Says) {
+            *self.says.lock().unwrap() = says;
+        }
+
+        fn asked(&self) -> usize {
+            self.asked.load(Ordering::SeqCst)
+        }
+
+        fn start(&self) -> Issuer {
+            let script = self.clone();
+            Issuer::start("https://a".into(), move || {
+                script.asked.fetch_add(1, Ordering::SeqCst);
+                let says = script.says.lock().unwrap().clone();
+                async move {
+                    match says {
+                        Says::Keys(keys) => Ok(KeySet::decode(key_set(&keys).as_bytes()).unwrap()),
+                        Says::Failure => Err(FetchError::Silent),
+                        Says::Nothing => {
+                            // As long as a fetch may take.
+                            sleep(Duration::from_secs(10)).await;
+                            Err(FetchError::Silent)
+                        }
+                    }
+                }
+            })
+        }
+    }
+
+    async fn verify(issuer: &Issuer, signer: &Signer) -> Result<String, VerifyError> {
+        let text = signer.token(&claims("https://a", "alice"));
+        let token = Token::decode(text.as_bytes(), &Wanted::new([])).unwrap();
+        issuer.verify(token).await.map(|claims| claims.subject().to_owned())
+    }
+
+    async fn verify_without_name(issuer: &Issuer, signer: &Signer) -> Result<String, VerifyError> {
+        let claims = claims("https://a", "alice").to_string();
+        let text = signer.token_with(&serde_json::json!({"alg": "ES256"}), &claims);
+        let token = Token::decode(text.as_bytes(), &Wanted::new([])).unwrap();
+        issuer.verify(token).await.map(|claims| claims.subject().to_owned())
+    }
+
+    fn two() -> (Signer, Signer) {
+        (Signer::new("1", Algorithm::ES256), Signer::new("2", Algorithm::ES256))
+    }
+
+    const UNKNOWN: Result<String, VerifyError> = Err(VerifyError::Token(TokenError::UnknownKey));
+    const UNAVAILABLE: Result<String, VerifyError> = Err(VerifyError::KeysUnavailable);
+
+    fn alice() -> Result<String, VerifyError> {
+        Ok("alice".to_owned())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn keys_are_fetched_again_every_five_minutes() {
+        let (one, two) = two();
+        let script = Script::new(Says::Keys(vec![one.clone()]));
+        let issuer = script.start();
+        assert_eq!(verify(&issuer, &one).await, alice());
+        script.say(Says::Keys(vec![two.clone()]));
+        sleep(Duration::from_secs(299)).await;
+        assert_eq!((script.asked(), verify(&issuer, &one).await), (1, alice()));
+        sleep(Duration::from_secs(2)).await;
+        assert_eq!(script.asked(), 2);
+        assert_eq!(verify(&issuer, &two).await, alice());
+        assert_eq!(verify(&issuer, &one).await, UNKNOWN, "a key that the issuer withdrew");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_unknown_key_asks_again_at_most_once_in_ten_seconds() {
+        let (one, two) = two();
+        let script = Script::new(Says::Keys(vec![one.clone()]));
+        let issuer = script.start();
+        assert_eq!(verify(&issuer, &one).await, alice());
+        for round in 1..5 {
+            for _ in 0..100 {
+                assert_eq!(verify(&issuer, &two).await, UNKNOWN);
+            }
+            assert_eq!(script.asked(), 1 + round);
+            sleep(Duration::from_secs(10)).await;
+        }
+        script.say(Says::Keys(vec![one, two.clone()]));
+        assert_eq!(verify(&issuer, &two).await, alice());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_last_good_keys_serve_for_a_day() {
+        let (one, two) = two();
+        let script = Script::new(Says::Keys(vec![one.clone()]));
+        let issuer = script.start();
+        assert_eq!(verify(&issuer, &one).await, alice());
+        script.say(Says::Failure);
+        sleep(Duration::from_secs(24 * 3600 - 60)).await;
+        assert_eq!(verify(&issuer, &one).await, alice());
+        assert_eq!(verify(&issuer, &two).await, UNAVAILABLE, "nobody can say whether it is new");
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(verify(&issuer, &one).await, UNAVAILABLE);
+        script.say(Says::Keys(vec![one.clone()]));
+        sleep(LAST_RETRY).await;
+        assert_eq!(verify(&issuer, &one).await, alice());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_issuer_that_hangs_holds_no_call_for_long() {
+        let (one, two) = two();
+        let script = Script::new(Says::Nothing);
+        let issuer = script.start();
+        for _ in 0..3 {
+            let start = Instant::now();
+            assert_eq!(verify(&issuer, &one).await, UNAVAILABLE);
+            assert!(start.elapsed() <= Duration::from_secs(2), "{:?}", start.elapsed());
+        }
+        script.say(Says::Keys(vec![one.clone()]));
+        sleep(Duration::from_secs(20)).await;
+        assert_eq!(verify(&issuer, &one).await, alice());
+        script.say(Says::Nothing);
+        let start = Instant::now();
+        assert_eq!(verify(&issuer, &two).await, UNAVAILABLE);
+        assert!(start.elapsed() <= Duration::from_secs(2), "{:?}", start.elapsed());
+        assert_eq!(verify(&issuer, &one).await, alice(), "what is known needs nobody");
+        assert!(start.elapsed() <= Duration::from_secs(2), "{:?}", start.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_so_many_calls_wait() {
+        let (one, two) = two();
+        let script = Script::new(Says::Keys(vec![one.clone()]));
+        let issuer = script.start();
+        assert_eq!(verify(&issuer, &one).await, alice());
+        script.say(Says::Nothing);
+        let start = Instant::now();
+        let waiting = (0..MAX_WAITING).map(|_| verify(&issuer, &two));
+        let mut waiting = Box::pin(join_all(waiting));
+        assert!(waiting.as_mut().now_or_never().is_none());
+        assert_eq!(verify(&issuer, &two).await, UNAVAILABLE);
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        assert!(waiting.await.iter().all(|answer| *answer == UNAVAILABLE));
+        assert_eq!(start.elapsed(), Duration::from_secs(2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_without_a_name_that_was_replaced_is_fetched() {
+        let [old, new] = ["", ""].map(|id| Signer::new(id, Algorithm::ES256));
+        let script = Script::new(Says::Keys(vec![old.clone()]));
+        let issuer = script.start();
+        assert_eq!(verify_without_name(&issuer, &old).await, alice());
+        script.say(Says::Keys(vec![new.clone()]));
+        assert_eq!(verify_without_name(&issuer, &new).await, alice());
+        let wrong = Err(VerifyError::Token(TokenError::Signature));
+        assert_eq!(verify_without_name(&issuer, &old).await, wrong);
+        assert_eq!(script.asked(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_issuer_that_fails_is_asked_more_and_more_seldom() {
+        let script = Script::new(Says::Failure);
+        let _issuer = script.start();
+        sleep(Duration::from_secs(600)).await;
+        // After 1, 2, 4, 8, and then every 10 s.
+        assert!((60..=65).contains(&script.asked()), "{}", script.asked());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_asks_for_an_issuer_that_is_gone() {
+        let script = Script::new(Says::Failure);
+        let issuer = script.start();
+        sleep(Duration::from_secs(60)).await;
+        drop(issuer);
+        let asked = script.asked();
+        sleep(Duration::from_secs(600)).await;
+        assert_eq!(script.asked(), asked);
+    }
+
+    struct NoNames;
+
+    impl Resolve for NoNames {
+        fn resolve(&self, _: reqwest::dns::Name) -> reqwest::dns::Resolving {
+            Box::pin(async { Err("no name".into()) })
+        }
+    }
+
+    #[tokio::test]
+    async fn confs_of_one_source_share_its_keys() {
+        let names: Arc<dyn Resolve> = Arc::new(NoNames);
+        let source = |allow_http| Source {
+            issuer: "http://127.0.0.1:1".into(),
+            discovery: "http://127.0.0.1:1/d".parse().unwrap(),
+            allow_http,
+            ca_file: None,
+        };
+        let issuers = Issuers::default();
+        let one = issuers.get(&source(true), &names);
+        assert!(Arc::ptr_eq(&one, &issuers.get(&source(true), &names)));
+        assert!(!Arc::ptr_eq(&one, &issuers.get(&source(false), &names)));
+    }
+
+    #[test]
+    fn a_token_without_kid_takes_the_only_key_that_fits() {
+        let (one, two) = two();
+        let rsa = Signer::rsa().clone();
+        let header = serde_json::json!({"alg": "ES256"});
+        let text = one.token_with(&header, r#"{"sub":"a"}"#);
+        let token = || Token::decode(text.as_bytes(), &Wanted::new([])).unwrap();
+        let candidates =
+            |keys: &[Signer]| KeySet::decode(key_set(keys).as_bytes()).unwrap().candidates(&token()).len();
+        assert_eq!(candidates(&[rsa.clone(), one.clone()]), 1);
+        assert_eq!(candidates(&[one, two]), 0);
+        assert_eq!(candidates(&[rsa]), 0);
+    }
+}

@@ -1,0 +1,404 @@
+//! A signed token: a JWT in its compact form (RFC 7519, RFC 7515).
+//!
+//! Nothing of a token is believed before its signature is checked, and the token
+//! has no say in how: the algorithms are ours, the key is one of the issuer's,
+//! and a key or an address in its own header (`jwk`, `jku`, `x5u`, `x5c`) is
+//! ignored. What can be refused without a key is refused first, so
+//! that a token for another audience never makes us ask the issuer for new keys.
+
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::Algorithm;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use thiserror::Error;
+
+use super::claims::{self, Claim, Claims, ClaimsError, Wanted};
+
+/// How long a token may be, in bytes: as long as a userinfo.
+pub const MAX_TOKEN: usize = 16 * 1024;
+
+/// How far the issuer's clock and ours may differ.
+pub const LEEWAY: Duration = Duration::from_secs(30);
+
+/// The algorithms that a token may be signed with (RFC 7518, section 3.1, and
+/// RFC 8037). No secret is shared with an issuer, so no HMAC is among them.
+const ALGORITHMS: [(&str, Algorithm); 9] = [
+    ("RS256", Algorithm::RS256),
+    ("RS384", Algorithm::RS384),
+    ("RS512", Algorithm::RS512),
+    ("PS256", Algorithm::PS256),
+    ("PS384", Algorithm::PS384),
+    ("PS512", Algorithm::PS512),
+    ("ES256", Algorithm::ES256),
+    ("ES384", Algorithm::ES384),
+    ("EdDSA", Algorithm::EdDSA),
+];
+
+/// The claims of a token that say whose it is, for whom, and for how long (RFC
+/// 7519, section 4.1; OpenID Connect Core 1.0, section 2).
+pub const CHECKED_CLAIMS: [&str; 6] = ["iss", "aud", "azp", "exp", "nbf", "iat"];
+
+/// The algorithm of this name, if a token may be signed with it.
+pub fn algorithm(name: &str) -> Option<Algorithm> {
+    ALGORITHMS.iter().find(|(known, _)| *known == name).map(|(_, algorithm)| *algorithm)
+}
+
+/// What a token has to say of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Expected {
+    /// What `iss` is.
+    pub issuer: Box<str>,
+    /// One of these is in `aud`.
+    pub audience: Box<[Box<str>]>,
+    /// Or `azp` is one of these.
+    pub authorized_parties: Box<[Box<str>]>,
+}
+
+/// A token whose signature was not checked.
+#[derive(Debug)]
+pub struct Token<'t> {
+    /// The algorithm that the token claims to be signed with: one of the asymmetric ones that are allowed.
+    pub algorithm: Algorithm,
+    /// Which of the issuer's keys the token claims to be signed with.
+    pub key_id: Option<Box<str>>,
+    claims: Claims,
+    /// What is signed.
+    message: &'t [u8],
+    signature: &'t str,
+}
+
+/// The parts of a token's header that count; all others are read over.
+#[derive(Deserialize)]
+struct Header {
+    alg: String,
+    #[serde(default)]
+    kid: Option<Box<str>>,
+    #[serde(default)]
+    typ: Option<String>,
+    #[serde(default)]
+    crit: Option<IgnoredAny>,
+}
+
+impl<'t> Token<'t> {
+    /// Reads a token without checking anything that takes a key or a clock.
+    pub fn decode(text: &'t [u8], wanted: &Wanted) -> Result<Self, TokenError> {
+        if text.len() > MAX_TOKEN {
+            return Err(TokenError::TooLong);
+        }
+        let text = str::from_utf8(text).map_err(|_| TokenError::Opaque)?;
+        let (header, payload, signature) = parts(text)?;
+        let header = decode_header(header)?;
+        let algorithm = algorithm(&header.alg).ok_or(TokenError::Algorithm)?;
+        if header.crit.is_some() {
+            return Err(TokenError::Critical);
+        }
+        if !header.typ.as_deref().is_none_or(is_token_type) {
+            return Err(TokenError::Type);
+        }
+        let json = URL_SAFE_NO_PAD.decode(payload).map_err(|_| TokenError::Payload)?;
+        let claims = claims::decode(&json, wanted)?;
+        let message = &text.as_bytes()[..text.len() - signature.len() - 1];
+        Ok(Self { algorithm, key_id: header.kid, claims, message, signature })
+    }
+
+    /// Checks whose the token is, for whom, and whether now is its time, given in
+    /// seconds since 1970. Returns when it expires.
+    pub fn check(&self, expected: &Expected, now: f64) -> Result<f64, TokenError> {
+        let leeway = LEEWAY.as_secs_f64();
+        if self.claims.claim("iss") != Some(&Claim::Text(expected.issuer.clone())) {
+            return Err(TokenError::Issuer);
+        }
+        if !expected.admits(self.claims.claim("aud"), self.claims.claim("azp")) {
+            return Err(TokenError::Audience);
+        }
+        let expires = match self.claims.claim("exp") {
+            Some(Claim::Number(expires)) => *expires,
+            _ => return Err(TokenError::NoExpiry),
+        };
+        if now >= expires + leeway {
+            return Err(TokenError::Expired);
+        }
+        for (name, error) in [("nbf", TokenError::NotYetValid), ("iat", TokenError::FromTheFuture)] {
+            match self.claims.claim(name) {
+                None => {}
+                Some(Claim::Number(from)) if *from <= now + leeway => {}
+                Some(_) => return Err(error),
+            }
+        }
+        Ok(expires)
+    }
+
+    /// The claims, if this key made the signature.
+    pub fn verify(self, key: &jsonwebtoken::DecodingKey) -> Result<Claims, Self> {
+        match jsonwebtoken::crypto::verify(self.signature, self.message, key, self.algorithm) {
+            Ok(true) => Ok(self.claims),
+            Ok(false) | Err(_) => Err(self),
+        }
+    }
+
+    /// An unverified claim: to be shown, never to decide.
+    pub fn claim(&self, name: &str) -> Option<&Claim> {
+        self.claims.claim(name)
+    }
+
+    /// The unverified claims: to be shown, never to decide.
+    pub fn unverified(self) -> Claims {
+        self.claims
+    }
+}
+
+impl Expected {
+    fn admits(&self, audience: Option<&Claim>, authorized_party: Option<&Claim>) -> bool {
+        let is_ours = |claim: &Claim, ours: &[Box<str>]| match claim {
+            Claim::Text(text) => ours.contains(text),
+            _ => false,
+        };
+        let in_audience = match audience {
+            Some(Claim::List(list)) => list.iter().any(|claim| is_ours(claim, &self.audience)),
+            Some(one) => is_ours(one, &self.audience),
+            None => false,
+        };
+        in_audience || authorized_party.is_some_and(|party| is_ours(party, &self.authorized_parties))
+    }
+}
+
+/// Cuts a token at its dots.
+fn parts(text: &str) -> Result<(&str, &str, &str), TokenError> {
+    let mut parts = text.split('.');
+    match (parts.next(), parts.next(), parts.next(), parts.next(), parts.next(), parts.next()) {
+        (Some(header), Some(payload), Some(signature), None, ..) => Ok((header, payload, signature)),
+        // The compact form of an encrypted token (RFC 7516, section 7.1).
+        (.., Some(_), None) => Err(TokenError::Encrypted),
+        _ => Err(TokenError::Opaque),
+    }
+}
+
+fn decode_header(text: &str) -> Result<Header, TokenError> {
+    let json = URL_SAFE_NO_PAD.decode(text).map_err(|_| TokenError::Opaque)?;
+    // Serde's JSON does not look into the strings that it reads over.
+    let json = str::from_utf8(&json).map_err(|_| TokenError::Header)?;
+    serde_json::from_str(json).map_err(|_| TokenError::Header)
+}
+
+/// Whether this type of token identifies a user: other types are signed with
+/// the same keys and mean something else (RFC 8725, section 3.11).
+fn is_token_type(typ: &str) -> bool {
+    let short = match typ.split_at_checked("application/".len()) {
+        Some((prefix, rest)) if prefix.eq_ignore_ascii_case("application/") => rest,
+        _ => typ,
+    };
+    short.eq_ignore_ascii_case("JWT") || short.eq_ignore_ascii_case("at+jwt")
+}
+
+/// Why a token is not believed.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum TokenError {
+    /// Nothing of the token was read.
+    #[error("the token is longer than {MAX_TOKEN} bytes")]
+    TooLong,
+    /// The text does not have three parts with dots between them, or the first is not base64url.
+    #[error(
+        "the token is opaque and no JWT, so only its issuer can read it: let the gateway pass the ID token on \
+         (set_raw_id_token_header: true), or let the issuer issue its access tokens as JWTs, and name that header in \
+         identity.token"
+    )]
+    Opaque,
+    /// The text has the five parts of an encrypted token.
+    #[error("the token is encrypted (JWE): let the issuer sign tokens without encrypting them")]
+    Encrypted,
+    /// The first part is base64url, and not of the JSON that a header is made of.
+    #[error("the token's header is not a JSON object with a text in `alg`, or has a member twice")]
+    Header,
+    /// The token is unsigned, signed with a shared secret, or signed in a way that is not supported.
+    #[error("the token's `alg` is none of RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384 and EdDSA")]
+    Algorithm,
+    /// The issuer requires an extension to be understood (RFC 7515, section 4.1.11).
+    #[error("the token's header has `crit`, which is not supported")]
+    Critical,
+    /// The token has another purpose than to identify a user.
+    #[error("the token's `typ` is neither JWT nor at+jwt")]
+    Type,
+    /// The second part can't be decoded.
+    #[error("the token's payload is not base64url")]
+    Payload,
+    /// The payload holds no usable claims.
+    #[error("the token's payload: {0}")]
+    Claims(#[from] ClaimsError),
+    /// Another issuer made the token.
+    #[error("the token's `iss` is not identity.issuer")]
+    Issuer,
+    /// The token was issued for another application.
+    #[error("the token's `aud` has none of identity.audience, and its `azp` is none of identity.azp")]
+    Audience,
+    /// The token would be valid for ever.
+    #[error("the token's `exp` is missing or not a number")]
+    NoExpiry,
+    /// `exp` passed [`LEEWAY`] ago or earlier.
+    #[error("the token has expired")]
+    Expired,
+    /// `nbf` is ahead by more than [`LEEWAY`], or not a number.
+    #[error("the token is not valid yet (`nbf`)")]
+    NotYetValid,
+    /// `iat` is ahead by more than [`LEEWAY`], or not a number.
+    #[error("the token was issued in the future (`iat`)")]
+    FromTheFuture,
+    /// The known keys can't check this token; keys that are fetched later may.
+    #[error("the issuer has no key for the token's `kid` and `alg`")]
+    UnknownKey,
+    /// None of the issuer's keys for this `kid` and `alg` made the signature.
+    #[error("the token's signature is not the issuer's")]
+    Signature,
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+    use kube_coders_test_support::{Signer, message};
+
+    const NOW: f64 = 1_700_000_000.0;
+
+    fn wanted() -> Wanted {
+        Wanted::new(CHECKED_CLAIMS)
+    }
+
+    fn expected() -> Expected {
+        Expected {
+            issuer: "https://a".into(),
+            audience: ["apisix".into()].into(),
+            authorized_parties: ["party".into()].into(),
+        }
+    }
+
+    fn text(header: &str, payload: &str) -> String {
+        format!("{}.AAAA", message(header, payload))
+    }
+
+    #[track_caller]
+    fn refused(text: &str, expected: TokenError) {
+        assert_eq!(
+            Token::decode(text.as_bytes(), &wanted()).map(|token| token.claims),
+            Err(expected),
+            "{text}"
+        );
+    }
+
+    #[track_caller]
+    fn check(claims: serde_json::Value, result: Result<f64, TokenError>) {
+        let text = text(r#"{"alg":"RS256"}"#, &claims.to_string());
+        let token = Token::decode(text.as_bytes(), &wanted()).unwrap();
+        assert_eq!(token.check(&expected(), NOW), result, "{claims}");
+    }
+
+    #[test]
+    fn every_algorithm_of_the_list_is_read_and_no_other() {
+        for (name, algorithm) in ALGORITHMS {
+            let text = text(&format!(r#"{{"alg":"{name}","kid":"1"}}"#), "{}");
+            let token = Token::decode(text.as_bytes(), &wanted()).unwrap();
+            assert_eq!((token.algorithm, token.key_id.as_deref()), (algorithm, Some("1")));
+            // As jsonwebtoken calls it, too.
+            assert_eq!(format!("{algorithm:?}"), name);
+        }
+        for name in ["none", "None", "HS256", "HS384", "HS512", "rs256", "ES512", "ES256K", "", "RS256 "] {
+            refused(&text(&format!(r#"{{"alg":"{name}"}}"#), "{}"), TokenError::Algorithm);
+        }
+    }
+
+    #[test]
+    fn what_is_no_token_is_refused() {
+        for opaque in ["", "abc", "a.b", "a.b.c.d", "a.b.c.d.e.f", "e30", "!!!.e30.AAAA"] {
+            refused(opaque, TokenError::Opaque);
+        }
+        refused("a.b.c.d.e", TokenError::Encrypted);
+        for header in
+            ["", "7", "{}", r#"{"alg":7}"#, r#"{"alg":"RS256","alg":"RS256"}"#, r#"{"alg":"RS256","kid":7}"#]
+        {
+            refused(&text(header, "{}"), TokenError::Header);
+        }
+        refused(&text(r#"{"alg":"RS256","crit":[]}"#, "{}"), TokenError::Critical);
+        for typ in ["logout+jwt", "secevent+jwt", "dpop+jwt", "", "JWT "] {
+            refused(&text(&format!(r#"{{"alg":"RS256","typ":"{typ}"}}"#), "{}"), TokenError::Type);
+        }
+        for typ in ["JWT", "jwt", "at+jwt", "application/at+JWT", "Application/jwt"] {
+            let text = text(&format!(r#"{{"alg":"RS256","typ":"{typ}"}}"#), "{}");
+            assert!(Token::decode(text.as_bytes(), &wanted()).is_ok(), "{typ}");
+        }
+        refused(&text(r#"{"alg":"RS256"}"#, "[]"), ClaimsError::NotObject.into());
+        refused("eyJhbGciOiJSUzI1NiJ9.e3==.AAAA", TokenError::Payload);
+        refused(&"a".repeat(MAX_TOKEN + 1), TokenError::TooLong);
+    }
+
+    #[test]
+    fn times_are_checked_with_leeway() {
+        let claims = |more: serde_json::Value| {
+            let mut claims = json!({"iss": "https://a", "aud": "apisix", "exp": NOW + 60.0});
+            claims.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            claims
+        };
+        check(claims(json!({})), Ok(NOW + 60.0));
+        check(claims(json!({"exp": NOW - 29.5})), Ok(NOW - 29.5));
+        check(claims(json!({"exp": NOW - 30.0})), Err(TokenError::Expired));
+        check(claims(json!({"exp": -1})), Err(TokenError::Expired));
+        for none in [json!(null), json!("1800000000"), json!(true), json!([1_800_000_000])] {
+            check(claims(json!({"exp": none})), Err(TokenError::NoExpiry));
+        }
+        for (name, error) in [("nbf", TokenError::NotYetValid), ("iat", TokenError::FromTheFuture)] {
+            check(claims(json!({name: NOW + 30.0})), Ok(NOW + 60.0));
+            check(claims(json!({name: NOW + 31.0})), Err(error));
+            check(claims(json!({name: "0"})), Err(error));
+            check(claims(json!({name: null})), Err(error));
+        }
+    }
+
+    #[test]
+    fn it_is_for_us_by_audience_or_party() {
+        let claims = |aud: serde_json::Value, azp: serde_json::Value| json!({"iss": "https://a", "exp": NOW, "aud": aud, "azp": azp});
+        check(claims(json!("apisix"), json!(null)), Ok(NOW));
+        check(claims(json!(["a", "apisix"]), json!("x")), Ok(NOW));
+        check(claims(json!("a"), json!("party")), Ok(NOW));
+        for (aud, azp) in [("a", "apisix"), ("party", "a"), ("apisix ", ""), ("Apisix", "Party")] {
+            check(claims(json!(aud), json!(azp)), Err(TokenError::Audience));
+        }
+        for aud in [json!(null), json!([]), json!([["apisix"]]), json!({"apisix": 1}), json!(7)] {
+            check(claims(aud, json!(null)), Err(TokenError::Audience));
+        }
+        check(json!({"iss": "https://b", "exp": NOW, "aud": "apisix"}), Err(TokenError::Issuer));
+        check(json!({"iss": ["https://a"], "exp": NOW, "aud": "apisix"}), Err(TokenError::Issuer));
+    }
+
+    #[test]
+    fn only_the_signature_makes_claims() {
+        let (signer, other) = (Signer::rsa(), Signer::new("1", Algorithm::RS256));
+        let text = signer.token(&json!({"sub": "alice"}));
+        let key = |signer: &Signer| {
+            jsonwebtoken::DecodingKey::from_jwk(&serde_json::from_value(signer.jwk()).unwrap()).unwrap()
+        };
+        let token = Token::decode(text.as_bytes(), &wanted()).unwrap();
+        let token = token.verify(&key(&other)).unwrap_err();
+        assert_eq!(token.verify(&key(signer)).unwrap().subject(), "alice");
+    }
+
+    #[test]
+    fn an_opaque_token_is_told_what_to_configure() {
+        assert_eq!(
+            TokenError::Opaque.to_string(),
+            "the token is opaque and no JWT, so only its issuer can read it: let the gateway pass the ID token on \
+             (set_raw_id_token_header: true), or let the issuer issue its access tokens as JWTs, and name that header in \
+             identity.token"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_token_or_refused(bytes in any::<Vec<u8>>(), header in "\\PC{0,40}", payload in "\\PC{0,40}") {
+            let _ = Token::decode(&bytes, &wanted());
+            let _ = Token::decode(text(&header, &payload).as_bytes(), &wanted());
+            let _ = Token::decode(text(r#"{"alg":"RS256"}"#, &payload).as_bytes(), &wanted());
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! How a plugin's choice of upstream travels to where it takes effect.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+
+use http::HeaderName;
+
+use crate::changes::Changes;
+use crate::upstream::Upstream;
+
+/// Takes a plugin's choice of upstream to where it takes effect: as one request header,
+/// which the gateway sets.
+///
+/// The runner asks its carrier once for each call whose plugins chose an upstream, after
+/// the whole chain has decided. What the carrier returns replaces the client's headers of
+/// that name, and no plugin can set another value.
+///
+/// ```
+/// use apisix_plugin_runner::{Carried, Carrier, CarrierError, Choice, HeaderName, CarrierFuture};
+///
+/// /// Names the upstream in a header that a proxy behind the gateway trusts.
+/// struct PlainHeader;
+///
+/// impl Carrier for PlainHeader {
+///     fn carry<'a>(&'a self, choice: Choice<'a>) -> CarrierFuture<'a> {
+///         let value = choice.upstream().to_string();
+///         Box::pin(async { Ok(Carried::new(HeaderName::from_static("x-upstream"), value)) })
+///     }
+/// }
+/// ```
+pub trait Carrier: Send + Sync + 'static {
+    /// The header for this choice.
+    ///
+    /// # Errors
+    ///
+    /// The request can't go to the upstream. The client gets an answer that says so.
+    fn carry<'a>(&'a self, choice: Choice<'a>) -> CarrierFuture<'a>;
+}
+
+/// What [`Carrier::carry`] returns.
+pub type CarrierFuture<'a> = Pin<Box<dyn Future<Output = Result<Carried, CarrierError>> + Send + 'a>>;
+
+/// A choice of upstream, together with the other changes of its call.
+#[derive(Clone, Copy, Debug)]
+pub struct Choice<'a> {
+    upstream: &'a Upstream,
+    pub(crate) changes: &'a Changes,
+}
+
+impl<'a> Choice<'a> {
+    pub(crate) fn new(upstream: &'a Upstream, changes: &'a Changes) -> Self {
+        Self { upstream, changes }
+    }
+
+    /// The upstream that was chosen.
+    #[must_use]
+    pub fn upstream(&self) -> &'a Upstream {
+        self.upstream
+    }
+
+    /// The names of the request headers that plugins set. A client that names one of them
+    /// in `Connection` must not be able to remove it on the way.
+    pub fn set_headers(&self) -> impl Iterator<Item = &'a HeaderName> + use<'a> {
+        self.changes.headers.iter().filter(|(_, value)| value.is_some()).map(|(name, _)| name)
+    }
+}
+
+/// The header that carries a choice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Carried {
+    pub(crate) name: HeaderName,
+    pub(crate) value: String,
+}
+
+impl Carried {
+    /// A header with this name and value. The value is visible ASCII.
+    #[must_use]
+    pub fn new(name: HeaderName, value: String) -> Self {
+        Self { name, value }
+    }
+}
+
+/// Why a request can't go to the upstream that a plugin chose.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CarrierError {
+    code: &'static str,
+    message: String,
+    is_expected: bool,
+}
+
+impl CarrierError {
+    /// An error with a stable code for the client and a message for the log.
+    #[must_use]
+    pub fn new(code: &'static str, message: impl fmt::Display) -> Self {
+        Self { code, message: message.to_string(), is_expected: false }
+    }
+
+    /// Marks an error that the request's user can cause, such as a name that does not
+    /// exist. It is logged at `info`; other errors are logged at `error`.
+    #[must_use]
+    pub fn expected(mut self) -> Self {
+        self.is_expected = true;
+        self
+    }
+
+    /// The stable code.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        self.code
+    }
+
+    pub(crate) fn is_expected(&self) -> bool {
+        self.is_expected
+    }
+}
+
+impl fmt::Display for CarrierError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for CarrierError {}

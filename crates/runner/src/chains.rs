@@ -1,0 +1,224 @@
+//! Conf tokens: which number stands for which chain of prepared plugins.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use sha2::{Digest as _, Sha256};
+use tokio::time::Instant;
+use tracing::warn;
+
+use crate::registry::Prepared;
+
+/// Prepared plugins, in the order in which the route lists them.
+pub(crate) type Chain = Vec<Box<dyn Prepared>>;
+
+/// What tells one chain from another: a digest over its names and confs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct ChainId([u8; 32]);
+
+impl ChainId {
+    pub(crate) fn of(confs: &[(&[u8], &[u8])]) -> Self {
+        let mut digest = Sha256::new();
+        for part in confs.iter().flat_map(|(name, conf)| [name, conf]) {
+            // With its length before it, no part can reach into the next.
+            digest.update((part.len() as u64).to_be_bytes());
+            digest.update(part);
+        }
+        Self(digest.finalize().into())
+    }
+}
+
+/// The one route that a chain belongs to; `None` once two routes have the same chain.
+type RouteId = Option<Arc<str>>;
+
+/// Tokens with their chains, for as long as the gateway may use them.
+///
+/// Tokens are random, so that a route of an earlier life of this process does
+/// not meet another route's chain: with a counter it did (docs/gateway.md,
+/// PrepareConf). The same chain keeps one token however often it is prepared,
+/// since every reload of a gateway's file prepares every route again.
+pub(crate) struct ConfCache {
+    kept: Duration,
+    capacity: usize,
+    entries: RwLock<CachedChains>,
+}
+
+#[derive(Default)]
+struct CachedChains {
+    by_token: HashMap<u32, CachedChain>,
+    by_id: HashMap<ChainId, u32>,
+}
+
+struct CachedChain {
+    id: ChainId,
+    chain: Arc<Chain>,
+    route: RouteId,
+    expires: Instant,
+}
+
+impl ConfCache {
+    /// A cache of at most `capacity` chains, each kept for 1.2 times the time
+    /// for which the gateway keeps its token.
+    pub(crate) fn new(expire_time: Duration, capacity: usize) -> Self {
+        Self {
+            kept: expire_time.saturating_mul(6) / 5,
+            capacity: capacity.max(1),
+            entries: RwLock::default(),
+        }
+    }
+
+    /// The chain of a valid token, and the id of its route if only one route has it.
+    pub(crate) fn chain(&self, token: u32) -> Option<(Arc<Chain>, RouteId)> {
+        // A panic can't leave the maps half changed in a way that matters more than no answer at all.
+        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+        let entry = entries.by_token.get(&token)?;
+        (entry.expires > Instant::now()).then(|| (Arc::clone(&entry.chain), entry.route.clone()))
+    }
+
+    /// The token of a chain that is known, good for its whole time from now.
+    pub(crate) fn renew(&self, id: ChainId, route: Option<&str>) -> Option<u32> {
+        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let token = *entries.by_id.get(&id)?;
+        let entry = entries.by_token.get_mut(&token).filter(|entry| entry.expires > now)?;
+        entry.expires = now + self.kept;
+        if entry.route.as_deref() != route {
+            entry.route = None;
+        }
+        Some(token)
+    }
+
+    /// A token for a chain that was not known, or the one that it got meanwhile.
+    pub(crate) fn insert(
+        &self,
+        id: ChainId,
+        chain: Chain,
+        route: Option<&str>,
+    ) -> Result<u32, getrandom::Error> {
+        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if let Some(token) = entries.by_id.get(&id)
+            && entries.by_token.get(token).is_some_and(|entry| entry.expires > now)
+        {
+            return Ok(*token);
+        }
+        entries.make_room(self.capacity, now);
+        let token = loop {
+            let token = getrandom::u32()?;
+            if token != 0 && !entries.by_token.contains_key(&token) {
+                break token;
+            }
+        };
+        entries.by_id.insert(id, token);
+        entries.by_token.insert(
+            token,
+            CachedChain { id, chain: Arc::new(chain), route: route.map(Arc::from), expires: now + self.kept },
+        );
+        Ok(token)
+    }
+}
+
+impl CachedChains {
+    /// Drops what has expired, and the chain that would expire next where that
+    /// is not enough.
+    fn make_room(&mut self, capacity: usize, now: Instant) {
+        self.by_token.retain(|_, entry| entry.expires > now);
+        while self.by_token.len() >= capacity {
+            let next = self.by_token.iter().min_by_key(|(_, entry)| entry.expires).map(|(token, _)| *token);
+            let Some(next) = next else { break };
+            self.by_token.remove(&next);
+            warn!(
+                capacity,
+                cure = "--max-confs",
+                "conf forgotten before its time: the gateway prepares it again"
+            );
+        }
+        let Self { by_token, by_id } = self;
+        by_id.retain(|id, token| by_token.get(token).is_some_and(|entry| entry.id == *id));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn id(name: &str) -> ChainId {
+        ChainId::of(&[(name.as_bytes(), b"{}")])
+    }
+
+    fn insert(cache: &ConfCache, name: &str) -> u32 {
+        cache.insert(id(name), Chain::new(), Some(name)).expect("random numbers")
+    }
+
+    #[test]
+    fn parts_of_a_chain_do_not_reach_into_each_other() {
+        let ids = [
+            ChainId::of(&[]),
+            ChainId::of(&[(b"", b"")]),
+            ChainId::of(&[(b"ab", b"")]),
+            ChainId::of(&[(b"a", b"b")]),
+            ChainId::of(&[(b"", b"ab")]),
+            ChainId::of(&[(b"a", b""), (b"b", b"")]),
+        ];
+        assert_eq!(ids.iter().collect::<HashSet<_>>().len(), ids.len());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_token_lives_for_its_time_from_the_last_preparation() {
+        let cache = ConfCache::new(HOUR, 10);
+        let token = insert(&cache, "a");
+        assert_ne!(token, 0);
+        tokio::time::advance(HOUR).await;
+        assert_eq!(cache.renew(id("a"), Some("a")), Some(token));
+        tokio::time::advance(HOUR * 6 / 5 - Duration::from_millis(1)).await;
+        assert!(cache.chain(token).is_some());
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(cache.chain(token).is_none());
+        assert_eq!(cache.renew(id("a"), Some("a")), None);
+        assert_ne!(insert(&cache, "a"), token);
+    }
+
+    #[tokio::test]
+    async fn a_route_is_named_only_while_one_route_has_the_chain() {
+        let cache = ConfCache::new(HOUR, 10);
+        let token = insert(&cache, "a");
+        let route = || cache.chain(token).and_then(|(_, route)| route).as_deref().map(str::to_owned);
+        assert_eq!(route().as_deref(), Some("a"));
+        assert_eq!(cache.renew(id("a"), Some("a")), Some(token));
+        assert_eq!(route().as_deref(), Some("a"));
+        assert_eq!(cache.renew(id("a"), Some("b")), Some(token));
+        assert_eq!(route(), None);
+        assert_eq!(cache.renew(id("a"), Some("a")), Some(token));
+        assert_eq!(route(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_cache_drops_the_chain_that_would_expire_next() {
+        let cache = ConfCache::new(HOUR, 2);
+        let first = insert(&cache, "a");
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let second = insert(&cache, "b");
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(cache.renew(id("a"), Some("a")), Some(first));
+        let third = insert(&cache, "c");
+        assert!(cache.chain(first).is_some() && cache.chain(third).is_some());
+        assert!(cache.chain(second).is_none());
+        assert_eq!(cache.renew(id("b"), Some("b")), None);
+    }
+
+    #[tokio::test]
+    async fn the_same_chain_shares_a_token_and_two_lives_share_none() {
+        let (one, other) = (ConfCache::new(HOUR, 10_000), ConfCache::new(HOUR, 10_000));
+        assert_eq!(insert(&one, "a"), insert(&one, "a"));
+        let tokens: HashSet<u32> =
+            (0..200).flat_map(|n| [insert(&one, &n.to_string()), insert(&other, &n.to_string())]).collect();
+        // 400 random numbers of 32 bits meet about once in 54,000 runs, and a
+        // counter from a fixed start would meet 200 times.
+        assert!(tokens.len() >= 399, "{}", tokens.len());
+    }
+}

@@ -1,0 +1,114 @@
+//! Write Apache APISIX external plugins in Rust.
+//!
+//! APISIX calls an external plugin over a unix socket for each request of a route. The
+//! plugin reads the request, changes it, answers in place of the upstream, or chooses the
+//! upstream. A plugin is a type that implements [`Plugin`]; a program is a [`Runner`] with
+//! its plugins.
+//!
+//! ```no_run
+//! use apisix_plugin_runner::{Action, Plugin, PluginError, Request, Runner, StatusCode, Stop};
+//!
+//! struct Hello;
+//!
+//! impl Plugin for Hello {
+//!     const NAME: &'static str = "hello";
+//!     type Config = ();
+//!
+//!     async fn on_request(&self, (): &(), request: &mut Request<'_>) -> Result<Action, PluginError> {
+//!         let Some(name) = request.header_str("x-name") else {
+//!             return Ok(Stop::new(StatusCode::UNAUTHORIZED).into());
+//!         };
+//!         request.set_header("x-greeting", format!("hello {name}"))?;
+//!         Ok(Action::Continue)
+//!     }
+//! }
+//!
+//! fn main() -> std::process::ExitCode {
+//!     Runner::named(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION")).plugin(Hello).main()
+//! }
+//! ```
+//!
+//! Run it with `run --listen-address unix:/tmp/hello.sock`, name the socket in the
+//! gateway's `ext-plugin.path_for_test`, and put the plugin into a route:
+//! `{"ext-plugin-pre-req": {"conf": [{"name": "hello", "value": "null"}]}}`.
+//!
+//! # Where to look
+//!
+//! | for | see |
+//! |---|---|
+//! | what a plugin may read and change | [`Request`], [`Response`], [`Stop`] |
+//! | a value made once of a config | [`PreparedPlugin`] |
+//! | background work, a hook at the start and the end | [`Plugin::start`], [`Plugin::stop`], [`Tasks`] |
+//! | choosing the upstream | [`Request::set_upstream`], [`Carrier`], [`direct`] |
+//! | letting the gateway cache decisions | [`Request::cache_for`] |
+//! | tests without a gateway | [`gateway`] |
+//! | a runner inside a larger program | [`Runner::run`], [`Settings`] |
+//! | the config of a conf, and its errors | [`config`] |
+//!
+//! # Features
+//!
+//! | feature | default | gives |
+//! |---|---|---|
+//! | `cli` | yes | `Runner::main`: the command line, the log on standard error, signals |
+//! | `direct` | yes | [`direct`]: the gateway's own proxy goes to the chosen upstream |
+//! | `schema` | no | `config_schema`: the JSON Schema of a plugin's config |
+
+mod connection;
+mod headers;
+mod extra_info;
+mod changes;
+pub mod upstream;
+mod cache;
+mod request;
+mod response;
+mod stop;
+mod plugin;
+mod tasks;
+mod registry;
+pub mod config;
+mod carrier;
+#[cfg(feature = "direct")]
+pub mod direct;
+mod failure;
+mod answers;
+mod call_context;
+mod chains;
+mod dispatcher;
+mod poll_once;
+pub mod request_id;
+pub mod listener;
+mod settings;
+mod runner;
+pub mod gateway;
+#[cfg(feature = "cli")]
+pub mod command;
+#[cfg(feature = "schema")]
+mod schema;
+#[cfg(fuzzing)]
+pub mod fuzzing;
+
+pub use http::{HeaderName, Method, StatusCode};
+
+pub use cache::CacheKey;
+pub use carrier::{Carried, Carrier, CarrierError, CarrierFuture, Choice};
+pub use changes::ChangeError;
+pub use config::ConfError;
+pub use extra_info::AskError;
+pub use failure::{FailedCall, FailureAnswers, RUNNER_FAILED};
+pub use plugin::{Action, Plugin, PluginError, PreparedPlugin};
+pub use request::Request;
+pub use response::Response;
+pub use runner::{
+    Companion, CompanionParts, Control, InheritedListener, PreparedStart, RunError, Runner, Start,
+};
+#[cfg(feature = "schema")]
+pub use schema::config_schema;
+pub use settings::{MAX_CALL_DEADLINE, Settings};
+pub use stop::Stop;
+pub use tasks::Tasks;
+pub use upstream::{HostName, Scheme, Upstream, UpstreamError, UpstreamMode};
+
+/// Compiles the README's plugin as a test.
+#[cfg(all(doctest, feature = "cli"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,0 +1,172 @@
+//! The plugins of this process by name, and a plugin together with its prepared value.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::task::{JoinError, spawn_blocking};
+use tokio::time::timeout;
+
+use crate::config::{ConfError, parse_conf};
+use crate::plugin::{Action, PluginError, PreparedPlugin};
+use crate::request::Request;
+use crate::response::Response;
+use crate::tasks::Tasks;
+
+/// How long preparing one conf may take. The gateway gives up after 5 s, while it holds a
+/// lock over all its routes (docs/gateway.md, PrepareConf).
+pub(crate) const PREPARE_DEADLINE: Duration = Duration::from_secs(1);
+
+type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// A plugin whose config type is forgotten.
+trait ErasedPlugin: Send + Sync {
+    fn prepare(self: Arc<Self>, conf: Vec<u8>) -> BoxFuture<'static, Result<Box<dyn Prepared>, ConfError>>;
+    fn start<'a>(&'a self, tasks: &'a Tasks) -> BoxFuture<'a, Result<(), PluginError>>;
+    fn stop(&self) -> BoxFuture<'_, ()>;
+}
+
+/// A plugin together with one prepared value.
+pub(crate) trait Prepared: Send + Sync {
+    fn name(&self) -> &'static str;
+    fn deadline(&self) -> Option<Duration>;
+    fn on_request<'a>(&'a self, request: &'a mut Request<'_>) -> BoxFuture<'a, Result<Action, PluginError>>;
+    fn on_response<'a>(&'a self, response: &'a mut Response<'_>) -> BoxFuture<'a, Result<(), PluginError>>;
+}
+
+struct WithPrepared<P: PreparedPlugin> {
+    plugin: Arc<P>,
+    deadline: Option<Duration>,
+    prepared: P::Prepared,
+}
+
+impl<P: PreparedPlugin> ErasedPlugin for P {
+    fn prepare(self: Arc<Self>, conf: Vec<u8>) -> BoxFuture<'static, Result<Box<dyn Prepared>, ConfError>> {
+        Box::pin(async move {
+            let config = parse_conf::<P::Config>(&conf)?;
+            let prepared = PreparedPlugin::prepare(&*self, config).await;
+            let prepared = prepared.map_err(|error| ConfError::whole(error.to_string()))?;
+            let deadline = PreparedPlugin::deadline(&*self);
+            Ok(Box::new(WithPrepared { plugin: self, deadline, prepared }) as Box<dyn Prepared>)
+        })
+    }
+
+    fn start<'a>(&'a self, tasks: &'a Tasks) -> BoxFuture<'a, Result<(), PluginError>> {
+        Box::pin(PreparedPlugin::start(self, tasks))
+    }
+
+    fn stop(&self) -> BoxFuture<'_, ()> {
+        Box::pin(PreparedPlugin::stop(self))
+    }
+}
+
+impl<P: PreparedPlugin> Prepared for WithPrepared<P> {
+    fn name(&self) -> &'static str {
+        P::NAME
+    }
+
+    fn deadline(&self) -> Option<Duration> {
+        self.deadline
+    }
+
+    fn on_request<'a>(&'a self, request: &'a mut Request<'_>) -> BoxFuture<'a, Result<Action, PluginError>> {
+        Box::pin(self.plugin.on_request(&self.prepared, request))
+    }
+
+    fn on_response<'a>(&'a self, response: &'a mut Response<'_>) -> BoxFuture<'a, Result<(), PluginError>> {
+        Box::pin(self.plugin.on_response(&self.prepared, response))
+    }
+}
+
+/// The plugins of this process, by name.
+#[derive(Clone, Default)]
+pub(crate) struct Registry {
+    plugins: BTreeMap<&'static str, Arc<dyn ErasedPlugin>>,
+    /// The first name that two plugins have.
+    duplicate: Option<&'static str>,
+}
+
+impl Registry {
+    pub(crate) fn add<P: PreparedPlugin>(&mut self, plugin: P) {
+        if self.plugins.insert(P::NAME, Arc::new(plugin)).is_some() {
+            self.duplicate.get_or_insert(P::NAME);
+        }
+    }
+
+    /// The first name that two plugins have.
+    pub(crate) fn duplicate(&self) -> Option<&'static str> {
+        self.duplicate
+    }
+
+    pub(crate) fn names(&self) -> Vec<&'static str> {
+        self.plugins.keys().copied().collect()
+    }
+
+    /// Prepares a conf on a thread of its own. `None` if no plugin has this name.
+    pub(crate) async fn prepare(
+        &self,
+        name: &[u8],
+        conf: &[u8],
+    ) -> Option<Result<Box<dyn Prepared>, ConfError>> {
+        let name = std::str::from_utf8(name).ok()?;
+        let (plugin, conf) = (Arc::clone(self.plugins.get(name)?), conf.to_vec());
+        let handle = Handle::current();
+        // The plugin's code is a stranger's: it may block, panic, or never return.
+        let preparing =
+            spawn_blocking(move || handle.block_on(timeout(PREPARE_DEADLINE, plugin.prepare(conf))));
+        Some(match timeout(PREPARE_DEADLINE, preparing).await {
+            Ok(Ok(Ok(prepared))) => prepared,
+            Ok(Ok(Err(_))) | Err(_) => {
+                Err(ConfError::whole(format!("preparing it took longer than {PREPARE_DEADLINE:?}")))
+            }
+            Ok(Err(error)) => Err(ConfError::whole(format!("the plugin panicked: {}", join_text(error)))),
+        })
+    }
+
+    /// Runs the plugins' `start` hooks, in the order of their names.
+    pub(crate) async fn start(&self, tasks: &Tasks) -> Result<(), (&'static str, PluginError)> {
+        for (name, plugin) in &self.plugins {
+            plugin.start(tasks).await.map_err(|error| (*name, error))?;
+        }
+        Ok(())
+    }
+
+    /// Runs the plugins' `stop` hooks. A hook that panics does not keep the others from
+    /// running.
+    pub(crate) async fn stop(&self) {
+        for (name, plugin) in &self.plugins {
+            let mut stop = plugin.stop();
+            let stopped = std::future::poll_fn(|context| {
+                match catch_unwind(AssertUnwindSafe(|| stop.as_mut().poll(context))) {
+                    Ok(poll) => poll.map(Ok),
+                    Err(panic) => std::task::Poll::Ready(Err(panic)),
+                }
+            });
+            if let Err(panic) = stopped.await {
+                tracing::error!(
+                    plugin = name,
+                    panic = panic_text(&*panic),
+                    "the plugin's stop hook panicked"
+                );
+            }
+        }
+    }
+}
+
+fn join_text(error: JoinError) -> String {
+    match error.try_into_panic() {
+        Ok(panic) => panic_text(&*panic).to_owned(),
+        Err(error) => error.to_string(),
+    }
+}
+
+/// The text of a panic.
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no text")
+}

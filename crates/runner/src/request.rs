@@ -1,0 +1,536 @@
+//! A client's request as a plugin sees it, and the changes that it records.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use apisix_ext_plugin::payload::RequestCall;
+use bytes::Bytes;
+use http::{HeaderName, Method};
+
+use crate::cache::CacheKey;
+use crate::changes::{ChangeError, Changes, check_added_response_header, check_request_header, check_value};
+use crate::extra_info::{AskError, ExtraInfo};
+use crate::headers::Headers;
+use crate::upstream::Upstream;
+
+/// The methods in the order of their numbers in the protocol.
+const METHODS: [&str; 15] = [
+    "GET",
+    "HEAD",
+    "POST",
+    "PUT",
+    "DELETE",
+    "MKCOL",
+    "COPY",
+    "MOVE",
+    "OPTIONS",
+    "PROPFIND",
+    "PROPPATCH",
+    "LOCK",
+    "UNLOCK",
+    "PATCH",
+    "TRACE",
+];
+
+/// The method with this number in the protocol.
+fn method_of(number: u8) -> Option<Method> {
+    match number {
+        0 => Some(Method::GET),
+        2 => Some(Method::POST),
+        number => Method::from_bytes(METHODS.get(usize::from(number))?.as_bytes()).ok(),
+    }
+}
+
+/// The number of a method in the protocol; `None` for a method that the gateway does not
+/// hand on.
+pub(crate) fn method_number(method: &Method) -> Option<u8> {
+    let number = METHODS.iter().position(|name| method.as_str() == *name)?;
+    u8::try_from(number).ok()
+}
+
+/// Variables that a gateway compares before it uses a cached decision.
+const COMPARED: [&str; 2] = ["scheme", "route_id"];
+
+/// A client's request, before it goes to an upstream.
+///
+/// Getters return bytes of the frame itself, as the gateway sent it: clients
+/// send what they like, so values are bytes, and they may be held across an
+/// `.await`. The `_str` getters return `None` for what is not UTF-8.
+///
+/// Changes are recorded and sent when the whole chain of plugins is through.
+/// Reading never shows them: each plugin sees the request that the gateway sent.
+/// Where two plugins change the same thing, the later one wins. What the
+/// protocol can't carry, or the gateway would not carry out, is refused at once.
+pub struct Request<'f> {
+    pub(crate) id: u32,
+    method: Method,
+    path: &'f [u8],
+    source: Option<IpAddr>,
+    args: Vec<(&'f [u8], Option<&'f [u8]>)>,
+    headers: Headers<'f>,
+    pub(crate) extra_info: ExtraInfo<'f>,
+    pub(crate) changes: Changes,
+    has_carrier: bool,
+    /// For how long, and by which key, the current plugin lets a gateway cache its decision.
+    cache: Option<(Duration, Arc<CacheKey>)>,
+    /// Whether a plugin has looked at something that no cache key can hold.
+    has_looked_further: AtomicBool,
+}
+
+impl<'f> Request<'f> {
+    /// `None` where the method is none of the protocol's.
+    pub(crate) fn new(
+        call: RequestCall<'f>,
+        extra_info: ExtraInfo<'f>,
+        max_change_bytes: usize,
+        has_carrier: bool,
+    ) -> Option<Self> {
+        let source = match *call.src_ip {
+            [a, b, c, d] => Some(IpAddr::from([a, b, c, d])),
+            ref bytes => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
+        };
+        Some(Self {
+            id: call.id,
+            method: method_of(call.method)?,
+            path: call.path,
+            source,
+            args: call.args,
+            headers: Headers::new(call.headers),
+            extra_info,
+            changes: Changes::new(max_change_bytes),
+            has_carrier,
+            cache: None,
+            has_looked_further: AtomicBool::new(false),
+        })
+    }
+
+    /// The method.
+    #[must_use]
+    pub fn method(&self) -> &Method {
+        self.look_further();
+        &self.method
+    }
+
+    /// The path as the gateway matched it: percent-decoded, without dot
+    /// segments and doubled slashes. The client's own request line is the
+    /// variable `real_request_uri`.
+    #[must_use]
+    pub fn path(&self) -> &'f [u8] {
+        self.look_further();
+        self.path
+    }
+
+    /// The path, if it is UTF-8.
+    #[must_use]
+    pub fn path_str(&self) -> Option<&'f str> {
+        std::str::from_utf8(self.path()).ok()
+    }
+
+    /// The client's address, as the gateway sees it; `None` where it has none,
+    /// as on a unix socket.
+    #[must_use]
+    pub fn source(&self) -> Option<IpAddr> {
+        self.look_further();
+        self.source
+    }
+
+    /// The first value of a header, whatever the case of its name.
+    ///
+    /// The gateway hands on at most 100 headers, and those that its own plugins
+    /// add come last: with more, the identity that it added may be missing here.
+    #[must_use]
+    pub fn header(&self, name: impl AsRef<str>) -> Option<&'f [u8]> {
+        self.headers.first(name.as_ref())
+    }
+
+    /// The first value of a header, if it is UTF-8.
+    #[must_use]
+    pub fn header_str(&self, name: impl AsRef<str>) -> Option<&'f str> {
+        std::str::from_utf8(self.header(name)?).ok()
+    }
+
+    /// All values of a header, in their order.
+    pub fn headers_named<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'f [u8]> + Clone + 'a {
+        self.headers.named(name)
+    }
+
+    /// All headers, names in lower case. Only the order of one name's values
+    /// means something.
+    pub fn headers(&self) -> impl ExactSizeIterator<Item = (&'f [u8], &'f [u8])> + '_ {
+        self.headers.all()
+    }
+
+    /// The first value of an argument of the query, decoded; empty for a bare
+    /// `?name`.
+    #[must_use]
+    pub fn arg(&self, name: impl AsRef<[u8]>) -> Option<&'f [u8]> {
+        self.look_further();
+        let name = name.as_ref();
+        let (_, value) = self.args.iter().find(|(known, _)| *known == name)?;
+        Some(value.unwrap_or_default())
+    }
+
+    /// All arguments of the query, decoded; a bare `?name` has no value. Only
+    /// the order of one name's values means something.
+    pub fn args(&self) -> impl Iterator<Item = (&'f [u8], Option<&'f [u8]>)> + '_ {
+        self.look_further();
+        self.args.iter().copied()
+    }
+
+    /// An nginx or APISIX variable, such as `route_id`, `scheme`, `request_id`,
+    /// `remote_addr`; `None` where there is none of this name.
+    ///
+    /// Each new name is a round trip to the gateway; an answer is kept for the
+    /// request.
+    ///
+    /// # Errors
+    ///
+    /// If the gateway gives no answer, or the call has asked too much. A future
+    /// of this kind that is dropped before its answer came ends the questions
+    /// of this call.
+    pub async fn var(&mut self, name: &str) -> Result<Option<Bytes>, AskError> {
+        if !COMPARED.contains(&name) {
+            self.look_further();
+        }
+        self.extra_info.variable(name).await
+    }
+
+    /// The request's body, whole; `None` where there is none. At more than
+    /// 16 MiB the gateway fails the call.
+    ///
+    /// # Errors
+    ///
+    /// As [`var`](Self::var).
+    pub async fn body(&mut self) -> Result<Option<Bytes>, AskError> {
+        self.look_further();
+        self.extra_info.request_body().await
+    }
+
+    /// Sets a request header, in place of all its values. A later plugin of the
+    /// gateway, and the upstream, see it. `host` sets the host that the upstream
+    /// is asked for; to `x-forwarded-for` the gateway appends.
+    ///
+    /// # Errors
+    ///
+    /// A name or value that no header can have, an empty value, and the headers
+    /// that the gateway sets itself: `content-length`, `connection`, `upgrade`,
+    /// `transfer-encoding`, `x-real-ip`.
+    pub fn set_header<N>(&mut self, name: N, value: impl AsRef<[u8]>) -> Result<(), ChangeError>
+    where
+        N: TryInto<HeaderName>,
+        ChangeError: From<N::Error>,
+    {
+        let name = name.try_into()?;
+        check_request_header(&name)?;
+        check_value(&name, value.as_ref())?;
+        self.changes.header(name, Some(value.as_ref()))
+    }
+
+    /// Removes all values of a request header.
+    ///
+    /// # Errors
+    ///
+    /// As [`set_header`](Self::set_header), and for `host`, without which no
+    /// request is valid.
+    pub fn remove_header<N>(&mut self, name: N) -> Result<(), ChangeError>
+    where
+        N: TryInto<HeaderName>,
+        ChangeError: From<N::Error>,
+    {
+        let name = name.try_into()?;
+        check_request_header(&name)?;
+        if name.as_str() == "host" {
+            let why = "without it no request is valid";
+            return Err(ChangeError::Fixed { name: name.as_str().into(), why });
+        }
+        self.changes.header(name, None)
+    }
+
+    /// Sets the path, decoded: the gateway encodes it again, so that `%` arrives
+    /// as `%25` and `?` as `%3F`. A path that nobody sets goes on byte for byte.
+    ///
+    /// # Errors
+    ///
+    /// A path that does not begin with `/`.
+    pub fn set_path(&mut self, path: impl AsRef<[u8]>) -> Result<(), ChangeError> {
+        let path = path.as_ref();
+        if !path.starts_with(b"/") {
+            return Err(ChangeError::Path);
+        }
+        self.changes.budget.charge(path.len())?;
+        self.changes.path = Some(path.to_vec());
+        Ok(())
+    }
+
+    /// Sets an argument of the query, in place of all its values. Any change of
+    /// an argument makes the gateway encode and order the whole query anew.
+    ///
+    /// # Errors
+    ///
+    /// An empty name.
+    pub fn set_arg(&mut self, name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<(), ChangeError> {
+        self.changes.arg(name.as_ref(), Some(value.as_ref()))
+    }
+
+    /// Removes all values of an argument of the query.
+    ///
+    /// # Errors
+    ///
+    /// An empty name.
+    pub fn remove_arg(&mut self, name: impl AsRef<[u8]>) -> Result<(), ChangeError> {
+        self.changes.arg(name.as_ref(), None)
+    }
+
+    /// Replaces the request's body.
+    ///
+    /// # Errors
+    ///
+    /// An empty body, which the protocol can't say.
+    pub fn set_body(&mut self, body: impl Into<Vec<u8>>) -> Result<(), ChangeError> {
+        let body = body.into();
+        if body.is_empty() {
+            return Err(ChangeError::EmptyBody);
+        }
+        self.changes.budget.charge(body.len())?;
+        self.changes.body = Some(body);
+        Ok(())
+    }
+
+    /// Adds a header to the response that the upstream will give, beside what
+    /// the upstream sends.
+    ///
+    /// # Errors
+    ///
+    /// A name or value that no header can have, an empty value, and the ten
+    /// headers that the gateway leaves to the upstream, `content-type` among
+    /// them.
+    pub fn add_response_header<N>(&mut self, name: N, value: impl AsRef<[u8]>) -> Result<(), ChangeError>
+    where
+        N: TryInto<HeaderName>,
+        ChangeError: From<N::Error>,
+    {
+        let name = name.try_into()?;
+        check_added_response_header(&name)?;
+        check_value(&name, value.as_ref())?;
+        self.changes.budget.charge(name.as_str().len() + value.as_ref().len())?;
+        self.changes.response_headers.push((name, value.as_ref().to_vec()));
+        Ok(())
+    }
+
+    /// Sends the request to this upstream.
+    ///
+    /// The runner's carrier takes the choice to where it takes effect. With the direct
+    /// carrier the route's own upstream is a closed port, and a small plugin in the
+    /// gateway puts the choice in its place.
+    ///
+    /// # Errors
+    ///
+    /// A runner without a carrier ([`Runner::carrier`](crate::Runner::carrier)).
+    pub fn set_upstream(&mut self, upstream: Upstream) -> Result<(), ChangeError> {
+        if !self.has_carrier {
+            return Err(ChangeError::NoCarrier);
+        }
+        self.changes.upstream = Some(upstream);
+        Ok(())
+    }
+
+    /// Lets the gateway cache this plugin's decision for up to this long, and at most
+    /// 10 s. While it is cached, requests of the route with the same values in the
+    /// [`CacheKey`] are decided without a call.
+    ///
+    /// The plugin must not have looked at any other header. The runner never lets a
+    /// decision be cached that
+    ///
+    /// - rests on the method, the path, the query, the body, the client's address or a
+    ///   variable other than `scheme` and `route_id`,
+    /// - a plugin of the chain does not allow to be cached,
+    /// - changes something else than headers and the upstream,
+    /// - names more than 32 headers or cookies, a header with other characters than
+    ///   letters, digits and `-`, or a value that is not UTF-8,
+    /// - has an empty cache key.
+    ///
+    /// A revoked permission stays effective for up to this long.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use std::time::Duration;
+    ///
+    /// use apisix_plugin_runner::{Action, CacheKey, HeaderName, Plugin, PluginError, Request, StatusCode, Stop};
+    ///
+    /// struct ByTeam(Arc<CacheKey>);
+    ///
+    /// impl Default for ByTeam {
+    ///     fn default() -> Self {
+    ///         Self(Arc::new(CacheKey::new([HeaderName::from_static("x-team")])))
+    ///     }
+    /// }
+    ///
+    /// impl Plugin for ByTeam {
+    ///     const NAME: &'static str = "by-team";
+    ///     type Config = ();
+    ///
+    ///     async fn on_request(&self, (): &(), request: &mut Request<'_>) -> Result<Action, PluginError> {
+    ///         let Some(team) = request.header_str("x-team") else {
+    ///             return Ok(Stop::new(StatusCode::FORBIDDEN).into());
+    ///         };
+    ///         request.set_upstream(format!("http://team-{team}.example:8080").parse()?)?;
+    ///         request.cache_for(Duration::from_secs(5), &self.0);
+    ///         Ok(Action::Continue)
+    ///     }
+    /// }
+    /// ```
+    pub fn cache_for(&mut self, time: Duration, key: &Arc<CacheKey>) {
+        self.cache = Some((time, Arc::clone(key)));
+    }
+
+    /// A plugin has decided; the next one begins.
+    pub(crate) fn end_plugin(&mut self) {
+        let allowed = self.cache.take().filter(|_| !*self.has_looked_further.get_mut());
+        let so_far = std::mem::take(&mut self.changes.cacheable);
+        self.changes.cacheable = so_far.and(allowed);
+    }
+
+    fn look_further(&self) {
+        self.has_looked_further.store(true, Ordering::Relaxed);
+    }
+}
+
+impl fmt::Debug for Request<'_> {
+    /// Shows what is no personal data.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Request")
+            .field("id", &self.id)
+            .field("method", &self.method)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::gateway::{ClientRequest, ForwardedRequest, Gateway, Outcome, Route};
+    use crate::plugin::{Action, Plugin, PluginError};
+
+    /// What a plugin of a test does with a request.
+    type Deed = Box<dyn Fn(&mut Request<'_>) -> Vec<Result<(), ChangeError>> + Send + Sync>;
+
+    struct Does(Deed, Arc<Mutex<Vec<String>>>);
+
+    impl Plugin for Does {
+        const NAME: &'static str = "does";
+        type Config = ();
+
+        async fn on_request(&self, (): &(), request: &mut Request<'_>) -> Result<Action, PluginError> {
+            let errors = (self.0)(request).into_iter().filter_map(Result::err);
+            self.1.lock().unwrap().extend(errors.map(|error| error.to_string()));
+            Ok(Action::Continue)
+        }
+    }
+
+    async fn forwarded(
+        request: ClientRequest,
+        deed: impl Fn(&mut Request<'_>) -> Vec<Result<(), ChangeError>> + Send + Sync + 'static,
+    ) -> (ForwardedRequest, Vec<String>) {
+        let errors = Arc::default();
+        let gateway = Gateway::new().plugin(Does(Box::new(deed), Arc::clone(&errors)));
+        let outcome = gateway.call(&Route::new("r").plugin("does", "null"), &request).await;
+        let Outcome::Forward(forwarded) = outcome else { panic!("{outcome:?}") };
+        let errors = errors.lock().unwrap().clone();
+        (forwarded, errors)
+    }
+
+    #[tokio::test]
+    async fn a_request_is_read_as_the_gateway_sent_it() {
+        let request =
+            ClientRequest::new(Method::from_bytes(b"MKCOL").unwrap(), "/a%20b/%FF?x=1&flag&x=%26&empty=")
+                .header("X-Two", "1")
+                .header("x-two", "2")
+                .header("x-raw", b"\xff")
+                .from_source("::1".parse().unwrap());
+        let (forwarded, errors) = forwarded(request, |request| {
+            assert_eq!(request.method().as_str(), "MKCOL");
+            assert_eq!((request.path(), request.path_str()), (&b"/a b/\xff"[..], None));
+            assert_eq!(request.source(), Some("::1".parse().unwrap()));
+            assert_eq!(request.headers_named("X-TWO").collect::<Vec<_>>(), [b"1", b"2"]);
+            assert_eq!((request.header("x-raw"), request.header_str("x-raw")), (Some(&b"\xff"[..]), None));
+            assert_eq!(request.header_str("host"), Some("gateway.test"));
+            assert_eq!(request.arg("x"), Some(&b"1"[..]));
+            assert_eq!(
+                (request.arg("flag"), request.arg("empty"), request.arg("none")),
+                (Some(&b""[..]), Some(&b""[..]), None)
+            );
+            assert_eq!(request.args().filter(|(name, _)| *name == b"x").count(), 2);
+            Vec::new()
+        })
+        .await;
+        assert_eq!(forwarded.target, b"/a%20b/%FF?x=1&flag&x=%26&empty=", "reading is no change");
+        assert_eq!(errors, <[String; 0]>::default());
+    }
+
+    #[tokio::test]
+    async fn changes_arrive() {
+        let request = ClientRequest::new(Method::POST, "/a?x=1").header("x-gone", "1").body("body");
+        let (forwarded, errors) = forwarded(request, |request| {
+            vec![
+                request.set_path("/new path"),
+                request.set_arg("y", "2"),
+                request.set_arg("y", "3"),
+                request.remove_arg("x"),
+                request.set_body("new body"),
+                request.set_header("x-set", "first"),
+                request.set_header("X-Set", "last"),
+                request.remove_header("x-gone"),
+                request.set_header("host", "other"),
+                request.add_response_header("x-added", "1"),
+            ]
+        })
+        .await;
+        assert_eq!(errors, <[String; 0]>::default());
+        assert_eq!(String::from_utf8_lossy(&forwarded.target), "/new%20path?y=3");
+        assert_eq!(forwarded.body.as_deref(), Some(&b"new body"[..]));
+        assert_eq!(forwarded.header("x-set"), Some(&b"last"[..]));
+        assert_eq!(forwarded.header("host"), Some(&b"other"[..]));
+        assert_eq!(forwarded.header("x-gone"), None);
+        assert_eq!(forwarded.response_headers, [("x-added".to_owned(), b"1".to_vec())]);
+        assert_eq!(forwarded.upstream, None);
+    }
+
+    #[tokio::test]
+    async fn what_the_wire_can_not_say_is_refused_and_changes_nothing() {
+        let (forwarded, errors) = forwarded(ClientRequest::get("/a"), |request| {
+            vec![
+                request.set_path("no-slash"),
+                request.set_arg("", "1"),
+                request.remove_arg(""),
+                request.set_body(""),
+                request.set_header("a b", "1"),
+                request.set_header("x-empty", ""),
+                request.remove_header("host"),
+                request.remove_header("content-length"),
+                request.add_response_header("location", "/"),
+                request.set_header("x-large", vec![b'x'; 33 << 20]),
+            ]
+        })
+        .await;
+        let expected = [
+            "a path begins with \"/\": without, the gateway takes it for a part of the upstream's name",
+            "an argument needs a name",
+            "an argument needs a name",
+            "an empty body leaves the body as it was: the protocol can't say empty",
+            "not a header name: letters, digits and !#$%&'*+-.^_`|~ only, at least one",
+            "empty value for header \"x-empty\": the gateway would delete it, so use remove_header",
+            "request header \"host\" can't be changed: without it no request is valid",
+            "request header \"content-length\" can't be changed: a length without its body stalls the request, and a new body brings its own",
+            "response header \"location\" can't be set: the gateway ignores it",
+            "the changes of this call are more than 33554432 bytes",
+        ];
+        assert_eq!(errors, expected);
+        assert_eq!((&forwarded.target[..], forwarded.header("x-large")), (&b"/a"[..], None));
+    }
+}

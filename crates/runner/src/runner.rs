@@ -1,0 +1,548 @@
+//! A program's runner: its plugins, and its life from the start to the end of the drain.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::net::TcpListener as StdTcpListener;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::net::{TcpStream, UnixListener, UnixStream};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::carrier::Carrier;
+use crate::chains::ConfCache;
+use crate::config::ConfError;
+use crate::dispatcher::Dispatcher;
+use crate::failure::FailureAnswers;
+use crate::listener::admission::Admission;
+use crate::listener::file_watch::gone;
+use crate::listener::server::Server;
+use crate::listener::socket_file::{BindError, BoundFile, PreparedFile, SocketFile};
+use crate::listener::takeover::{Incumbent, Inheritance, Inherited, Predecessor, Succession, takeover_path};
+use crate::plugin::{PluginError, PreparedPlugin};
+use crate::registry::Registry;
+use crate::settings::Settings;
+use crate::tasks::{EndOnDrop, Tasks};
+
+/// How long the plugins' `stop` hooks may take in all.
+const STOP_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A runner with its plugins.
+///
+/// ```no_run
+/// # use apisix_plugin_runner::{Action, Plugin, PluginError, Request};
+/// # struct Greet;
+/// # impl Plugin for Greet {
+/// #     const NAME: &'static str = "greet";
+/// #     type Config = ();
+/// #     async fn on_request(&self, (): &(), _: &mut Request<'_>) -> Result<Action, PluginError> {
+/// #         Ok(Action::Continue)
+/// #     }
+/// # }
+/// use apisix_plugin_runner::Runner;
+///
+/// fn main() -> std::process::ExitCode {
+///     Runner::named(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION")).plugin(Greet).main()
+/// }
+/// ```
+#[derive(Clone)]
+pub struct Runner {
+    pub(crate) name: &'static str,
+    pub(crate) version: &'static str,
+    pub(crate) registry: Registry,
+    carrier: Option<Arc<dyn Carrier>>,
+    failures: Option<Arc<dyn FailureAnswers>>,
+}
+
+/// Why a runner did not start.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// Two plugins have the same name.
+    #[error("two plugins are named {0:?}")]
+    DuplicatePlugin(&'static str),
+    /// The socket can't be made.
+    #[error("the socket {path:?} (--listen-address or APISIX_LISTEN_ADDRESS): {error}")]
+    Socket {
+        /// Its path.
+        path: PathBuf,
+        /// What failed.
+        error: BindError,
+    },
+    /// A plugin's `start` hook failed.
+    #[error("the plugin {plugin:?} did not start: {error}")]
+    PluginStart {
+        /// The plugin's name.
+        plugin: &'static str,
+        /// What it said.
+        error: PluginError,
+    },
+}
+
+impl Runner {
+    /// A runner of the program with this name and version, without plugins. `--help`,
+    /// `--version` and error messages show both.
+    #[must_use]
+    pub fn named(name: &'static str, version: &'static str) -> Self {
+        Self { name, version, registry: Registry::default(), carrier: None, failures: None }
+    }
+
+    /// Adds a plugin. A runner with two plugins of one name does not start.
+    #[must_use]
+    pub fn plugin<P: PreparedPlugin>(mut self, plugin: P) -> Self {
+        self.registry.add(plugin);
+        self
+    }
+
+    /// Lets plugins choose the upstream, by this carrier.
+    #[must_use]
+    pub fn carrier(mut self, carrier: impl Carrier) -> Self {
+        self.carrier = Some(Arc::new(carrier));
+        self
+    }
+
+    /// Replaces the answers to calls that could not be decided.
+    #[must_use]
+    pub fn failure_answers(mut self, answers: impl FailureAnswers) -> Self {
+        self.failures = Some(Arc::new(answers));
+        self
+    }
+
+    /// The names of the plugins, in alphabetical order.
+    #[must_use]
+    pub fn plugin_names(&self) -> Vec<&'static str> {
+        self.registry.names()
+    }
+
+    /// Prepares a conf as for a route and forgets it. `None` if no plugin has this name.
+    pub async fn check_conf(&self, plugin: &str, conf: &[u8]) -> Option<Result<(), ConfError>> {
+        let prepared = self.registry.prepare(plugin.as_bytes(), conf).await?;
+        Some(prepared.map(drop))
+    }
+
+    /// Runs on the caller's runtime until `stop`, then drains. Environment and signals are
+    /// left to the caller, and no subscriber is installed.
+    ///
+    /// # Errors
+    ///
+    /// Two plugins of one name, a socket that can't be made, a plugin that does not start.
+    pub async fn run(self, settings: Settings, stop: impl Future<Output = ()>) -> Result<(), RunError> {
+        let control = Control::new(CancellationToken::new(), CancellationToken::new());
+        let stop_token = control.stop.clone();
+        let stopped = async {
+            stop.await;
+            stop_token.cancel();
+            std::future::pending::<()>().await;
+        };
+        let running = async {
+            let start = Start::at(&settings).await.prepare()?;
+            self.serve(start, settings, None, &control).await
+        };
+        tokio::select! {
+            ran = running => ran,
+            () = stopped => Ok(()),
+        }
+    }
+
+    pub(crate) fn dispatcher(&self, settings: &Settings) -> Result<Dispatcher, RunError> {
+        if let Some(name) = self.registry.duplicate() {
+            return Err(RunError::DuplicatePlugin(name));
+        }
+        let confs = ConfCache::new(settings.conf_expire_time, settings.max_confs);
+        let dispatcher = Dispatcher::new(self.registry.clone(), confs, settings.call);
+        Ok(dispatcher.with_carrier(self.carrier.clone()).with_failures(self.failures.clone()))
+    }
+
+    /// Takes the socket's path and serves until the drain has ended.
+    ///
+    /// # Errors
+    ///
+    /// Two plugins of one name, a plugin that does not start, a path that can't be taken.
+    pub async fn serve(
+        self,
+        start: PreparedStart,
+        settings: Settings,
+        companion: Option<CompanionParts>,
+        control: &Control,
+    ) -> Result<(), RunError> {
+        let dispatcher = Arc::new(self.dispatcher(&settings)?);
+        let (tasks, succession) = (Tasks::default(), succession_of(companion.as_ref()));
+        let _ended = EndOnDrop(tasks.clone());
+        let started = dispatcher.registry().start(&tasks).await;
+        started.map_err(|(plugin, error)| RunError::PluginStart { plugin, error })?;
+        let (predecessor, sockets) = start.take_path()?;
+        let admission = Admission::new(settings.allowed_uids.clone(), settings.gateway);
+        info!(
+            socket = %settings.socket.path.display(),
+            mode = format!("{:04o}", settings.socket.mode),
+            serves = %admission,
+            plugins = ?self.registry.names(),
+            "runner listens"
+        );
+        let draining = CancellationToken::new();
+        let server = Server::new(
+            Arc::clone(&dispatcher),
+            admission,
+            settings.max_connections,
+            Arc::clone(&succession),
+            draining.clone(),
+        );
+        let companion = companion.map(|parts| parts.companion);
+        let serving = async {
+            tokio::join!(
+                serve_sockets(&server, sockets, &succession, &draining, settings.drain),
+                async {
+                    if let Some(companion) = &companion {
+                        Arc::clone(companion).serve(draining.clone(), settings.drain).await;
+                    }
+                },
+                // What it hands on must be gone before we are.
+                inherit(predecessor, &server, companion.as_ref(), &succession, &draining),
+            )
+        };
+        let told_to_stop = async {
+            control.stop.cancelled().await;
+            hand_over(&succession, control, &settings).await;
+            draining.cancel();
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            _ = serving => info!("drained"),
+            () = control.now.cancelled() => warn!("ended before everything was finished"),
+            () = told_to_stop => {}
+        }
+        if tokio::time::timeout(STOP_DEADLINE, dispatcher.registry().stop()).await.is_err() {
+            warn!(most = ?STOP_DEADLINE, "the plugins' stop hooks take too long: not waited for");
+        }
+        tasks.end().await;
+        Ok(())
+    }
+}
+
+fn succession_of(companion: Option<&CompanionParts>) -> Arc<Succession> {
+    companion.map_or_else(|| Succession::new(None), |parts| Arc::clone(&parts.succession))
+}
+
+/// How a runner is told to end.
+#[derive(Clone)]
+pub struct Control {
+    stop: CancellationToken,
+    now: CancellationToken,
+    successor_wait: Arc<dyn Fn() -> Duration + Send + Sync>,
+}
+
+impl Control {
+    /// Drains once `stop` is cancelled, and ends at once when `now` is.
+    #[must_use]
+    pub fn new(stop: CancellationToken, now: CancellationToken) -> Self {
+        Self { stop, now, successor_wait: Arc::new(|| Duration::ZERO) }
+    }
+
+    /// Asks this function, when the runner is told to stop, how long to wait for a
+    /// successor before the drain. By default the runner waits only for a successor that
+    /// has announced itself.
+    #[must_use]
+    pub fn successor_wait(mut self, wait: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
+        self.successor_wait = Arc::new(wait);
+        self
+    }
+}
+
+/// A TCP service beside the runner in the same process, whose connections pass to the next
+/// runner together with the gateway's.
+pub trait Companion: Send + Sync + 'static {
+    /// Serves its listener until `stop`, then drains for at most `drain`.
+    fn serve(
+        self: Arc<Self>,
+        stop: CancellationToken,
+        drain: Duration,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+
+    /// Serves a connection that a predecessor has handed over.
+    fn admit(self: Arc<Self>, connection: TcpStream, stop: &CancellationToken);
+}
+
+/// A companion, and the succession by which it hands its connections over.
+pub struct CompanionParts {
+    /// The companion.
+    pub companion: Arc<dyn Companion>,
+    /// Made with a duplicate of the companion's listener.
+    pub succession: Arc<Succession>,
+}
+
+/// A start at a socket: which runner serves it so far.
+pub struct Start {
+    incumbent: Incumbent,
+    socket: SocketFile,
+    has_takeover: bool,
+}
+
+/// The listener that a companion can take over.
+#[derive(Debug)]
+pub struct InheritedListener {
+    /// The predecessor's, with the connections in its queue.
+    pub listener: Option<StdTcpListener>,
+    /// Whether a runner of our own user serves the socket and hands no listener over.
+    pub may_share: bool,
+    /// Whether the runner at the socket belongs to another user.
+    pub is_foreign: bool,
+}
+
+impl Start {
+    /// Asks the runner that serves the socket, if there is one, to hand over.
+    pub async fn at(settings: &Settings) -> Self {
+        let incumbent = Incumbent::ask(&settings.socket.path).await;
+        Self { incumbent, socket: settings.socket.clone(), has_takeover: settings.has_takeover }
+    }
+
+    /// The listener for a companion.
+    pub fn companion_listener(&mut self) -> InheritedListener {
+        let is_foreign = matches!(self.incumbent, Incumbent::Foreign);
+        match &mut self.incumbent {
+            Incumbent::HandsOver(inheritance) => {
+                let listener = inheritance.listener.take();
+                InheritedListener { may_share: listener.is_none(), listener, is_foreign }
+            }
+            Incumbent::Keeps => InheritedListener { listener: None, may_share: true, is_foreign },
+            Incumbent::None | Incumbent::Foreign => {
+                InheritedListener { listener: None, may_share: false, is_foreign }
+            }
+        }
+    }
+
+    /// Does everything that can fail before the path is taken from the runner that has it.
+    ///
+    /// # Errors
+    ///
+    /// A path at which no socket can be made.
+    pub fn prepare(self) -> Result<PreparedStart, RunError> {
+        let predecessor = match self.incumbent {
+            Incumbent::HandsOver(Inheritance { predecessor, .. }) => Some(predecessor),
+            _ => None,
+        };
+        let mut sockets = vec![prepared(&self.socket, Purpose::Calls)?];
+        if self.has_takeover {
+            let path = takeover_path(&self.socket.path);
+            let file = SocketFile { path, mode: 0o600, owner: None, group: None };
+            sockets.push(prepared(&file, Purpose::Takeover)?);
+        }
+        Ok(PreparedStart { predecessor, sockets })
+    }
+}
+
+fn prepared(file: &SocketFile, purpose: Purpose) -> Result<(SocketFile, Purpose, PreparedFile), RunError> {
+    let failed = |error| RunError::Socket { path: file.path.clone(), error };
+    Ok((file.clone(), purpose, file.prepare().map_err(failed)?))
+}
+
+/// What a socket is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    Calls,
+    Takeover,
+}
+
+/// A start that can no longer fail for want of a socket.
+pub struct PreparedStart {
+    predecessor: Option<Predecessor>,
+    sockets: Vec<(SocketFile, Purpose, PreparedFile)>,
+}
+
+/// A socket that listens at its path.
+struct BoundSocket {
+    file: SocketFile,
+    purpose: Purpose,
+    listener: UnixListener,
+    bound: BoundFile,
+}
+
+impl PreparedStart {
+    /// Takes the paths from the runner that has them.
+    fn take_path(self) -> Result<(Option<Predecessor>, Vec<BoundSocket>), RunError> {
+        let mut bound_sockets = Vec::with_capacity(self.sockets.len());
+        for (file, purpose, prepared) in self.sockets {
+            let failed = |error| RunError::Socket { path: file.path.clone(), error };
+            let (listener, bound) = prepared.take_path().map_err(failed)?;
+            bound_sockets.push(BoundSocket { file, purpose, listener, bound });
+        }
+        Ok((self.predecessor, bound_sockets))
+    }
+}
+
+/// Waits for a successor, unless the gateway ends meanwhile, and leaves the companion's
+/// listener to it.
+async fn hand_over(succession: &Succession, control: &Control, settings: &Settings) {
+    tokio::select! {
+        () = succession.wait((control.successor_wait)()) => {}
+        () = end_of_gateway(settings) => {}
+    }
+    succession.close_listener();
+}
+
+/// Returns once the gateway has ended; never without one.
+async fn end_of_gateway(settings: &Settings) {
+    let Some(gateway) = settings.gateway else { return std::future::pending().await };
+    gateway.ended().await;
+}
+
+/// Serves the connections that predecessors hand over, until `stop`. Then hands the
+/// predecessors on to a successor, if there is one.
+async fn inherit(
+    first: Option<Predecessor>,
+    server: &Server,
+    companion: Option<&Arc<dyn Companion>>,
+    succession: &Succession,
+    stop: &CancellationToken,
+) {
+    let (mut predecessors, mut nexts) = (BTreeMap::new(), Vec::<NextInherited>::new());
+    let next_of = |number: u64, predecessor: Predecessor| -> NextInherited {
+        Box::pin(async move { (number, predecessor.next().await) })
+    };
+    let mut numbers = 0..;
+    let mut found = first;
+    if let Some(predecessor) = &found {
+        predecessor.listens().await;
+    }
+    loop {
+        if let Some((predecessor, number)) = found.take().zip(numbers.next()) {
+            nexts.push(next_of(number, predecessor.clone()));
+            predecessors.insert(number, (predecessor, HandedOver::default()));
+        }
+        let (number, inherited) = tokio::select! {
+            next = first_ready(&mut nexts) => next,
+            () = stop.cancelled() => {
+                // What waits in their connections is the successor's to read.
+                nexts.clear();
+                for (predecessor, HandedOver { calls, requests }) in predecessors.into_values() {
+                    let is_handed_on = succession.hand_over_predecessor(&predecessor).await;
+                    info!(calls, requests, is_handed_on, "told to end; connections that a predecessor has handed over");
+                }
+                return;
+            }
+        };
+        let Some((predecessor, handed_over)) = predecessors.get_mut(&number) else { continue };
+        match inherited {
+            Some(Inherited::Calls(stream)) => {
+                handed_over.calls += 1;
+                server.admit(stream);
+            }
+            Some(Inherited::Requests(stream)) => {
+                handed_over.requests += 1;
+                if let Some(companion) = companion {
+                    Arc::clone(companion).admit(stream, stop);
+                }
+            }
+            Some(Inherited::Predecessor(predecessor)) => found = Some(predecessor),
+            None => {
+                let HandedOver { calls, requests } = *handed_over;
+                info!(calls, requests, "a predecessor has ended; connections that it has handed over");
+                predecessors.remove(&number);
+                continue;
+            }
+        }
+        nexts.push(next_of(number, predecessor.clone()));
+    }
+}
+
+type NextInherited = Pin<Box<dyn Future<Output = (u64, Option<Inherited>)> + Send>>;
+
+/// What the first future says that is ready, and removes that future. A task for each would
+/// lose a connection that it has received when it is dropped.
+async fn first_ready(nexts: &mut Vec<NextInherited>) -> (u64, Option<Inherited>) {
+    std::future::poll_fn(|task| {
+        for index in 0..nexts.len() {
+            if let Poll::Ready(next) = nexts[index].as_mut().poll(task) {
+                drop(nexts.swap_remove(index));
+                return Poll::Ready(next);
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// How many connections a predecessor has handed over.
+#[derive(Clone, Copy, Debug, Default)]
+struct HandedOver {
+    calls: u64,
+    requests: u64,
+}
+
+/// Serves the sockets until `stop`, then lets the calls in flight finish.
+async fn serve_sockets(
+    server: &Server,
+    sockets: Vec<BoundSocket>,
+    succession: &Succession,
+    stop: &CancellationToken,
+    drain: Duration,
+) {
+    let mut sockets = sockets.into_iter();
+    match (sockets.next(), sockets.next()) {
+        (Some(calls), Some(takeover)) => {
+            tokio::join!(
+                serve_socket(server, calls, succession, stop),
+                serve_socket(server, takeover, succession, stop),
+            );
+        }
+        (Some(calls), None) => serve_socket(server, calls, succession, stop).await,
+        (None, _) => {}
+    }
+    server.finish(Instant::now() + drain).await;
+}
+
+/// Serves a socket, and makes its file again if the file is gone: a runner that was
+/// started beside this one and has ended took it along.
+async fn serve_socket(
+    server: &Server,
+    socket: BoundSocket,
+    succession: &Succession,
+    stop: &CancellationToken,
+) {
+    let BoundSocket { file, purpose, listener, bound } = socket;
+    let admit = |server: &Server, stream: UnixStream| match purpose {
+        Purpose::Calls => server.admit(stream),
+        Purpose::Takeover => server.admit_successor(stream),
+    };
+    let on_taken = || {
+        if purpose == Purpose::Calls {
+            warn!("another runner has taken the socket over: the gateway's new calls go there");
+        }
+    };
+    let mut watched = bound.watched();
+    let mut is_logged = false;
+    let mut replaced = CancellationToken::new();
+    let mut accepting = Box::pin(server.accept(listener, bound, replaced.clone(), admit));
+    loop {
+        tokio::select! {
+            () = &mut accepting => return,
+            () = gone(&watched, succession, stop, on_taken) => match file.bind() {
+                Ok((listener, bound)) => {
+                    warn!(socket = %file.path.display(), "the socket's file was gone: it is recreated");
+                    (watched, is_logged) = (bound.watched(), false);
+                    let before = std::mem::take(&mut replaced);
+                    let next = Box::pin(server.accept(listener, bound, replaced.clone(), admit));
+                    let ended = std::mem::replace(&mut accepting, next);
+                    before.cancel();
+                    // Connections that wait in its queue are served.
+                    ended.await;
+                }
+                Err(error) => {
+                    if !is_logged {
+                        error!(%error, "the socket's file is gone and can't be recreated: tries again until it can");
+                        is_logged = true;
+                    }
+                    tokio::time::sleep(RECREATE_PAUSE).await;
+                }
+            },
+        }
+    }
+}
+
+/// How long to wait before a socket's file is made again after a failure.
+const RECREATE_PAUSE: Duration = Duration::from_millis(100);

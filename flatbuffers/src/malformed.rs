@@ -1,0 +1,26 @@
+//! What reading a payload gives besides numbers: a name with its value, or an error.
+
+use thiserror::Error;
+
+/// A payload that is not what its kind says.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum MalformedPayload {
+    /// A reference leads out of the payload.
+    #[error("malformed payload: what stands at byte {at} reaches beyond the end")]
+    OutOfBounds {
+        /// The position of the reference, in bytes.
+        at: usize,
+    },
+    /// A list has too many entries.
+    #[error("malformed payload: a list of {entries} entries")]
+    TooMany {
+        /// The number of entries that the list claims.
+        entries: usize,
+    },
+    /// The verifier of the FlatBuffers library rejects the payload.
+    #[error("malformed payload: {0}")]
+    Unverified(Box<str>),
+}
+
+/// A name with its value.
+pub type NameValue<'f> = (&'f [u8], Option<&'f [u8]>);

@@ -1,0 +1,38 @@
+//! `kube-coders call`: one request to a running runner, and its decision in words.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+
+use apisix_plugin_runner::command::{CallCommandError, Note, ask, client_request, decision_note, flag_text};
+use apisix_plugin_runner::gateway::ForwardedRequest;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+use crate::cli::arguments::CallCommandArgs;
+use crate::route::gateway;
+use crate::route::stamp::STAMP_HEADER;
+
+/// Calls the runner once and prints its decision.
+pub(crate) async fn call(
+    path: &Path,
+    args: &CallCommandArgs,
+    output: &mut impl Write,
+) -> Result<ExitCode, CallCommandError> {
+    let mut request = client_request(&args.request)?;
+    if let Some(claims) = &args.userinfo {
+        let claims = flag_text("--userinfo", claims)?;
+        request = request.added_header("x-userinfo", STANDARD.encode(claims));
+    }
+    ask(&gateway(path), path, (&args.plugin, &args.request.conf), &request, output, |forwarded| {
+        Some(note(forwarded))
+    })
+    .await
+}
+
+/// What a choice says besides the upstream; the stamp itself is not shown.
+fn note(forwarded: &ForwardedRequest) -> Note {
+    let mut note = decision_note(forwarded);
+    note.hidden.push(STAMP_HEADER);
+    note
+}

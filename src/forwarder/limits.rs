@@ -1,0 +1,74 @@
+//! The forwarder's limits.
+
+use std::time::Duration;
+
+use apisix_plugin_runner::upstream::Timeouts;
+
+/// How many connections of the gateway may be open for each that is in use. Idle
+/// connections cost little, and each worker of the gateway keeps some.
+pub(super) const SOCKETS_PER_PERMIT: usize = 2;
+
+/// What the forwarder does not exceed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ForwarderLimits {
+    /// Requests under way and open tunnels. Each has a connection of the gateway and one
+    /// to a workspace.
+    pub(crate) max_connections: usize,
+    /// Requests under way and open tunnels of one subject.
+    pub(crate) max_of_subject: usize,
+    /// How long connecting to a workspace may take, over all its addresses.
+    pub(crate) connect: Duration,
+    /// How long a workspace, or the gateway, may take nothing of what is sent to it.
+    pub(crate) send: Duration,
+    /// How long nothing may move while the forwarder waits for a workspace's response.
+    pub(crate) read: Duration,
+    /// How long the gateway may take for a request's head, from its first byte on.
+    pub(crate) head: Duration,
+    /// How long a connection to a workspace is kept for its next request.
+    pub(crate) idle: Duration,
+    /// Idle connections to all workspaces. At the limit, the oldest one is closed.
+    pub(crate) max_idle: usize,
+    /// Requests on one connection to a workspace.
+    pub(crate) max_requests: u32,
+}
+
+impl Default for ForwarderLimits {
+    /// The values of the gateway's own upstream, except for the number of connections.
+    fn default() -> Self {
+        Self {
+            max_connections: 4096,
+            max_of_subject: 256,
+            connect: Duration::from_secs(6),
+            send: Duration::from_secs(300),
+            read: Duration::from_secs(300),
+            head: Duration::from_secs(10),
+            idle: Duration::from_secs(60),
+            max_idle: 320,
+            max_requests: 1000,
+        }
+    }
+}
+
+impl ForwarderLimits {
+    /// How many connections there may be in total, of the gateway and to workspaces.
+    pub(crate) fn most_connections(&self) -> usize {
+        (SOCKETS_PER_PERMIT + 1) * self.max_connections + self.max_idle
+    }
+
+    /// The timeouts of one exchange: those that a plugin chose, or these limits.
+    pub(super) fn with(&self, chosen: Timeouts) -> ExchangeTimeouts {
+        ExchangeTimeouts {
+            connect: chosen.connect.unwrap_or(self.connect),
+            send: chosen.send.unwrap_or(self.send),
+            read: chosen.read.unwrap_or(self.read),
+        }
+    }
+}
+
+/// How long the forwarder waits in one exchange.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ExchangeTimeouts {
+    pub(super) connect: Duration,
+    pub(super) send: Duration,
+    pub(super) read: Duration,
+}

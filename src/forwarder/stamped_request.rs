@@ -1,0 +1,192 @@
+//! A request of the gateway: its stamp's upstream, and its head as it goes to the workspace.
+
+use std::time::SystemTime;
+
+use thiserror::Error;
+
+use super::http::framing::{self, Answers, Framing, FramingError};
+use super::http::head::{HeadError, HttpVersion, RawRequestHead};
+use super::http::headers::{self, Named, NamedError, RequestForm};
+use crate::route::kept_headers::is_always_kept;
+use crate::route::stamp::{STAMP_HEADER, StampError, StampKey, Stamped};
+use apisix_plugin_runner::Upstream;
+
+/// A request with a valid stamp, and what the exchange needs to know about it.
+#[derive(Debug)]
+pub(super) struct StampedRequest {
+    pub(super) upstream: Upstream,
+    pub(super) framing: Framing,
+    pub(super) version: HttpVersion,
+    /// What its response answers.
+    pub(super) method: Answers,
+    /// The protocols that it offers, if it asks for an upgrade.
+    pub(super) protocols: Option<Box<[u8]>>,
+    /// Whether it waits for a 100 before its body.
+    pub(super) expects_continue: bool,
+    /// Whether the gateway sends no other request on its connection.
+    pub(super) is_last: bool,
+    /// The head as it goes to the workspace.
+    pub(super) head: Vec<u8>,
+}
+
+/// Why a request is not passed on.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub(super) enum RequestError {
+    #[error("{0}")]
+    Head(#[from] HeadError),
+    #[error("{0}")]
+    Framing(#[from] FramingError),
+    #[error("{0}")]
+    Named(#[from] NamedError),
+    #[error("the host header is missing, repeated or not a host")]
+    Host,
+    #[error("the target is neither a path nor, with OPTIONS, `*`, nor a URL of the same host")]
+    Target,
+    /// The request asks for a tunnel to a host of the client's choice.
+    #[error("the method is CONNECT")]
+    Connect,
+    /// Everything else is valid, so the body can be skipped.
+    #[error("{error}")]
+    Stamp { error: StampError, framing: Framing, is_last: bool },
+}
+
+impl StampedRequest {
+    /// Reads a complete head.
+    pub(super) fn read(head: &[u8], key: &StampKey, now: SystemTime) -> Result<Self, RequestError> {
+        let head = RawRequestHead::parse(head)?;
+        if head.method == b"CONNECT" {
+            return Err(RequestError::Connect);
+        }
+        let framing = framing::of_request(&head)?;
+        let target = origin_form(&head)?;
+        let named = Named::in_fields(&head.fields)?;
+        let is_last = head.version == HttpVersion::Http10 || named.has(b"close");
+        let Stamped { upstream, kept } =
+            stamped(&head, key, now).map_err(|error| RequestError::Stamp { error, framing, is_last })?;
+        let protocols = headers::wanted_protocols(&head, &named);
+        let length: usize = head.fields.iter().map(|field| field.line.len() + 2).sum();
+        let mut output = Vec::with_capacity(length + target.len() + 128);
+        let is_kept = |name: &[u8]| is_always_kept(name) || kept.has(name);
+        let form = RequestForm { target, framing, protocols, own_header: STAMP_HEADER, is_kept: &is_kept };
+        headers::write_request(&head, &named, &form, &mut output);
+        Ok(Self {
+            upstream,
+            framing,
+            version: head.version,
+            method: if head.method == b"HEAD" { Answers::Head } else { Answers::OtherMethod },
+            protocols: protocols.map(Box::from),
+            expects_continue: head.version == HttpVersion::Http11 && expects_continue(&head),
+            is_last,
+            head: output,
+        })
+    }
+}
+
+fn expects_continue(head: &RawRequestHead<'_>) -> bool {
+    head.fields.iter().any(|field| field.is("expect") && field.value.eq_ignore_ascii_case(b"100-continue"))
+}
+
+/// What a request's one valid stamp says.
+fn stamped(head: &RawRequestHead<'_>, key: &StampKey, now: SystemTime) -> Result<Stamped, StampError> {
+    let mut stamps = head.fields.iter().filter(|field| field.is(STAMP_HEADER));
+    let stamp = stamps.next().ok_or(StampError::Missing)?;
+    match stamps.next() {
+        Some(_) => Err(StampError::Repeated),
+        None => key.open(stamp.value, now),
+    }
+}
+
+/// The target in the form that servers accept. A target for a proxy is a whole URL (RFC
+/// 9112, section 3.2.2) and must name the same host as `Host`: the stamp decides where the
+/// request goes, and no server on the way may see another host.
+fn origin_form<'b>(head: &RawRequestHead<'b>) -> Result<&'b [u8], RequestError> {
+    let host = host(head)?;
+    match head.target {
+        [b'/', ..] => Ok(head.target),
+        b"*" if head.method == b"OPTIONS" => Ok(head.target),
+        target => {
+            let rest = without_scheme(target).ok_or(RequestError::Target)?;
+            let end = rest.iter().position(|byte| b"/?#".contains(byte)).unwrap_or(rest.len());
+            let (authority, path) = rest.split_at(end);
+            let is_same = host.is_some_and(|host| host.eq_ignore_ascii_case(authority));
+            match path {
+                [] if is_same => Ok(b"/"),
+                [b'/', ..] if is_same => Ok(path),
+                _ => Err(RequestError::Target),
+            }
+        }
+    }
+}
+
+fn without_scheme(target: &[u8]) -> Option<&[u8]> {
+    let starts = [&b"http://"[..], b"https://"];
+    starts.iter().find_map(|start| {
+        let (scheme, rest) = target.split_at_checked(start.len())?;
+        scheme.eq_ignore_ascii_case(start).then_some(rest)
+    })
+}
+
+/// The value of `Host`, which must be there once. HTTP/1.0 may leave it out.
+fn host<'b>(head: &RawRequestHead<'b>) -> Result<Option<&'b [u8]>, RequestError> {
+    let mut hosts = head.fields.iter().filter(|field| field.name.len() == 4 && field.is("host"));
+    let is_allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(byte);
+    match (hosts.next(), hosts.next()) {
+        (None, _) if head.version == HttpVersion::Http10 => Ok(None),
+        (Some(host), None) if !host.value.is_empty() && host.value.iter().all(is_allowed) => {
+            Ok(Some(host.value))
+        }
+        _ => Err(RequestError::Host),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::route::stamp::KeptNames;
+
+    /// The header lines at the workspace of a request with these lines, of which plugins
+    /// have set those with these names.
+    fn passed(lines: &str, set_by_plugins: &[&str]) -> Vec<String> {
+        let (key, now) = (StampKey::random().unwrap(), SystemTime::now());
+        let kept = KeptNames::new(set_by_plugins.iter().copied()).unwrap();
+        let upstream = "http://a:1".parse().unwrap();
+        let stamp = key.make_keeping(&upstream, &kept, now + Duration::from_secs(60));
+        let head = format!("GET / HTTP/1.1\r\n{STAMP_HEADER}: {stamp}\r\n{lines}\r\n");
+        let request = StampedRequest::read(head.as_bytes(), &key, now).unwrap();
+        let head = String::from_utf8(request.head).unwrap();
+        head.lines().skip(1).take_while(|line| !line.is_empty()).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn a_client_can_not_remove_what_the_gateway_sets() {
+        let kept = [
+            "Authorization: Bearer x",
+            "Content-Length: 3",
+            "Content-Type: text/plain",
+            "Cookie: a=b",
+            "Forwarded: for=192.0.2.1",
+            "Host: code.example",
+            "Origin: https://code.example",
+            "Sec-WebSocket-Key: x",
+            "Via: 1.1 gateway",
+            "X-Auth-User: alice",
+            "X-Forwarded-For: 192.0.2.1",
+            "X-Forwarded-User: alice",
+            "X-Real-IP: 192.0.2.1",
+            "X-Request-Id: 1",
+        ];
+        let names: Vec<_> = kept.iter().map(|line| line.split(':').next().unwrap()).collect();
+        let lines = format!("{}\r\nConnection: {}\r\n", kept.join("\r\n"), names.join(", "));
+        assert_eq!(passed(&lines, &[]), kept);
+    }
+
+    #[test]
+    fn a_header_that_a_plugin_set_reaches_the_workspace_whatever_connection_names() {
+        let lines = "Host: h\r\nConnection: X-Greeting, x-own, x-forwarded-user\r\n\
+                     x-greeting: hello\r\nx-own: 1\r\nx-forwarded-user: alice\r\n";
+        let expected = ["Host: h", "x-greeting: hello", "x-forwarded-user: alice"];
+        assert_eq!(passed(lines, &["x-greeting"]), expected);
+    }
+}

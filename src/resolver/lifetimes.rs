@@ -1,0 +1,23 @@
+//! How long answers of name servers are used.
+
+use std::time::Duration;
+
+/// For how long answers of name servers are used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Lifetimes {
+    /// How long addresses are good at least and at most, whatever their TTL.
+    pub(crate) min_ttl: Duration,
+    pub(crate) max_ttl: Duration,
+    /// How long after that they are used while no name server can say.
+    pub(crate) stale: Duration,
+}
+
+impl Default for Lifetimes {
+    fn default() -> Self {
+        Self {
+            min_ttl: Duration::from_secs(1),
+            max_ttl: Duration::from_secs(5 * 60),
+            stale: Duration::from_secs(60 * 60),
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! The table of names: what is known of each, until it expires.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, RwLock};
+
+use tokio::time::Instant;
+
+use super::resolve_error::ResolveError;
+use crate::locks::{read_lock, write_lock};
+use apisix_plugin_runner::HostName;
+
+/// Into how many parts the table is cut, so that two lookups rarely meet at one
+/// lock.
+const SHARDS: usize = 16;
+
+/// What is known of a name: its addresses, at least one, or why it has none.
+pub(super) type KnownAddresses = Result<Arc<[IpAddr]>, ResolveError>;
+
+/// Names and what is known of them, bounded in number: no more than asked for,
+/// but for one name a shard.
+pub(super) struct NameTable {
+    shards: [RwLock<HashMap<HostName, NameEntry>>; SHARDS],
+    hasher: RandomState,
+    /// How many names all shards hold together: they do not fill evenly.
+    names: AtomicUsize,
+    max_names: usize,
+}
+
+/// What is known of a name, and for how long.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct NameEntry {
+    pub(super) known: KnownAddresses,
+    pub(super) source: NameSource,
+    /// The state of the hosts file when the entry was made.
+    pub(super) hosts: u32,
+    /// From when on a caller checks the entry before it is used.
+    pub(super) due_at: Instant,
+    /// Until when the addresses may be used without asking again.
+    pub(super) good_until: Instant,
+    /// Until when the entry is kept in case no name server answers.
+    pub(super) kept_until: Instant,
+}
+
+/// Where an entry comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NameSource {
+    Hosts,
+    Dns,
+    /// From the name servers, which could say nothing more when they were asked again.
+    FailingDns,
+}
+
+/// An entry that a lookup in the table finds.
+pub(super) enum TableHit {
+    /// It can be used as it is.
+    Good(KnownAddresses),
+    /// It has to be checked: it has expired or soon will, or the hosts file has changed.
+    Due(NameEntry),
+}
+
+impl NameEntry {
+    fn is_gone(&self, now: Instant) -> bool {
+        now >= self.kept_until
+    }
+}
+
+impl NameTable {
+    pub(super) fn new(max_names: usize) -> Self {
+        Self { shards: Default::default(), hasher: RandomState::new(), names: AtomicUsize::new(0), max_names }
+    }
+
+    /// What is known of a name now, given this state of the hosts file. `None` if nothing
+    /// is known.
+    pub(super) fn get(&self, name: &HostName, hosts: u32, now: Instant) -> Option<TableHit> {
+        let shard = read_lock(self.shard(name));
+        let entry = shard.get(name)?;
+        if now < entry.due_at && entry.hosts == hosts {
+            Some(TableHit::Good(entry.known.clone()))
+        } else {
+            (!entry.is_gone(now)).then(|| TableHit::Due(entry.clone()))
+        }
+    }
+
+    pub(super) fn insert(&self, name: HostName, entry: NameEntry, now: Instant) {
+        let mut shard = write_lock(self.shard(&name));
+        let before = shard.len();
+        if self.names.load(Ordering::Relaxed) >= self.max_names && !shard.contains_key(&name) {
+            make_room(&mut shard, now);
+        }
+        shard.insert(name, entry);
+        if shard.len() > before {
+            self.names.fetch_add(shard.len() - before, Ordering::Relaxed);
+        } else {
+            self.names.fetch_sub(before - shard.len(), Ordering::Relaxed);
+        }
+    }
+
+    /// Changes the entry of a name, if it has one that is not gone, and returns
+    /// what is known of it.
+    pub(super) fn change(
+        &self,
+        name: &HostName,
+        now: Instant,
+        change: impl FnOnce(&mut NameEntry),
+    ) -> Option<KnownAddresses> {
+        let mut shard = write_lock(self.shard(name));
+        let entry = shard.get_mut(name).filter(|entry| !entry.is_gone(now))?;
+        change(entry);
+        Some(entry.known.clone())
+    }
+
+    fn shard(&self, name: &HostName) -> &RwLock<HashMap<HostName, NameEntry>> {
+        let hash = self.hasher.hash_one(name);
+        &self.shards[usize::try_from(hash % SHARDS as u64).expect("smaller than the number of shards")]
+    }
+}
+
+/// Removes expired names and every eighth of the others, so that the walk over all names
+/// is rare even if none has expired.
+fn make_room(shard: &mut HashMap<HostName, NameEntry>, now: Instant) {
+    let mut seen = 0_usize;
+    shard.retain(|_, entry| {
+        seen += 1;
+        !entry.is_gone(now) && !seen.is_multiple_of(8)
+    });
+    if seen < 8 {
+        shard.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn name(number: usize) -> HostName {
+        format!("code-{number}.test").parse().unwrap()
+    }
+
+    fn known(number: u8) -> KnownAddresses {
+        Ok([IpAddr::from([127, 0, 0, number])].into())
+    }
+
+    fn entry(known: KnownAddresses, good_until: Instant) -> NameEntry {
+        NameEntry {
+            known,
+            source: NameSource::Dns,
+            hosts: 0,
+            due_at: good_until,
+            good_until,
+            kept_until: good_until,
+        }
+    }
+
+    #[track_caller]
+    fn check(table: &NameTable, name: &HostName, now: Instant, expected: Option<KnownAddresses>) {
+        let found = table.get(name, 0, now).map(|seen| match seen {
+            TableHit::Good(known) => known,
+            TableHit::Due(entry) => panic!("{entry:?}"),
+        });
+        assert_eq!(found, expected);
+    }
+
+    fn names(table: &NameTable) -> usize {
+        table.shards.iter().map(|shard| shard.read().unwrap().len()).sum()
+    }
+
+    #[test]
+    fn a_name_is_known_until_it_is_not_good() {
+        let (table, start) = (NameTable::new(100), Instant::now());
+        let second = Duration::from_secs(1);
+        let nothing = Err(ResolveError::NotFound);
+        table.insert(name(1), entry(known(1), start + second), start);
+        table.insert(name(2), entry(nothing.clone(), start + second), start);
+        check(&table, &name(1), start, Some(known(1)));
+        check(&table, &name(2), start, Some(nothing));
+        check(&table, &name(3), start, None);
+        check(&table, &name(1), start + second, None);
+        check(&table, &name(2), start + second, None);
+    }
+
+    #[test]
+    fn a_due_entry_is_shown_as_one_until_it_is_gone() {
+        let (table, start) = (NameTable::new(100), Instant::now());
+        let second = Duration::from_secs(1);
+        let kept_until = start + 4 * second;
+        let due = NameEntry { due_at: start + second, kept_until, ..entry(known(1), start + 2 * second) };
+        table.insert(name(1), due.clone(), start);
+        check(&table, &name(1), start, Some(known(1)));
+        let is_due = |hosts, now| {
+            let hit = table.get(&name(1), hosts, now);
+            matches!(hit, Some(TableHit::Due(entry)) if entry == due)
+        };
+        assert!(is_due(0, start + second));
+        assert!(is_due(0, kept_until - Duration::from_nanos(1)));
+        assert!(is_due(1, start), "the hosts file has changed");
+        check(&table, &name(1), kept_until, None);
+    }
+
+    #[test]
+    fn only_what_is_there_is_changed() {
+        let (table, start) = (NameTable::new(100), Instant::now());
+        let second = Duration::from_secs(1);
+        table.insert(name(1), entry(known(1), start + second), start);
+        let change =
+            |name: HostName, now, number| table.change(&name, now, |entry| entry.known = known(number));
+        assert_eq!(change(name(1), start, 2), Some(known(2)));
+        check(&table, &name(1), start, Some(known(2)));
+        assert_eq!(change(name(1), start + second, 3), None);
+        assert_eq!(change(name(2), start, 3), None);
+        check(&table, &name(2), start, None);
+    }
+
+    #[test]
+    fn a_newer_answer_takes_the_place_of_an_older() {
+        let (table, start) = (NameTable::new(100), Instant::now());
+        let later = start + Duration::from_secs(1);
+        table.insert(name(1), entry(known(1), later), start);
+        table.insert(name(1), entry(known(2), later), start);
+        check(&table, &name(1), start, Some(known(2)));
+        assert_eq!(names(&table), 1);
+    }
+
+    #[test]
+    fn names_are_bounded_in_number() {
+        for limit in [1, 16, 100, 1000] {
+            let (table, start) = (NameTable::new(limit), Instant::now());
+            for number in 0..5000 {
+                table.insert(name(number), entry(known(1), start + Duration::from_secs(1)), start);
+                check(&table, &name(number), start, Some(known(1)));
+            }
+            assert!(names(&table) <= limit + SHARDS, "{limit}");
+            assert_eq!(names(&table), table.names.load(Ordering::Relaxed));
+            assert!(names(&table) > limit / 2, "{limit}");
+        }
+    }
+
+    #[test]
+    fn as_many_names_as_asked_for_are_kept() {
+        let (table, start) = (NameTable::new(10_000), Instant::now());
+        let later = start + Duration::from_secs(1);
+        for number in 0..10_000 {
+            table.insert(name(number), entry(known(1), later), start);
+        }
+        assert!((0..10_000).all(|number| table.get(&name(number), 0, start).is_some()));
+    }
+
+    #[test]
+    fn what_is_no_longer_good_makes_room() {
+        let (table, start) = (NameTable::new(1600), Instant::now());
+        let (soon, later) = (start + Duration::from_secs(1), start + Duration::from_secs(2));
+        for number in 0..1000 {
+            table.insert(name(number), entry(known(1), soon), start);
+        }
+        for number in 1000..4000 {
+            table.insert(name(number), entry(known(1), later), soon);
+        }
+        assert!((0..1000).all(|number| table.get(&name(number), 0, soon).is_none()));
+        assert!(names(&table) <= 1600 + SHARDS);
+    }
+}

@@ -1,0 +1,12 @@
+//! Why a name has no address.
+
+use thiserror::Error;
+
+/// Why a name has no address.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub(crate) enum ResolveError {
+    #[error("the name does not exist")]
+    NotFound,
+    #[error("no name server could say")]
+    Unavailable,
+}

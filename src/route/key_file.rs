@@ -1,0 +1,170 @@
+//! The stamps' key in a file: an operator's own, or one beside the socket that
+//! the first runner at a path makes and every later one reads, so that a stamp of
+//! one is good at the other.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use nix::libc;
+use thiserror::Error;
+
+use crate::route::stamp::{MIN_KEY, StampKey};
+
+/// How large a key's file may be, in bytes: a key, not a disk.
+const MAX_KEY_FILE: u64 = 64 * 1024;
+
+/// Why there is no key.
+#[derive(Debug, Error)]
+pub(crate) enum KeyError {
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("not a file")]
+    NotAFile,
+    #[error("{0} bytes, more than {MAX_KEY_FILE}")]
+    TooLong(u64),
+    #[error("{0} bytes, less than {MIN_KEY}")]
+    TooShort(usize),
+    #[error("others than its owner may read or change it (mode {0:04o}): make it 0600")]
+    Open(u32),
+    #[error("it belongs to user {0}, not to the one who runs this")]
+    Foreign(u32),
+}
+
+/// The key in a file of the operator's.
+pub(crate) fn read_key(file: &Path) -> Result<OperatorsKey, KeyError> {
+    // To open a pipe would else wait for its writer.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(file)?;
+    let is_everybodys = file.metadata()?.mode() & 0o007 != 0;
+    Ok(OperatorsKey { key: key_in(file)?, is_everybodys })
+}
+
+/// A key that an operator has put somewhere.
+#[derive(Clone, Debug)]
+pub(crate) struct OperatorsKey {
+    pub(crate) key: StampKey,
+    /// Whether every user of the machine may read or change its file.
+    pub(crate) is_everybodys: bool,
+}
+
+fn key_in(file: File) -> Result<StampKey, KeyError> {
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(KeyError::NotAFile);
+    }
+    let mut secret = Vec::new();
+    file.take(MAX_KEY_FILE + 1).read_to_end(&mut secret)?;
+    if secret.len() as u64 > MAX_KEY_FILE {
+        return Err(KeyError::TooLong(metadata.len()));
+    }
+    StampKey::new(&secret).ok_or(KeyError::TooShort(secret.len()))
+}
+
+/// Where the key of the runners at a socket's path is.
+pub(crate) fn key_beside(socket: &Path) -> PathBuf {
+    let mut name = socket.as_os_str().to_owned();
+    name.push(".key");
+    name.into()
+}
+
+/// The key beside a socket, made if it is not there.
+pub(crate) fn read_or_make_key(file: &Path) -> Result<StampKey, KeyError> {
+    match fs::symlink_metadata(file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => make_key(file)?,
+        Err(error) => return Err(error.into()),
+        Ok(_) => {}
+    }
+    // Looked at where it is open: whoever may write to the folder could put another one
+    // in its place in between.
+    let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(file);
+    let file = file.map_err(|error| match error.raw_os_error() {
+        Some(libc::ELOOP) => KeyError::NotAFile,
+        _ => error.into(),
+    })?;
+    let there = file.metadata()?;
+    if !there.is_file() {
+        return Err(KeyError::NotAFile);
+    }
+    // Somebody else's key would let them make stamps.
+    if there.uid() != nix::unistd::geteuid().as_raw() {
+        return Err(KeyError::Foreign(there.uid()));
+    }
+    if there.mode() & 0o077 != 0 {
+        return Err(KeyError::Open(there.mode() & 0o777));
+    }
+    key_in(file)
+}
+
+/// Makes a key's file, whole from its first moment, unless somebody was faster.
+fn make_key(file: &Path) -> Result<(), KeyError> {
+    let mut secret = [0; MIN_KEY];
+    getrandom::fill(&mut secret).map_err(io::Error::from)?;
+    let suffix = getrandom::u64().map_err(io::Error::from)?;
+    let beside = file.with_extension(format!("{suffix:016x}"));
+    let made =
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside).and_then(|mut made| {
+            made.write_all(&secret)?;
+            made.sync_all()?;
+            match fs::hard_link(&beside, file) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+                linked => linked,
+            }
+        });
+    let _ = fs::remove_file(&beside);
+    Ok(made?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+
+    #[test]
+    fn a_second_runner_takes_the_stamps_of_the_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = key_beside(&folder.path().join("runner.sock"));
+        assert_eq!(file, folder.path().join("runner.sock.key"));
+        let keys: Vec<_> = std::thread::scope(|scope| {
+            let makers: Vec<_> = (0..8).map(|_| scope.spawn(|| read_or_make_key(&file).unwrap())).collect();
+            makers.into_iter().map(|maker| maker.join().unwrap()).collect()
+        });
+        let (upstream, now) = ("http://a:1".parse().unwrap(), SystemTime::now());
+        let stamp = keys[0].make(&upstream, now + Duration::from_secs(60));
+        for key in &keys {
+            assert_eq!(key.check(stamp.as_bytes(), now).as_ref(), Ok(&upstream));
+        }
+        assert_eq!(fs::metadata(&file).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left");
+    }
+
+    #[test]
+    fn a_key_that_others_could_have_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("key");
+        fs::write(&file, [7; MIN_KEY]).unwrap();
+        let refused = |expected: &str| assert_eq!(read_or_make_key(&file).unwrap_err().to_string(), expected);
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
+        refused("others than its owner may read or change it (mode 0640): make it 0600");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+        assert!(read_or_make_key(&file).is_ok());
+        fs::write(&file, [7; MIN_KEY - 1]).unwrap();
+        refused("31 bytes, less than 32");
+        fs::write(&file, vec![7; 64 * 1024 + 1]).unwrap();
+        refused("65537 bytes, more than 65536");
+        let elsewhere = folder.path().join("elsewhere");
+        fs::rename(&file, &elsewhere).unwrap();
+        symlink(&elsewhere, &file).unwrap();
+        refused("not a file");
+        if nix::unistd::geteuid().is_root() {
+            fs::remove_file(&file).unwrap();
+            fs::write(&file, [7; MIN_KEY]).unwrap();
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+            std::os::unix::fs::chown(&file, Some(65_534), None).unwrap();
+            refused("it belongs to user 65534, not to the one who runs this");
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! Why a request goes to no workspace, and what the client is told.
+
+use thiserror::Error;
+
+use super::decision_error::DecisionError;
+use crate::refusal::Refusal;
+use crate::resolver::ResolveError;
+use kube_coders_identity::claims::ClaimsError;
+use kube_coders_identity::identity_error::IdentityError;
+use kube_coders_identity::token::TokenError;
+use kube_coders_identity::userinfo::UserinfoError;
+
+/// How many headers the gateway shows at most (docs/gateway.md, HTTPReqCall). It hides
+/// those behind them, and the ones that its own plugins add come last.
+pub(super) const MAX_FRAME_HEADERS: usize = 100;
+
+/// Why a request goes to no workspace.
+#[derive(Clone, Debug, Error)]
+pub(crate) enum Rejection {
+    #[error("the request has {MAX_FRAME_HEADERS} headers or more, and the gateway hides the rest")]
+    TooManyHeaders,
+    #[error("a page of another origin opens a WebSocket")]
+    ForeignOrigin,
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error(transparent)]
+    Decision(#[from] DecisionError),
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+}
+
+impl Rejection {
+    /// The answer to the client.
+    pub(crate) fn refusal(&self) -> Refusal {
+        match self {
+            Self::TooManyHeaders => Refusal::TooManyHeaders,
+            Self::ForeignOrigin => Refusal::ForeignOrigin,
+            Self::Identity(error) => identity_refusal(error),
+            Self::Decision(error) => error.refusal(),
+            Self::Resolve(ResolveError::NotFound) => Refusal::WorkspaceNotFound,
+            Self::Resolve(ResolveError::Unavailable) => Refusal::ResolverUnavailable,
+        }
+    }
+
+    /// Whether the same identity headers come to the same for a while, however
+    /// clocks go on and whatever keys come.
+    pub(super) fn is_lasting(&self) -> bool {
+        match self {
+            Self::Identity(error) => error.is_lasting(),
+            Self::Decision(_) => true,
+            Self::TooManyHeaders | Self::ForeignOrigin | Self::Resolve(_) => false,
+        }
+    }
+}
+
+fn identity_refusal(error: &IdentityError) -> Refusal {
+    match error {
+        IdentityError::NoUserinfo | IdentityError::NoToken => Refusal::IdentityMissing,
+        IdentityError::Userinfo(UserinfoError::Claims(ClaimsError::Subject))
+        | IdentityError::Token(TokenError::Claims(ClaimsError::Subject)) => Refusal::NoWorkspaceName,
+        IdentityError::Headers(_)
+        | IdentityError::Userinfo(_)
+        | IdentityError::Token(TokenError::TooLong) => Refusal::IdentityMalformed,
+        IdentityError::Token(_) => Refusal::TokenInvalid,
+        IdentityError::Mismatch => Refusal::IdentityMismatch,
+        IdentityError::KeysUnavailable => Refusal::KeysUnavailable,
+    }
+}
