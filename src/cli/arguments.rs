@@ -20,7 +20,7 @@ pub(crate) enum Subcommands {
     Run(Box<RunCommandArgs>),
     /// Send one request to a running runner and print its decision
     Call(CallCommandArgs),
-    /// Say step by step how user-upstream decides about a request, and why; asks nobody unless told
+    /// Show step by step how user-upstream decides. Uses the network only with --online
     Explain(ExplainArgs),
     /// Say what is wrong or dangerous in the gateway's configuration: standalone files, objects of the Admin API,
     /// resources of the ingress controller, config.yaml
@@ -36,13 +36,13 @@ pub(crate) enum Subcommands {
 /// How requests get to their workspaces.
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct WaysArgs {
-    /// How requests get to their workspaces: forward, through the forwarder, or direct, by the gateway's own proxy with
-    /// the plugin kube-coders-upstream.lua in it; a conf may say so of its route
+    /// How requests reach workspaces: forward (through the forwarder) or direct (by the gateway's proxy; needs
+    /// kube-coders-upstream.lua). A conf's upstream_mode overrides it
     #[arg(long, value_name = "MODE", default_value = "forward", help_heading = "Forwarder")]
     pub(crate) upstream_mode: String,
 
-    /// Whose certificates workspaces at https:// may show: those that the system trusts, those of a PEM file, or with
-    /// none anybody's, without which no workspace at https:// is reached in direct mode
+    /// Which certificates to accept from https:// workspaces: those of the system's CAs, only those of the CAs in a PEM
+    /// FILE, or with none any certificate (direct mode needs none for https)
     #[arg(long, value_name = "system|FILE|none", default_value = "system", help_heading = "Forwarder")]
     pub(crate) workspace_ca: String,
 }
@@ -52,8 +52,8 @@ pub(crate) struct RunCommandArgs {
     #[command(flatten)]
     pub(crate) runner: RunArgs,
 
-    /// Drain in a process of its own: the process that was started ends at once when it is told to, and the process that
-    /// drains waits up to 2 s for a successor. A runner that the gateway started always does
+    /// Drain in a separate process. The started process exits at once; the draining one first waits up to 2 s for a
+    /// successor. Always on if the gateway starts the runner
     #[arg(long, help_heading = "Limits")]
     pub(crate) drain_apart: bool,
 
@@ -68,63 +68,63 @@ pub(crate) struct RunCommandArgs {
     #[command(flatten)]
     pub(crate) ways: WaysArgs,
 
-    /// Requests under way and tunnels at a time; twice as many connections may be open
+    /// Maximum number of requests in progress plus tunnels; twice as many connections may be open
     #[arg(long, value_name = "COUNT", default_value = "4096", help_heading = "Forwarder")]
     pub(crate) max_forwarder_connections: String,
 
-    /// A file with the stamps' key, at least 32 bytes [default: the socket's path with .key behind it, made at the first start]
+    /// A file with the stamps' key, at least 32 bytes [default: the socket's path followed by .key; created at the first start]
     #[arg(long, value_name = "FILE", help_heading = "Forwarder")]
     pub(crate) stamp_key_file: Option<String>,
 
-    /// Requests under way and tunnels of one subject at a time
+    /// Maximum number of requests in progress plus tunnels for one subject
     #[arg(long, value_name = "COUNT", default_value = "256", help_heading = "Forwarder")]
     pub(crate) max_subject_connections: String,
 
-    /// How long the gateway may take for a request's head, from its first byte on
+    /// How long the gateway may take to send a request head, counted from its first byte
     #[arg(long, value_name = "DURATION", default_value = "10s", help_heading = "Forwarder")]
     pub(crate) head_timeout: String,
 
-    /// How long a connection to a workspace may take, over all its addresses
+    /// How long connecting to a workspace may take in total, over all its addresses
     #[arg(long, value_name = "DURATION", default_value = "6s", help_heading = "Forwarder")]
     pub(crate) connect_timeout: String,
 
-    /// How long a workspace, or the gateway, may take nothing of what is sent to it
+    /// How long a workspace or the gateway may accept none of the bytes sent to it
     #[arg(long, value_name = "DURATION", default_value = "300s", help_heading = "Forwarder")]
     pub(crate) send_timeout: String,
 
-    /// How long nothing may move while a workspace's answer is awaited
+    /// How long the forwarder waits for a workspace's response while no bytes move
     #[arg(long, value_name = "DURATION", default_value = "300s", help_heading = "Forwarder")]
     pub(crate) read_timeout: String,
 
-    /// Connections to workspaces that wait for their next request, in all
+    /// Maximum number of idle connections to all workspaces
     #[arg(long, value_name = "COUNT", default_value = "320", help_heading = "Forwarder")]
     pub(crate) max_idle_connections: String,
 
-    /// How long such a connection waits
+    /// How long a connection to a workspace may stay idle
     #[arg(long, value_name = "DURATION", default_value = "60s", help_heading = "Forwarder")]
     pub(crate) idle_timeout: String,
 
-    /// Requests on one connection to a workspace
+    /// Maximum number of requests on one connection to a workspace
     #[arg(long, value_name = "COUNT", default_value = "1000", help_heading = "Forwarder")]
     pub(crate) max_connection_requests: String,
 
-    /// How long a stamp is good. The gateway may read a whole upload before it sends the request on
+    /// How long a stamp is valid. The gateway may read a whole upload before it sends the request on
     #[arg(long, value_name = "DURATION", default_value = "60s", help_heading = "Forwarder")]
     pub(crate) stamp_lifetime: String,
 
-    /// Ask this name server, in place of the system's resolv.conf and hosts file; repeatable
+    /// Ask this name server instead of the system's resolv.conf and hosts file; repeatable
     #[arg(long, value_name = "ADDR:PORT", help_heading = "Names")]
     pub(crate) dns_server: Vec<String>,
 
-    /// How long an address is good at least, whatever its TTL
+    /// Minimum time to use an address, whatever its TTL
     #[arg(long, value_name = "DURATION", default_value = "1s", help_heading = "Names")]
     pub(crate) dns_min_ttl: String,
 
-    /// How long an address is good at most, whatever its TTL
+    /// Maximum time to use an address, whatever its TTL
     #[arg(long, value_name = "DURATION", default_value = "5m", help_heading = "Names")]
     pub(crate) dns_max_ttl: String,
 
-    /// How long an address is used beyond that while no name server can say; 0s for not at all
+    /// How much longer to use an address while no name server answers; 0s turns this off
     #[arg(long, value_name = "DURATION", default_value = "1h", help_heading = "Names")]
     pub(crate) dns_stale: String,
 }
@@ -168,8 +168,7 @@ pub(crate) struct ExplainArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) headers: Option<String>,
 
-    /// How the client speaks to the gateway, http or https. A WebSocket that a page at http:// opens is refused over
-    /// https; without this option the answer to such a request is open
+    /// How the client reaches the gateway: http or https. Needed to decide about WebSockets from http:// pages
     #[arg(long, value_name = "SCHEME")]
     pub(crate) scheme: Option<String>,
 
@@ -184,7 +183,7 @@ pub(crate) struct ExplainArgs {
     #[command(flatten)]
     pub(crate) ways: WaysArgs,
 
-    /// With --online, ask this name server, in place of the system's; repeatable
+    /// With --online, ask this name server instead of the system's; repeatable
     #[arg(long, value_name = "ADDR:PORT")]
     pub(crate) dns_server: Vec<String>,
 }
@@ -195,15 +194,15 @@ pub(crate) struct CheckArgs {
     #[arg(required = true, value_name = "FILE")]
     pub(crate) file: Vec<String>,
 
-    /// How findings are printed: text, json, or sarif for what shows them beside the files
+    /// How findings are printed: text, json, or sarif for code-review tools
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub(crate) format: String,
 
-    /// Print our route in place of the one whose Lua function chooses the upstream, and check nothing
+    /// Print a kube-coders route that replaces a route whose Lua function chooses the upstream; skip the checks
     #[arg(long, conflicts_with = "format")]
     pub(crate) migrate: bool,
 
-    /// Which APISIX runs, such as 3.18: some findings depend on it
+    /// The gateway's APISIX version, for example 3.18; some findings depend on it
     #[arg(long, value_name = "VERSION")]
     pub(crate) gateway_version: Option<String>,
 
@@ -227,7 +226,7 @@ pub(crate) struct NameArgs {
     #[arg(long, default_value = "code-{sub}")]
     pub(crate) template: String,
 
-    /// Who the workspaces belong to
+    /// Subjects (sub claims)
     #[arg(required = true)]
     pub(crate) subject: Vec<String>,
 }

@@ -116,7 +116,12 @@ fn judge(runner: &Runner, ways: Ways, name: &str, conf: &str) -> Option<Result<(
 /// What a plugin of the program says of a conf, on a runtime of its own.
 fn prepared(runner: &Runner, name: &str, conf: &str) -> Option<Result<(), ConfError>> {
     let prepare = || match Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime.block_on(runner.check_conf(name, conf.as_bytes())),
+        Ok(runtime) => {
+            let judged = runtime.block_on(runner.check_conf(name, conf.as_bytes()));
+            // A plugin's code may block a thread for ever.
+            runtime.shutdown_background();
+            judged
+        }
         Err(error) => Some(Err(ConfError::whole(format!("starting a runtime: {error}")))),
     };
     let panicked = |_| Some(Err(ConfError::whole("the plugin panicked".to_owned())));

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use apisix_plugin_runner::command::{
     CallCommandError, Environment, FAILED, LogWriter, Mistakes, NO, health, raise_open_files,
@@ -29,6 +30,9 @@ use kube_coders_identity::{HostTemplate, TemplateError};
 
 /// The name of the program in help, errors and versions.
 const NAME: &str = env!("CARGO_PKG_NAME");
+
+/// How long a runtime waits for a plugin's code that blocks a thread.
+const BLOCKED: Duration = Duration::from_secs(1);
 
 /// The whole `kube-coders` command, with further plugins.
 ///
@@ -252,7 +256,10 @@ fn keep_runner(settings: &ProgramSettings) -> Result<ExitCode, Failure> {
 fn block_on(command: impl Future<Output = Result<ExitCode, Failure>>) -> Result<ExitCode, Failure> {
     let runtime = runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::Io { doing: "starting the runtime", error })?;
-    runtime.block_on(command)
+    let ended = runtime.block_on(command);
+    // A plugin's code may block a thread for ever.
+    runtime.shutdown_timeout(BLOCKED);
+    ended
 }
 
 fn print_names(template: &str, subjects: &[String]) -> Result<ExitCode, Failure> {

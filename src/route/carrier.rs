@@ -14,6 +14,9 @@ use crate::route::kept_headers::is_always_kept;
 use crate::route::mode::Ways;
 use crate::route::stamp::{KeptNames, MAX_KEPT, STAMP_HEADER, Stamper};
 
+/// Checked when the program is compiled, and not in each call.
+const STAMP_NAME: HeaderName = HeaderName::from_static(STAMP_HEADER);
+
 /// Carries choices as the settings say, and as far as a plugin says nothing else.
 pub(crate) struct RouteCarrier {
     ways: Ways,
@@ -50,7 +53,7 @@ impl Carrier for RouteCarrier {
             Ok(UpstreamMode::Direct) => self.direct.carry(choice),
             Ok(UpstreamMode::Forward) => {
                 let stamp = self.stamped(choice);
-                Box::pin(async { Ok(Carried::new(HeaderName::from_static(STAMP_HEADER), stamp?)) })
+                Box::pin(async { Ok(Carried::new(STAMP_NAME, stamp?)) })
             }
             Err(unchecked) => Box::pin(async move { Err(CarrierError::new(RUNNER_FAILED, unchecked)) }),
         }

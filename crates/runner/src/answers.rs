@@ -5,7 +5,7 @@ use apisix_ext_plugin::payload::{Encoder, NameValue, ResponseParts, RewriteParts
 use thiserror::Error;
 
 use crate::carrier::Carried;
-use crate::changes::{ChangeError, Changes, check_status};
+use crate::changes::{ChangeError, Changes, check_request_header, check_status, check_value};
 use crate::plugin::Action;
 use crate::request::Request;
 use crate::response::Response;
@@ -18,6 +18,8 @@ pub(crate) enum AnswerError {
     TooLong,
     #[error("{0}")]
     Status(ChangeError),
+    #[error("the carrier's header: {0}")]
+    Carried(ChangeError),
 }
 
 /// The answer to a request call that its plugins decided.
@@ -29,7 +31,15 @@ pub(crate) fn action(
 ) -> Result<(), AnswerError> {
     match action {
         Action::Continue if request.changes.is_empty() => encoder.unchanged(request.id),
-        Action::Continue => rewrite(encoder, request.id, &request.changes, carried),
+        Action::Continue => {
+            if let Some(Carried { name, value }) = &carried {
+                // At an empty value the gateway deletes the header, and the request would go to
+                // the route's own upstream.
+                check_request_header(name).map_err(AnswerError::Carried)?;
+                check_value(name, value.as_bytes()).map_err(AnswerError::Carried)?;
+            }
+            rewrite(encoder, request.id, &request.changes, carried);
+        }
         // A body that can't fit is not even copied.
         Action::Stop(stop) if stop.body.len() > MAX_PAYLOAD => return Err(AnswerError::TooLong),
         Action::Stop(stop) => {

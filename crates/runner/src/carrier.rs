@@ -9,8 +9,7 @@ use http::HeaderName;
 use crate::changes::Changes;
 use crate::upstream::Upstream;
 
-/// Takes a plugin's choice of upstream to where it takes effect: as one request header,
-/// which the gateway sets.
+/// Turns a plugin's choice of upstream into one request header, which the gateway sets.
 ///
 /// The runner asks its carrier once for each call whose plugins chose an upstream, after
 /// the whole chain has decided. What the carrier returns replaces the client's headers of
@@ -34,7 +33,7 @@ pub trait Carrier: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// The request can't go to the upstream. The client gets an answer that says so.
+    /// If the request can't go to the upstream. The client gets an error response.
     fn carry<'a>(&'a self, choice: Choice<'a>) -> CarrierFuture<'a>;
 }
 

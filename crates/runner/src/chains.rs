@@ -98,10 +98,14 @@ impl ConfCache {
     ) -> Result<u32, getrandom::Error> {
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        if let Some(token) = entries.by_id.get(&id)
-            && entries.by_token.get(token).is_some_and(|entry| entry.expires > now)
+        if let Some(token) = entries.by_id.get(&id).copied()
+            && let Some(entry) = entries.by_token.get_mut(&token).filter(|entry| entry.expires > now)
         {
-            return Ok(*token);
+            // Another connection has prepared the same chain meanwhile, perhaps for another route.
+            if entry.route.as_deref() != route {
+                entry.route = None;
+            }
+            return Ok(token);
         }
         entries.make_room(self.capacity, now);
         let token = loop {
@@ -195,6 +199,9 @@ mod tests {
         assert_eq!(route(), None);
         assert_eq!(cache.renew(id("a"), Some("a")), Some(token));
         assert_eq!(route(), None);
+        let token = insert(&cache, "b");
+        assert_eq!(cache.insert(id("b"), Chain::new(), Some("other")).unwrap(), token);
+        assert_eq!(cache.chain(token).and_then(|(_, route)| route), None);
     }
 
     #[tokio::test(start_paused = true)]

@@ -12,13 +12,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{CommandFactory as _, FromArgMatches as _};
-use rustix::process::{Resource, getppid, getrlimit, setrlimit};
+use rustix::process::{Pid, Resource, getppid, getrlimit, setrlimit};
 use thiserror::Error;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 use tracing::warn;
 
 use crate::gateway::Gateway;
+use crate::listener::admission::GatewayProcess;
 use crate::listener::process_end::death_of;
 use crate::listener::shutdown::Shutdown;
 use crate::runner::{Control, RunError, Runner, Start};
@@ -42,6 +43,11 @@ pub const FAILED: u8 = 2;
 /// How long `health` waits: as long as a call may take by default. A kubelet or systemd
 /// asks, and has to know.
 const HEALTH_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long a runner that the gateway started waits for its successor: on a reload the
+/// gateway starts the new one at about the time when it ends the old one, which it kills a
+/// second later (docs/gateway.md, Spawned by the gateway).
+const SUCCESSOR: Duration = Duration::from_millis(400);
 
 /// How long a runtime waits for a plugin's code that blocks a thread.
 const BLOCKED: Duration = Duration::from_secs(1);
@@ -110,6 +116,10 @@ impl Runner {
         raise_open_files(settings.max_connections);
         let is_spawned = args.socket.is_spawned(environment);
         let parent = is_spawned.then(getppid).flatten();
+        // The workers are children of the process above the one that started this program.
+        let above = |parent: Pid| GatewayProcess::above(parent.as_raw_nonzero().get());
+        let gateway = parent.and_then(above);
+        let settings = settings.gateway(gateway);
         let runtime = runtime()?;
         let ran = runtime.block_on(async {
             let shutdown = Shutdown::default();
@@ -121,6 +131,10 @@ impl Runner {
                 shutdown.stop.cancel();
             };
             let control = Control::new(shutdown.stop.clone(), shutdown.now.clone());
+            let control = control.successor_wait(move || match gateway {
+                Some(_) => SUCCESSOR,
+                None => Duration::ZERO,
+            });
             let running = async {
                 let start = Start::at(&settings).await.prepare()?;
                 self.serve(start, settings, None, &control).await

@@ -25,6 +25,9 @@ use crate::upstream::{HostName, Scheme, Timeouts, Upstream};
 /// The header that carries a decision from the runner to the gateway's plugin.
 pub const DECISION_HEADER: &str = "x-kube-coders-upstream";
 
+/// Checked when the program is compiled, and not in each call.
+const DECISION_NAME: HeaderName = HeaderName::from_static(DECISION_HEADER);
+
 /// The version of the decision's format.
 const VERSION: u8 = 1;
 
@@ -157,7 +160,7 @@ impl Carrier for Direct {
     fn carry<'a>(&'a self, choice: Choice<'a>) -> CarrierFuture<'a> {
         Box::pin(async move {
             let decision = self.decision(choice.upstream(), choice.changes).await?;
-            Ok(Carried::new(HeaderName::from_static(DECISION_HEADER), decision))
+            Ok(Carried::new(DECISION_NAME, decision))
         })
     }
 }

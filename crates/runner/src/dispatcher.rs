@@ -25,7 +25,7 @@ use crate::extra_info::{Ask, AskError, AskLimits, Asked, ExtraInfo};
 use crate::failure::{FailedCall, FailureAnswers, ProblemAnswers, RUNNER_FAILED};
 use crate::plugin::{Action, PluginError};
 use crate::poll_once::now_or_never;
-use crate::registry::{Prepared, Registry, panic_text};
+use crate::registry::{PREPARE_DEADLINE, Prepared, Registry, panic_text};
 use crate::request::Request;
 use crate::request_id::{REQUEST_ID_WAIT, shown_request_id};
 use crate::response::Response;
@@ -174,7 +174,11 @@ impl Dispatcher {
         if let Some(token) = self.confs.renew(id, route) {
             return Some(token);
         }
-        let chain = self.prepare_chain(&call).await?;
+        let preparing = timeout(PREPARE_DEADLINE, self.prepare_chain(&call)).await;
+        let chain = preparing.unwrap_or_else(|_| {
+            error!(key = shown(call.key), most = ?PREPARE_DEADLINE, "conf refused: preparing the chain takes too long");
+            None
+        })?;
         let plugins: Vec<_> = chain.iter().map(|plugin| plugin.name()).collect();
         let token = self
             .confs
@@ -360,7 +364,11 @@ async fn request_verdict(
     context: Option<&Arc<CallContext>>,
 ) -> Result<Action, PluginError> {
     for plugin in chain {
-        let verdict = within(context, plugin.name(), limited(&**plugin, plugin.on_request(request))).await;
+        // Each future around another is moved and polled once more in every call.
+        let verdict = match (context, plugin.deadline()) {
+            (None, None) => plugin.on_request(request).await,
+            _ => within(context, plugin.name(), limited(&**plugin, plugin.on_request(request))).await,
+        };
         match verdict.map_err(|error| PluginError::from(format!("{}: {error}", plugin.name())))? {
             Action::Continue => request.end_plugin(),
             stop @ Action::Stop(_) => return Ok(stop),

@@ -15,8 +15,8 @@ use crate::tasks::Tasks;
 ///
 /// A route names the plugin in `ext-plugin-pre-req` (or `-post-req`, `-post-resp`) with
 /// a conf, a JSON text. The runner reads the conf as the plugin's
-/// [`Config`](Plugin::Config) once, when the gateway loads the route. A plugin that makes
-/// something else of its config, such as a client or a compiled pattern, implements
+/// [`Config`](Plugin::Config) once, when the gateway loads the route. A plugin that builds
+/// another value from its config, such as a client or a compiled pattern, implements
 /// [`PreparedPlugin`] instead.
 ///
 /// A call whose plugin fails, panics or takes too long is answered with 503 and the code
@@ -66,8 +66,8 @@ pub trait Plugin: Send + Sync + 'static {
         None
     }
 
-    /// Runs once inside the runtime before the runner serves its first call. Background
-    /// work belongs into [`Tasks::spawn`], so that it ends with the runner.
+    /// Runs once inside the runtime before the runner serves its first call. Start
+    /// background work with [`Tasks::spawn`], so that it ends with the runner.
     ///
     /// # Errors
     ///
@@ -77,7 +77,7 @@ pub trait Plugin: Send + Sync + 'static {
         async { Ok(()) }
     }
 
-    /// Runs once when the runner ends, after the last call.
+    /// Runs once when the runner ends, after the last call. All hooks together may take 5 s.
     fn stop(&self) -> impl Future<Output = ()> + Send {
         async {}
     }
@@ -119,7 +119,7 @@ pub trait Plugin: Send + Sync + 'static {
     }
 }
 
-/// A plugin that makes a value of its config once, when the gateway loads a route, and
+/// A plugin that builds a value from its config once, when the gateway loads a route, and
 /// works with that value afterwards.
 ///
 /// Each [`Plugin`] is a `PreparedPlugin` whose prepared value is the config itself.
@@ -286,8 +286,8 @@ impl From<Stop> for Action {
 
 /// Why a plugin could not decide: any error, or a text.
 ///
-/// The runner logs it, and the client gets 503. A mistake of the client's is not such an
-/// error but a [`Stop`].
+/// The runner logs it, and the client gets 503. If the client made the mistake, return a
+/// [`Stop`] instead.
 ///
 /// ```
 /// use apisix_plugin_runner::PluginError;

@@ -6,9 +6,11 @@ use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::timeout;
 
@@ -21,6 +23,10 @@ use crate::tasks::Tasks;
 /// How long preparing one conf may take. The gateway gives up after 5 s, while it holds a
 /// lock over all its routes (docs/gateway.md, PrepareConf).
 pub(crate) const PREPARE_DEADLINE: Duration = Duration::from_secs(1);
+
+/// How many confs may be prepared at a time. The gateway prepares one at a time for each of
+/// its workers; a plugin that never returns keeps its thread.
+const MAX_PREPARING: usize = 64;
 
 type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -84,11 +90,20 @@ impl<P: PreparedPlugin> Prepared for WithPrepared<P> {
 }
 
 /// The plugins of this process, by name.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct Registry {
     plugins: BTreeMap<&'static str, Arc<dyn ErasedPlugin>>,
+    /// A place for each thread that prepares a conf.
+    threads: Arc<Semaphore>,
     /// The first name that two plugins have.
     duplicate: Option<&'static str>,
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        let threads = Arc::new(Semaphore::new(MAX_PREPARING));
+        Self { plugins: BTreeMap::new(), threads, duplicate: None }
+    }
 }
 
 impl Registry {
@@ -115,10 +130,17 @@ impl Registry {
     ) -> Option<Result<Box<dyn Prepared>, ConfError>> {
         let name = std::str::from_utf8(name).ok()?;
         let (plugin, conf) = (Arc::clone(self.plugins.get(name)?), conf.to_vec());
+        let Ok(thread) = Arc::clone(&self.threads).try_acquire_owned() else {
+            let why = "too many confs are being prepared, or a plugin that prepares one never returns";
+            return Some(Err(ConfError::whole(why.to_owned())));
+        };
         let handle = Handle::current();
         // The plugin's code is a stranger's: it may block, panic, or never return.
-        let preparing =
-            spawn_blocking(move || handle.block_on(timeout(PREPARE_DEADLINE, plugin.prepare(conf))));
+        let preparing = spawn_blocking(move || {
+            let prepared = handle.block_on(timeout(PREPARE_DEADLINE, plugin.prepare(conf)));
+            drop(thread);
+            prepared
+        });
         Some(match timeout(PREPARE_DEADLINE, preparing).await {
             Ok(Ok(Ok(prepared))) => prepared,
             Ok(Ok(Err(_))) | Err(_) => {
@@ -131,7 +153,10 @@ impl Registry {
     /// Runs the plugins' `start` hooks, in the order of their names.
     pub(crate) async fn start(&self, tasks: &Tasks) -> Result<(), (&'static str, PluginError)> {
         for (name, plugin) in &self.plugins {
-            plugin.start(tasks).await.map_err(|error| (*name, error))?;
+            let started = caught(|| plugin.start(tasks))
+                .await
+                .unwrap_or_else(|panic| Err(format!("panicked: {}", panic_text(&*panic)).into()));
+            started.map_err(|error| (*name, error))?;
         }
         Ok(())
     }
@@ -140,14 +165,7 @@ impl Registry {
     /// running.
     pub(crate) async fn stop(&self) {
         for (name, plugin) in &self.plugins {
-            let mut stop = plugin.stop();
-            let stopped = std::future::poll_fn(|context| {
-                match catch_unwind(AssertUnwindSafe(|| stop.as_mut().poll(context))) {
-                    Ok(poll) => poll.map(Ok),
-                    Err(panic) => std::task::Poll::Ready(Err(panic)),
-                }
-            });
-            if let Err(panic) = stopped.await {
+            if let Err(panic) = caught(|| plugin.stop()).await {
                 tracing::error!(
                     plugin = name,
                     panic = panic_text(&*panic),
@@ -156,6 +174,16 @@ impl Registry {
             }
         }
     }
+}
+
+/// Runs a hook of a plugin's and catches its panic, whenever it comes.
+async fn caught<'a, T>(hook: impl FnOnce() -> BoxFuture<'a, T>) -> Result<T, Box<dyn Any + Send>> {
+    let mut running = catch_unwind(AssertUnwindSafe(hook))?;
+    std::future::poll_fn(|task| match catch_unwind(AssertUnwindSafe(|| running.as_mut().poll(task))) {
+        Ok(poll) => poll.map(Ok),
+        Err(panic) => Poll::Ready(Err(panic)),
+    })
+    .await
 }
 
 fn join_text(error: JoinError) -> String {

@@ -56,14 +56,13 @@ const COMPARED: [&str; 2] = ["scheme", "route_id"];
 
 /// A client's request, before it goes to an upstream.
 ///
-/// Getters return bytes of the frame itself, as the gateway sent it: clients
-/// send what they like, so values are bytes, and they may be held across an
-/// `.await`. The `_str` getters return `None` for what is not UTF-8.
+/// Getters return bytes, because clients can send any bytes. The slices borrow from the
+/// frame, so you can hold them across an `.await`. The `_str` getters return `None` if the
+/// value is not UTF-8.
 ///
-/// Changes are recorded and sent when the whole chain of plugins is through.
-/// Reading never shows them: each plugin sees the request that the gateway sent.
-/// Where two plugins change the same thing, the later one wins. What the
-/// protocol can't carry, or the gateway would not carry out, is refused at once.
+/// Changes are sent after the last plugin. Getters keep returning the original request. If
+/// two plugins change the same thing, the later one wins. Changes that the gateway can't
+/// apply return an error.
 pub struct Request<'f> {
     pub(crate) id: u32,
     method: Method,
@@ -157,8 +156,8 @@ impl<'f> Request<'f> {
         self.headers.named(name)
     }
 
-    /// All headers, names in lower case. Only the order of one name's values
-    /// means something.
+    /// All headers, names in lower case. Only values of the same name
+    /// keep their order.
     pub fn headers(&self) -> impl ExactSizeIterator<Item = (&'f [u8], &'f [u8])> + '_ {
         self.headers.all()
     }
@@ -174,7 +173,7 @@ impl<'f> Request<'f> {
     }
 
     /// All arguments of the query, decoded; a bare `?name` has no value. Only
-    /// the order of one name's values means something.
+    /// values of the same name keep their order.
     pub fn args(&self) -> impl Iterator<Item = (&'f [u8], Option<&'f [u8]>)> + '_ {
         self.look_further();
         self.args.iter().copied()
@@ -188,9 +187,8 @@ impl<'f> Request<'f> {
     ///
     /// # Errors
     ///
-    /// If the gateway gives no answer, or the call has asked too much. A future
-    /// of this kind that is dropped before its answer came ends the questions
-    /// of this call.
+    /// If the gateway gives no answer, or the call has asked too much. If you drop
+    /// this future before it completes, the call can ask nothing more.
     pub async fn var(&mut self, name: &str) -> Result<Option<Bytes>, AskError> {
         if !COMPARED.contains(&name) {
             self.look_further();
@@ -250,7 +248,8 @@ impl<'f> Request<'f> {
     }
 
     /// Sets the path, decoded: the gateway encodes it again, so that `%` arrives
-    /// as `%25` and `?` as `%3F`. A path that nobody sets goes on byte for byte.
+    /// as `%25` and `?` as `%3F`. If no plugin
+    /// sets the path, it is unchanged.
     ///
     /// # Errors
     ///
@@ -265,8 +264,8 @@ impl<'f> Request<'f> {
         Ok(())
     }
 
-    /// Sets an argument of the query, in place of all its values. Any change of
-    /// an argument makes the gateway encode and order the whole query anew.
+    /// Sets an argument of the query, in place of all its values. Changing any
+    /// argument makes the gateway re-encode and reorder the query.
     ///
     /// # Errors
     ///
@@ -299,8 +298,7 @@ impl<'f> Request<'f> {
         Ok(())
     }
 
-    /// Adds a header to the response that the upstream will give, beside what
-    /// the upstream sends.
+    /// Adds a header to the upstream's response.
     ///
     /// # Errors
     ///
@@ -322,9 +320,8 @@ impl<'f> Request<'f> {
 
     /// Sends the request to this upstream.
     ///
-    /// The runner's carrier takes the choice to where it takes effect. With the direct
-    /// carrier the route's own upstream is a closed port, and a small plugin in the
-    /// gateway puts the choice in its place.
+    /// The runner's carrier passes the choice on in a header. With the direct carrier, the
+    /// route's upstream is a closed port, and a gateway plugin replaces it.
     ///
     /// # Errors
     ///

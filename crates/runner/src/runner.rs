@@ -23,7 +23,7 @@ use crate::failure::FailureAnswers;
 use crate::listener::admission::Admission;
 use crate::listener::file_watch::gone;
 use crate::listener::server::Server;
-use crate::listener::socket_file::{BindError, BoundFile, PreparedFile, SocketFile};
+use crate::listener::socket_file::{BindError, BoundFile, PreparedFile, SocketFile, lock_folder};
 use crate::listener::takeover::{Incumbent, Inheritance, Inherited, Predecessor, Succession, takeover_path};
 use crate::plugin::{PluginError, PreparedPlugin};
 use crate::registry::Registry;
@@ -32,6 +32,9 @@ use crate::tasks::{EndOnDrop, Tasks};
 
 /// How long the plugins' `stop` hooks may take in all.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long the plugins' tasks may take to be dropped: each at its next `.await`.
+const TASKS_DEADLINE: Duration = Duration::from_secs(1);
 
 /// A runner with its plugins.
 ///
@@ -126,8 +129,8 @@ impl Runner {
         Some(prepared.map(drop))
     }
 
-    /// Runs on the caller's runtime until `stop`, then drains. Environment and signals are
-    /// left to the caller, and no subscriber is installed.
+    /// Runs on the caller's runtime until `stop`, then drains. Reads no environment, handles no
+    /// signals and installs no subscriber.
     ///
     /// # Errors
     ///
@@ -174,8 +177,15 @@ impl Runner {
         let dispatcher = Arc::new(self.dispatcher(&settings)?);
         let (tasks, succession) = (Tasks::default(), succession_of(companion.as_ref()));
         let _ended = EndOnDrop(tasks.clone());
-        let started = dispatcher.registry().start(&tasks).await;
+        let started = tokio::select! {
+            started = dispatcher.registry().start(&tasks) => started,
+            () = control.stop.cancelled() => return Ok(()),
+        };
         started.map_err(|(plugin, error)| RunError::PluginStart { plugin, error })?;
+        // A runner that is already told to end takes nothing away from others.
+        if control.stop.is_cancelled() {
+            return Ok(());
+        }
         let (predecessor, sockets) = start.take_path()?;
         let admission = Admission::new(settings.allowed_uids.clone(), settings.gateway);
         info!(
@@ -217,11 +227,26 @@ impl Runner {
             () = control.now.cancelled() => warn!("ended before everything was finished"),
             () = told_to_stop => {}
         }
-        if tokio::time::timeout(STOP_DEADLINE, dispatcher.registry().stop()).await.is_err() {
-            warn!(most = ?STOP_DEADLINE, "the plugins' stop hooks take too long: not waited for");
+        // No call is answered beside the stop hooks.
+        drop(server);
+        tokio::select! {
+            () = stop_plugins(&dispatcher, &tasks) => {}
+            () = control.now.cancelled() => {}
         }
-        tasks.end().await;
         Ok(())
+    }
+}
+
+/// Runs the stop hooks and ends the plugins' tasks. The hooks run as a task, so that a hook
+/// that blocks its thread does not keep the process.
+async fn stop_plugins(dispatcher: &Arc<Dispatcher>, tasks: &Tasks) {
+    let stopped = Arc::clone(dispatcher);
+    let stopping = tokio::spawn(async move { stopped.registry().stop().await });
+    if tokio::time::timeout(STOP_DEADLINE, stopping).await.is_err() {
+        warn!(most = ?STOP_DEADLINE, "the plugins' stop hooks take too long: not waited for");
+    }
+    if tokio::time::timeout(TASKS_DEADLINE, tasks.end()).await.is_err() {
+        warn!(most = ?TASKS_DEADLINE, "the plugins' tasks block their threads: not waited for");
     }
 }
 
@@ -276,14 +301,14 @@ pub struct CompanionParts {
     pub succession: Arc<Succession>,
 }
 
-/// A start at a socket: which runner serves it so far.
+/// A start in progress, and the runner that serves the socket now.
 pub struct Start {
     incumbent: Incumbent,
     socket: SocketFile,
     has_takeover: bool,
 }
 
-/// The listener that a companion can take over.
+/// What a companion inherits from the previous runner.
 #[derive(Debug)]
 pub struct InheritedListener {
     /// The predecessor's, with the connections in its queue.
@@ -330,7 +355,13 @@ impl Start {
         if self.has_takeover {
             let path = takeover_path(&self.socket.path);
             let file = SocketFile { path, mode: 0o600, owner: None, group: None };
-            sockets.push(prepared(&file, Purpose::Takeover)?);
+            match prepared(&file, Purpose::Takeover) {
+                Ok(socket) => sockets.push(socket),
+                Err(RunError::Socket { path, error: BindError::TooLong(_) }) => {
+                    warn!(path = %path.display(), cure = "a shorter --listen-address", "the path is too long for a unix socket: restarts close the gateway's connections");
+                }
+                Err(error) => return Err(error),
+            }
         }
         Ok(PreparedStart { predecessor, sockets })
     }
@@ -348,7 +379,7 @@ enum Purpose {
     Takeover,
 }
 
-/// A start that can no longer fail for want of a socket.
+/// A start whose sockets are prepared.
 pub struct PreparedStart {
     predecessor: Option<Predecessor>,
     sockets: Vec<(SocketFile, Purpose, PreparedFile)>,
@@ -366,9 +397,11 @@ impl PreparedStart {
     /// Takes the paths from the runner that has them.
     fn take_path(self) -> Result<(Option<Predecessor>, Vec<BoundSocket>), RunError> {
         let mut bound_sockets = Vec::with_capacity(self.sockets.len());
+        // Two starts at once must not share the paths between them.
+        let _locked = self.sockets.first().and_then(|(file, ..)| lock_folder(&file.path));
         for (file, purpose, prepared) in self.sockets {
             let failed = |error| RunError::Socket { path: file.path.clone(), error };
-            let (listener, bound) = prepared.take_path().map_err(failed)?;
+            let (listener, bound) = prepared.take_locked_path().map_err(failed)?;
             bound_sockets.push(BoundSocket { file, purpose, listener, bound });
         }
         Ok((self.predecessor, bound_sockets))
@@ -546,3 +579,101 @@ async fn serve_socket(
 
 /// How long to wait before a socket's file is made again after a failure.
 const RECREATE_PAUSE: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use http::HeaderName;
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::carrier::{Carried, CarrierFuture, Choice};
+    use crate::gateway::{ClientRequest, Gateway, Route};
+    use crate::plugin::{Action, Plugin};
+    use crate::request::Request;
+
+    /// Its start hook waits for ever, and it sends each request to an upstream.
+    struct Waits {
+        started: std::sync::Mutex<Option<oneshot::Sender<()>>>,
+    }
+
+    impl Plugin for Waits {
+        const NAME: &'static str = "waits";
+        type Config = ();
+
+        async fn start(&self, _: &Tasks) -> Result<(), PluginError> {
+            let started = self.started.lock().unwrap().take();
+            let _ = started.map(|started| started.send(()));
+            std::future::pending().await
+        }
+
+        async fn on_request(&self, (): &(), request: &mut Request<'_>) -> Result<Action, PluginError> {
+            request.set_upstream("http://127.0.0.1:1".parse()?)?;
+            Ok(Action::Continue)
+        }
+    }
+
+    fn waits() -> (Waits, oneshot::Receiver<()>) {
+        let (started, has_started) = oneshot::channel();
+        (Waits { started: std::sync::Mutex::new(Some(started)) }, has_started)
+    }
+
+    #[tokio::test]
+    async fn a_runner_that_is_told_to_end_while_a_plugin_starts_takes_no_path() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("runner.sock");
+        let (plugin, has_started) = waits();
+        let runner = Runner::named("test", "0").plugin(plugin);
+        let stop = async { drop(has_started.await) };
+        runner.run(Settings::new(&socket), stop).await.unwrap();
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "neither socket is there");
+    }
+
+    #[tokio::test]
+    async fn a_carrier_that_carries_nothing_sends_no_request_to_the_route_s_own_upstream() {
+        struct Nothing;
+
+        impl Carrier for Nothing {
+            fn carry<'a>(&'a self, _: Choice<'a>) -> CarrierFuture<'a> {
+                Box::pin(async { Ok(Carried::new(HeaderName::from_static("x-upstream"), String::new())) })
+            }
+        }
+
+        let runner = Runner::named("test", "0").plugin(waits().0).carrier(Nothing);
+        let gateway = Gateway::with_runner(runner, Settings::new("/nonexistent"));
+        let outcome = gateway.call(&Route::new("r").plugin("waits", "null"), &ClientRequest::get("/")).await;
+        assert_eq!(outcome.status(), Some(503));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn a_plugin_that_blocks_while_it_prepares_delays_no_call() {
+        static IS_DONE: AtomicBool = AtomicBool::new(false);
+
+        struct Blocks;
+
+        impl Plugin for Blocks {
+            const NAME: &'static str = "blocks";
+            type Config = ();
+
+            #[allow(clippy::disallowed_methods)] // blocking is what the test is about
+            fn check(&self, (): &()) -> Result<(), PluginError> {
+                while !IS_DONE.load(Ordering::Relaxed) {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Ok(())
+            }
+
+            async fn on_request(&self, (): &(), _: &mut Request<'_>) -> Result<Action, PluginError> {
+                Ok(Action::Continue)
+            }
+        }
+
+        let runner = Runner::named("test", "0").plugin(Blocks).plugin(waits().0);
+        assert_eq!(runner.check_conf("waits", b"null").await, Some(Ok(())));
+        let error = runner.check_conf("blocks", b"null").await.unwrap().unwrap_err();
+        assert_eq!(error.to_string(), "preparing it took longer than 1s");
+        assert_eq!(runner.check_conf("waits", b"null").await, Some(Ok(())));
+        IS_DONE.store(true, Ordering::Relaxed);
+    }
+}

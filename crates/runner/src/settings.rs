@@ -12,7 +12,7 @@ use crate::listener::socket_file::SocketFile;
 /// (docs/gateway.md, Connections), and a failed call waits a moment for its request id.
 pub const MAX_CALL_DEADLINE: Duration = Duration::from_secs(59);
 
-/// How a runner listens, and what it does not exceed.
+/// Where a runner listens, and its limits.
 ///
 /// ```
 /// use std::time::Duration;
@@ -26,6 +26,7 @@ pub const MAX_CALL_DEADLINE: Duration = Duration::from_secs(59);
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub(crate) socket: SocketFile,
+    pub(crate) is_mode_chosen: bool,
     pub(crate) has_takeover: bool,
     pub(crate) allowed_uids: BTreeSet<u32>,
     pub(crate) gateway: Option<GatewayProcess>,
@@ -42,6 +43,7 @@ impl Settings {
     pub fn new(socket: impl Into<PathBuf>) -> Self {
         Self {
             socket: SocketFile { path: socket.into(), mode: 0o600, owner: None, group: None },
+            is_mode_chosen: false,
             has_takeover: true,
             allowed_uids: BTreeSet::new(),
             gateway: None,
@@ -70,12 +72,21 @@ impl Settings {
         self.max_connections
     }
 
-    /// Sets the socket's permission bits. Connecting takes the right to write. Defaults to
-    /// `0o600`.
+    /// Sets the socket's permission bits. A process needs write permission to connect.
+    /// Defaults to `0o666` with [`allow_uid`](Self::allow_uid), else to `0o660` with
+    /// [`socket_group`](Self::socket_group), else to `0o600`.
     #[must_use]
     pub fn socket_mode(mut self, mode: u32) -> Self {
         self.socket.mode = mode;
+        self.is_mode_chosen = true;
         self
+    }
+
+    /// The mode that lets in what the other settings permit, unless a mode was chosen.
+    fn widen_mode(&mut self, mode: u32) {
+        if !self.is_mode_chosen {
+            self.socket.mode = self.socket.mode.max(mode);
+        }
     }
 
     /// Sets the socket's owner by number. Defaults to the user of the process.
@@ -89,6 +100,7 @@ impl Settings {
     #[must_use]
     pub fn socket_group(mut self, gid: u32) -> Self {
         self.socket.group = Some(gid);
+        self.widen_mode(0o660);
         self
     }
 
@@ -97,6 +109,7 @@ impl Settings {
     #[must_use]
     pub fn allow_uid(mut self, uid: u32) -> Self {
         self.allowed_uids.insert(uid);
+        self.widen_mode(0o666);
         self
     }
 
@@ -108,8 +121,8 @@ impl Settings {
         self
     }
 
-    /// Switches the socket `<socket>.takeover` off, on which a new runner takes over the
-    /// connections of the one before it. Without it, a restart closes them.
+    /// Turns off takeover, including the socket `<socket>.takeover`. A restart then closes the
+    /// connections.
     #[must_use]
     pub fn without_takeover(mut self) -> Self {
         self.has_takeover = false;
@@ -138,8 +151,8 @@ impl Settings {
         self
     }
 
-    /// Sets how long a call may take, over all its plugins. Defaults to 5 s; more than
-    /// [`MAX_CALL_DEADLINE`] counts as that.
+    /// Sets how long a call may take, over all its plugins. Defaults to 5 s; higher values
+    /// are lowered to [`MAX_CALL_DEADLINE`].
     #[must_use]
     pub fn call_deadline(mut self, deadline: Duration) -> Self {
         self.call.deadline = deadline.min(MAX_CALL_DEADLINE);
@@ -176,5 +189,20 @@ impl Settings {
     pub fn drain_deadline(mut self, deadline: Duration) -> Self {
         self.drain = deadline;
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mode_lets_in_what_is_permitted_unless_it_is_chosen() {
+        let mode = |settings: Settings| settings.socket.mode;
+        assert_eq!(mode(Settings::new("/s")), 0o600);
+        assert_eq!(mode(Settings::new("/s").socket_group(7)), 0o660);
+        assert_eq!(mode(Settings::new("/s").allow_uid(7).socket_group(7)), 0o666);
+        assert_eq!(mode(Settings::new("/s").allow_uid(7).socket_mode(0o620)), 0o620);
+        assert_eq!(mode(Settings::new("/s").socket_mode(0o600).allow_uid(7)), 0o600);
     }
 }

@@ -28,9 +28,9 @@ pub struct Stop {
 impl Stop {
     /// An answer with this status and no body.
     ///
-    /// The gateway can send 200 to 599. At 444 and 499 it closes the connection without
-    /// an answer. The runner answers a call with another status with 503 and logs why.
-    /// The gateway adds a page of its own to a 302 or 403 without a body.
+    /// The status must be 200 to 599, but not 444 or 499, at which the gateway closes the
+    /// connection. For any other status, the client gets 503 and the runner logs why. The
+    /// gateway adds a page of its own to a 302 or 403 without a body.
     #[must_use]
     pub fn new(status: StatusCode) -> Self {
         Self { status, headers: Vec::new(), body: Bytes::new() }

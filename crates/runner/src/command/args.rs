@@ -220,6 +220,7 @@ impl RunArgs {
         let filter = checker.check("--log-level", &self.log_level, LogFilter::parse(&self.log_level));
         let settings = Settings {
             socket: SocketFile { path: path?, mode: mode?, owner: owner?, group: group? },
+            is_mode_chosen: true,
             has_takeover: true,
             allowed_uids: allowed_uids?.into_iter().collect(),
             gateway: None,

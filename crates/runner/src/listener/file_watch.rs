@@ -20,6 +20,10 @@ use crate::listener::takeover::Succession;
 /// without inotify, such as one that another machine changes.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// How often the file is looked at besides the kernel's events, which do not tell of a
+/// folder above that was renamed, or of a file system that was mounted over it.
+const UNSEEN: Duration = Duration::from_secs(10);
+
 /// How often another runner's socket is tried until that runner has said that it serves.
 /// A runner that is killed leaves its file without an event.
 const PROBE: Duration = Duration::from_secs(1);
@@ -35,6 +39,7 @@ pub(crate) async fn gone(
     on_taken: impl Fn(),
 ) {
     let events = FolderEvents::new(watched.folder());
+    let mut successors = succession.changes();
     let mut is_logged = false;
     loop {
         match watched.whose() {
@@ -57,9 +62,14 @@ pub(crate) async fn gone(
                 // A killed successor leaves no event.
                 Ok(events) if is_anothers => tokio::select! {
                     () = events.next() => {}
+                    // Its end closes the takeover's connection.
+                    _ = successors.changed() => {}
                     () = sleep(PROBE) => {}
                 },
-                Ok(events) => events.next().await,
+                Ok(events) => tokio::select! {
+                    () = events.next() => {}
+                    () = sleep(UNSEEN) => {}
+                },
                 Err(_) => sleep(LOOK).await,
             }
         };

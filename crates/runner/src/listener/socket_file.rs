@@ -186,11 +186,16 @@ impl SocketFile {
 impl PreparedFile {
     /// Takes the path.
     pub(crate) fn take_path(self) -> Result<(UnixListener, BoundFile), BindError> {
+        let _locked = lock_folder(&self.made.path);
+        self.take_locked_path()
+    }
+
+    /// Takes the path in a folder that the caller has locked, or could not lock.
+    pub(crate) fn take_locked_path(self) -> Result<(UnixListener, BoundFile), BindError> {
         let failed = |doing| move |error| BindError::Io { doing, error };
         let listener = self.listener.try_clone().map_err(failed("listening"))?;
         listener.set_nonblocking(true).map_err(failed("making the socket non-blocking"))?;
         let listener = UnixListener::from_std(listener).map_err(failed("listening"))?;
-        let _locked = lock_folder(&self.made.path);
         fs::rename(&self.beside, &self.made.path).map_err(failed("renaming the socket to its path"))?;
         Ok((listener, BoundFile(self.made.clone())))
     }
@@ -203,11 +208,11 @@ impl Drop for PreparedFile {
     }
 }
 
-/// Keeps other runners from the socket's folder until it is dropped. `None` where a
-/// file system has no locks, or somebody keeps this one, as whoever may read the folder
-/// can: no runner holds it for longer than a rename takes.
+/// Keeps other runners from the socket's folder until it is dropped. `None` if the file
+/// system has no locks, or another process keeps this one, as any process that may read the
+/// folder can: no runner holds it for longer than a rename takes.
 #[allow(clippy::disallowed_methods)] // at most LOCK_TRIES times, as a runner starts or ends
-fn lock_folder(path: &Path) -> Option<fs::File> {
+pub(crate) fn lock_folder(path: &Path) -> Option<fs::File> {
     let folder = fs::File::open(path.parent()?).ok()?;
     for _ in 0..LOCK_TRIES {
         match folder.try_lock() {

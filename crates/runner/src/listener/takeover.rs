@@ -75,7 +75,7 @@ pub struct Succession {
 }
 
 #[derive(Clone, Debug, Default)]
-struct SuccessionState {
+pub(crate) struct SuccessionState {
     /// How many have asked and do not serve yet. One may fail before it does.
     announced: usize,
     /// The one that serves; of several the last.
@@ -93,6 +93,11 @@ impl Succession {
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.state.borrow().ready.is_some()
+    }
+
+    /// Notices when a successor comes, serves or goes.
+    pub(crate) fn changes(&self) -> watch::Receiver<SuccessionState> {
+        self.state.subscribe()
     }
 
     /// Waits until a successor serves.
