@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::checked::Checked;
 use super::route::{GatewayRoute, UpstreamNode, unbracketed};
 
-/// Whether a route leads to the forwarder, whoever decides on it.
+/// Whether a route leads to the forwarder.
 pub(super) fn leads_to_forwarder(route: &GatewayRoute<'_>, checked: &Checked<'_>) -> bool {
     route.upstream.iter().flat_map(|upstream| &upstream.nodes).any(|node| is_forwarder(node, checked))
 }

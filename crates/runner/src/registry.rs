@@ -24,9 +24,9 @@ use crate::tasks::Tasks;
 /// lock over all its routes (docs/gateway.md, PrepareConf).
 pub(crate) const PREPARE_DEADLINE: Duration = Duration::from_secs(1);
 
-/// How many confs may be prepared at a time. The gateway prepares one at a time for each of
-/// its workers; a plugin that never returns keeps its thread.
-const MAX_PREPARING: usize = 64;
+/// How many confs of one plugin may be prepared at a time, each on a thread of its own. A
+/// plugin that never returns keeps its threads, and takes none from the others.
+const MAX_PREPARING: usize = 4;
 
 type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -90,25 +90,25 @@ impl<P: PreparedPlugin> Prepared for WithPrepared<P> {
 }
 
 /// The plugins of this process, by name.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub(crate) struct Registry {
-    plugins: BTreeMap<&'static str, Arc<dyn ErasedPlugin>>,
-    /// A place for each thread that prepares a conf.
-    threads: Arc<Semaphore>,
+    plugins: BTreeMap<&'static str, Registered>,
     /// The first name that two plugins have.
     duplicate: Option<&'static str>,
 }
 
-impl Default for Registry {
-    fn default() -> Self {
-        let threads = Arc::new(Semaphore::new(MAX_PREPARING));
-        Self { plugins: BTreeMap::new(), threads, duplicate: None }
-    }
+#[derive(Clone)]
+struct Registered {
+    plugin: Arc<dyn ErasedPlugin>,
+    /// A place for each thread that prepares a conf.
+    threads: Arc<Semaphore>,
 }
 
 impl Registry {
     pub(crate) fn add<P: PreparedPlugin>(&mut self, plugin: P) {
-        if self.plugins.insert(P::NAME, Arc::new(plugin)).is_some() {
+        let threads = Arc::new(Semaphore::new(MAX_PREPARING));
+        let registered = Registered { plugin: Arc::new(plugin), threads };
+        if self.plugins.insert(P::NAME, registered).is_some() {
             self.duplicate.get_or_insert(P::NAME);
         }
     }
@@ -129,9 +129,11 @@ impl Registry {
         conf: &[u8],
     ) -> Option<Result<Box<dyn Prepared>, ConfError>> {
         let name = std::str::from_utf8(name).ok()?;
-        let (plugin, conf) = (Arc::clone(self.plugins.get(name)?), conf.to_vec());
-        let Ok(thread) = Arc::clone(&self.threads).try_acquire_owned() else {
-            let why = "too many confs are being prepared, or a plugin that prepares one never returns";
+        let Registered { plugin, threads } = self.plugins.get(name)?.clone();
+        let conf = conf.to_vec();
+        // All workers of a gateway prepare their routes at the same time, and each takes a moment.
+        let Ok(Ok(thread)) = timeout(PREPARE_DEADLINE, threads.acquire_owned()).await else {
+            let why = "the plugin is preparing too many other confs, or never returns from one";
             return Some(Err(ConfError::whole(why.to_owned())));
         };
         let handle = Handle::current();
@@ -152,7 +154,7 @@ impl Registry {
 
     /// Runs the plugins' `start` hooks, in the order of their names.
     pub(crate) async fn start(&self, tasks: &Tasks) -> Result<(), (&'static str, PluginError)> {
-        for (name, plugin) in &self.plugins {
+        for (name, Registered { plugin, .. }) in &self.plugins {
             let started = caught(|| plugin.start(tasks))
                 .await
                 .unwrap_or_else(|panic| Err(format!("panicked: {}", panic_text(&*panic)).into()));
@@ -164,7 +166,7 @@ impl Registry {
     /// Runs the plugins' `stop` hooks. A hook that panics does not keep the others from
     /// running.
     pub(crate) async fn stop(&self) {
-        for (name, plugin) in &self.plugins {
+        for (name, Registered { plugin, .. }) in &self.plugins {
             if let Err(panic) = caught(|| plugin.stop()).await {
                 tracing::error!(
                     plugin = name,

@@ -671,9 +671,25 @@ mod tests {
 
         let runner = Runner::named("test", "0").plugin(Blocks).plugin(waits().0);
         assert_eq!(runner.check_conf("waits", b"null").await, Some(Ok(())));
-        let error = runner.check_conf("blocks", b"null").await.unwrap().unwrap_err();
-        assert_eq!(error.to_string(), "preparing it took longer than 1s");
+        let blocked =
+            || async { runner.check_conf("blocks", b"null").await.unwrap().unwrap_err().to_string() };
+        let late = "preparing it took longer than 1s";
+        let errors: [String; 4] = tokio::join!(blocked(), blocked(), blocked(), blocked()).into();
+        assert_eq!(errors, [late; 4]);
+        // It keeps the threads that it has, and gets no more.
+        assert_eq!(
+            blocked().await,
+            "the plugin is preparing too many other confs, or never returns from one"
+        );
         assert_eq!(runner.check_conf("waits", b"null").await, Some(Ok(())));
+        // Many at once wait for their turn.
+        let many = (0..50).map(|_| {
+            let runner = runner.clone();
+            tokio::spawn(async move { runner.check_conf("waits", b"null").await })
+        });
+        for prepared in many.collect::<Vec<_>>() {
+            assert_eq!(prepared.await.unwrap(), Some(Ok(())));
+        }
         IS_DONE.store(true, Ordering::Relaxed);
     }
 }

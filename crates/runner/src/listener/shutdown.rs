@@ -55,7 +55,7 @@ async fn received(signal: &mut Option<Signal>) {
     }
 }
 
-/// Whether whoever started this process wants it to outlive the terminal, as `nohup`
+/// Whether the process that started this one wants it to outlive the terminal, as `nohup`
 /// does (proc(5), `SigIgn`: a bit for each signal, from the first on).
 #[allow(clippy::disallowed_methods)] // the kernel's file is a page
 fn is_hang_up_ignored() -> bool {

@@ -132,12 +132,12 @@ pub enum BindError {
 }
 
 impl SocketFile {
-    /// Listens at the path, in place of whoever did so before.
+    /// Listens at the path, in place of the runner that did so before.
     pub(crate) fn bind(&self) -> Result<(UnixListener, BoundFile), BindError> {
         self.prepare()?.take_path()
     }
 
-    /// Does all that can fail before the path is taken from whoever has it.
+    /// Does all that can fail before the path is taken from the runner that has it.
     pub(crate) fn prepare(&self) -> Result<PreparedFile, BindError> {
         if fs::symlink_metadata(&self.path).is_ok_and(|there| !there.file_type().is_socket()) {
             return Err(BindError::NotASocket);

@@ -231,7 +231,7 @@ pub(crate) struct Predecessor(Arc<UnixStream>);
 /// What a successor gets at first.
 pub(crate) struct Inheritance {
     pub(crate) predecessor: Predecessor,
-    /// The forwarder's, with whoever waits in its queue.
+    /// The companion's, with the connections in its queue.
     pub(crate) listener: Option<StdTcpListener>,
 }
 
@@ -301,7 +301,7 @@ impl Incumbent {
         }
     }
 
-    /// Nothing hands over. A runner may serve the socket all the same.
+    /// Nothing hands over. A runner may still serve the socket.
     async fn without_takeover(socket: &Path) -> Self {
         match timeout(PATIENCE, UnixStream::connect(socket)).await {
             Ok(Err(error)) if matches!(error.kind(), NotFound | ConnectionRefused | InvalidInput) => {
