@@ -67,14 +67,18 @@ pub fn check(data: &[u8]) {
 pub fn cookies(data: &[u8]) {
     let headers: Vec<_> = data.split(|byte| *byte == b'\n').collect();
     let before: Vec<_> = headers.iter().flat_map(|header| pairs(header)).collect();
-    let after = match inner::edited_cookies(&headers) {
+    let after = match apisix_plugin_runner::fuzzing::edited_cookies(&headers) {
         None => before.clone(),
         // What no header can hold goes as a whole.
         Some(cookies) if cookies.is_empty() && data.iter().any(|byte| matches!(byte, b'\r' | b'\0')) => {
             return;
         }
         Some(cookies) => {
-            assert!(inner::edited_cookies(&[&cookies]).is_none(), "{}", cookies.escape_ascii());
+            assert!(
+                apisix_plugin_runner::fuzzing::edited_cookies(&[&cookies]).is_none(),
+                "{}",
+                cookies.escape_ascii()
+            );
             pairs(&cookies)
         }
     };

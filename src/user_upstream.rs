@@ -30,7 +30,7 @@ use crate::refusal::{More, Reader};
 use crate::resolver::Resolver;
 use crate::route::mode::Ways;
 use apisix_plugin_runner::request_id::{REQUEST_ID_WAIT, shown_request_id};
-use apisix_plugin_runner::{Action, HeaderName, PluginError, PreparedPlugin, Request};
+use apisix_plugin_runner::{Action, CacheKey, CookieNames, HeaderName, PluginError, PreparedPlugin, Request};
 use issuer_names::IssuerNames;
 use kube_coders_identity::claims::Claims;
 use kube_coders_identity::config::{UserUpstreamConfig, Verified};
@@ -89,6 +89,10 @@ impl PreparedPlugin for UserUpstream {
         Ok(PreparedUserUpstream::new(config, self.ways, &self.memory, issuer_of)?)
     }
 
+    fn cache_key(&self, prepared: &PreparedUserUpstream) -> Option<CacheKey> {
+        prepared.cache_key.clone()
+    }
+
     async fn on_request(
         &self,
         prepared: &PreparedUserUpstream,
@@ -100,10 +104,9 @@ impl PreparedPlugin for UserUpstream {
             Err(Stopped::Failed(error)) => return Err(error),
         };
         request.set_upstream(decision.upstream.clone())?;
-        let good_for = decision.good_until.map(|until| until.saturating_duration_since(Instant::now()));
-        let cached = good_for.unwrap_or(CACHED).min(CACHED);
-        if !cached.is_zero() {
-            request.cache_for(cached, &prepared.cache_key);
+        if prepared.cache_key.is_some() {
+            let good_for = decision.good_until.map(|until| until.saturating_duration_since(Instant::now()));
+            request.cache_for(good_for.unwrap_or(CACHED).min(CACHED));
         }
         Ok(Action::Continue)
     }
@@ -128,9 +131,17 @@ impl Keys for KeptKeys<'_> {
 }
 
 impl Exchange for Request<'_> {
+    fn header_count(&self) -> usize {
+        self.headers().len()
+    }
+
+    fn may_lack_headers(&self) -> bool {
+        Request::may_lack_headers(self)
+    }
+
     #[expect(clippy::map_identity, reason = "it shortens lifetimes")]
-    fn headers(&self) -> impl ExactSizeIterator<Item = (&[u8], &[u8])> {
-        Request::headers(self).map(|(name, value)| (name, value))
+    fn names_with_underscore(&self) -> impl Iterator<Item = &[u8]> {
+        Request::names_with_underscore(self).map(|name| name)
     }
 
     #[expect(clippy::map_identity, reason = "it shortens lifetimes")]
@@ -138,9 +149,8 @@ impl Exchange for Request<'_> {
         self.headers_named(name).map(|value| value)
     }
 
-    // Cheaper than by all values, and asked for many names a call.
     fn has(&self, name: &str) -> bool {
-        self.header(name).is_some()
+        self.has_header(name)
     }
 
     async fn scheme(&mut self) -> Result<ClientScheme, PluginError> {
@@ -154,6 +164,10 @@ impl Exchange for Request<'_> {
 
     fn set(&mut self, name: &HeaderName, value: &[u8]) -> Result<(), PluginError> {
         Ok(self.set_header(name, value)?)
+    }
+
+    fn remove_cookies(&mut self, names: &CookieNames) -> Result<(), PluginError> {
+        Ok(Request::remove_cookies(self, names)?)
     }
 }
 

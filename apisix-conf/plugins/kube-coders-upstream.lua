@@ -4,19 +4,19 @@
 -- client's own copy is dropped in the rewrite phase, behind openid-connect (2599) and before the call (2597, by its
 -- _meta.priority). Without a good decision the answer is 503: no request reaches the route's own upstream.
 --
--- With `remember`, a decision also serves later requests on which nothing differs that it depended on, for so many
--- seconds: kc_hit is set, and ext-plugin-pre-req with the filter [["kc_hit", "!", "==", "1"]] leaves the call out.
--- What is withdrawn meanwhile (a session, a token, a group, a workspace) stays good for that much longer in each of
--- the gateway's workers, and nothing in the runner sees those requests.
+-- With `remember`, a decision is cached for so many seconds and serves later requests with an equal cache key: kc_hit
+-- is set, and ext-plugin-pre-req with the filter [["kc_hit", "!", "==", "1"]] leaves the call out. A decision names the
+-- parts of its key and a digest of them; it is cached only if they were the same here and at the runner.
+-- While it is cached, revoked sessions, tokens, groups and workspaces keep working, in each of the gateway's workers.
 local core, upstream = require("apisix.core"), require("apisix.upstream")
 local lrucache, sha256 = require("resty.lrucache"), require("resty.sha256")
 local ngx, concat, find = ngx, table.concat, string.find
 
 local HEADER, HEADER_VAR, MAX_BYTES = "x-kube-coders-upstream", "http_x_kube_coders_upstream", 16 * 1024
 local PROBLEM = '{"type":"about:blank","title":"Service Unavailable","status":503,"code":"decision-missing"'
-local decisions, lists = lrucache.new(2000), lrucache.new(200) -- of this worker
+local decisions, keys = lrucache.new(2000), lrucache.new(200) -- of this worker
 local schema = { type = "object", additionalProperties = false, properties = { remember = {
-    description = "seconds for which a decision serves equal requests, and what was withdrawn stays good",
+    description = "seconds for which a decision is cached, while what was revoked keeps working",
     type = "number", minimum = 0, maximum = 10, default = 0 } } }
 
 local function is_text(value, pattern) return type(value) == "string" and find(value, pattern) ~= nil end
@@ -54,18 +54,23 @@ local function fault(it) -- the field that makes a decision malformed, or nil
     if not is_each(it.addresses, 8, is_address) or #it.addresses == 0 then return "addresses" end
     local time = type(it.timeout) == "table" and it.timeout or {}
     if not (is_time(time.connect) and is_time(time.send) and is_time(time.read)) then return "timeout" end
-    if it.remember == nil then return nil end -- and the rest is not there either
-    if not is_between(it.remember, 0, 10) or it.remember == 0 then return "remember" end
-    if not is_each(it.by, 32, is_header) then return "by" end
-    if not is_each(it.set, MAX_BYTES, is_value, is_changeable) then return "set" end
-    if not is_each(it.remove, MAX_BYTES, is_changeable) then return "remove" end
-    if not is_each(it.cookies, 64, is_cookie) then return "cookies" end
+    local cache = it.cache
+    if cache == nil then return nil end
+    if type(cache) ~= "table" then return "cache" end
+    if not is_between(cache.seconds, 0, 10) or cache.seconds == 0 then return "cache.seconds" end
+    if not is_each(cache.headers, 32, is_header) then return "cache.headers" end
+    if not is_each(cache.presence, 32, is_header) then return "cache.presence" end
+    if type(cache.navigation) ~= "boolean" then return "cache.navigation" end
+    if not is_text(cache.digest, "^[0-9a-f]+$") or #cache.digest ~= 64 then return "cache.digest" end
+    if not is_each(cache.set, MAX_BYTES, is_value, is_changeable) then return "cache.set" end
+    if not is_each(cache.remove, MAX_BYTES, is_changeable) then return "cache.remove" end
+    if not is_each(cache.cookies, 64, is_cookie) then return "cache.cookies" end
 end
 
 local function each(values) return type(values) == "table" and values or { values } end
 local function sized(value) return #tostring(value) .. ":" .. tostring(value) end -- says where it ends
 
--- What the runner is about to see of a request, or an empty table if nothing is remembered for it. Not from variables:
+-- What the runner is about to see of a request, or an empty table if nothing is cached for it. Not from variables:
 -- $http_x_userinfo is X_Userinfo where X-Userinfo is missing.
 local function see(ctx)
     local headers, count = ngx.req.get_headers(0), 0
@@ -77,27 +82,34 @@ local function see(ctx)
     if count > 99 then return {} end
     local scope = sized(ctx.route_id) .. sized(ctx.conf_type) .. sized(ctx.conf_id) .. sized(ctx.conf_version)
     scope = scope .. sized(ngx.var.scheme) .. sized(ngx.var.upstream_host) .. sized(rawget(headers, "upgrade") ~= nil)
+    if #scope > 1000 then return {} end -- a client may say any host
     return { headers = headers, scope = scope, now = ngx.now() }
 end
 
-local function key_of(seen, by) -- equal for two requests only if all is that a decision by these headers depended on
-    local parts = { "v1;", seen.scope, #by, ";" }
-    for _, name in ipairs(by) do
-        local values = each(rawget(seen.headers, name))
+local function is_navigation(headers) -- as the runner reads it: crates/runner/src/accept.rs
+    local accept = each(rawget(headers, "accept"))[1]
+    if ngx.req.get_method() ~= "GET" or rawget(headers, "upgrade") or not accept then return false end
+    for item in (accept:lower():gsub("[ \t\n\f\r]", " ") .. ","):gmatch("([^,]*),") do
+        local range, parameters = item:match("^ *([^;]*)(.*)$")
+        local weight = (parameters:match("; *q *= *([^;]*)") or "1"):match("^(.-) *$")
+        local is_weight = find(weight, "^[01]$") or find(weight, "^[01]%.%d?%d?%d?$")
+        if find(range, "^text/html *$") and is_weight and is_between(tonumber(weight), 0.001, 1) then return true end
+    end
+    return false
+end
+
+-- Equal for two requests only if all parts of the key are. The runner computes the same: crates/runner/src/cache.rs.
+local function digest_of(headers, key)
+    local kind = not key.navigation and "any;" or is_navigation(headers) and "navigation;" or "other;"
+    local parts = { "1;", #key.headers, ";", #key.presence, ";", kind }
+    for _, name in ipairs(key.headers) do
+        local values = each(rawget(headers, name))
         parts[#parts + 1] = sized(name) .. #values .. ";"
         for _, value in ipairs(values) do parts[#parts + 1] = sized(value) end
     end
+    for _, name in ipairs(key.presence) do parts[#parts + 1] = sized(name) .. (rawget(headers, name) and "+" or "-") end
     local digest = sha256:new()
     return assert(digest:update(concat(parts)) and digest:final())
-end
-
--- False where who is asking came after the rewrite phase, from a login behind this plugin: all users' keys were equal.
-local function is_seen(seen, it)
-    local removed, found = " " .. concat(it.remove, " ") .. " ", nil
-    for _, name in ipairs(it.by) do
-        if find(removed, " " .. name .. " ", 1, true) then found = found or rawget(seen.headers, name) ~= nil end
-    end
-    return found ~= false
 end
 
 local function is_removed(pair, names)
@@ -108,7 +120,7 @@ local function is_removed(pair, names)
     end
 end
 
-local function remove_cookies(ctx, names) -- as the runner does it, in src/user_upstream/cookies.rs
+local function remove_cookies(ctx, names) -- as the runner does: crates/runner/src/cookies.rs
     local text, is_edited = "", false
     for _, header in ipairs(each(ngx.req.get_headers(0).cookie)) do
         local kept = {}
@@ -134,11 +146,13 @@ local function apply(ctx, it)
         pass_host = is_https and "rewrite" or "pass", upstream_host = is_https and name or nil, -- TLS's name is Host's
     })
     ctx.upstream_scheme, ctx.var.upstream_scheme = it.scheme, it.scheme -- only set for the gateway's own choice
-    if not it.remember then return end
-    for _, header in ipairs(it.remove) do core.request.set_header(ctx, header, nil) end
-    for header, value in pairs(it.set) do core.request.set_header(ctx, header, value) end
-    if it.set.host then ctx.var.upstream_host = it.set.host end -- what goes upstream is not the header
-    if #it.cookies > 0 then remove_cookies(ctx, it.cookies) end
+end
+
+local function change(ctx, cache) -- what the call would have changed
+    for _, header in ipairs(cache.remove) do core.request.set_header(ctx, header, nil) end
+    for header, value in pairs(cache.set) do core.request.set_header(ctx, header, value) end
+    if cache.set.host then ctx.var.upstream_host = cache.set.host end -- what goes upstream is not the header
+    if #cache.cookies > 0 then remove_cookies(ctx, cache.cookies) end
 end
 
 local function rewrite(conf, ctx)
@@ -148,12 +162,12 @@ local function rewrite(conf, ctx)
     end
     if ngx.var[HEADER_VAR] then return "a client's decision can't be dropped" end
     local seen = (conf.remember or 0) > 0 and see(ctx) or {}
-    local by = seen.scope and lists:get(seen.scope)
-    local entry = by and decisions:get(key_of(seen, by))
+    local key = seen.scope and keys:get(seen.scope)
+    local entry = key and decisions:get(digest_of(seen.headers, key) .. seen.scope)
     local age = entry and seen.now - entry.since or -1
     -- Below 0 where the clock was set back, which must not make a decision last.
-    if age >= 0 and age < math.min(conf.remember, entry.decision.remember) then
-        seen.remembered, ctx.var.kc_hit = entry.decision, "1"
+    if age >= 0 and age < math.min(conf.remember, entry.decision.cache.seconds) then
+        seen.cached, ctx.var.kc_hit = entry.decision, "1"
     end
     ctx.kube_coders_upstream = seen
 end
@@ -162,7 +176,7 @@ local function access(_, ctx)
     local seen, is_new = ctx.kube_coders_upstream, ngx.var[HEADER_VAR] ~= nil
     ctx.kube_coders_upstream = nil
     if not seen then return "the rewrite phase did not run" end
-    local it = seen.remembered
+    local it = seen.cached
     if is_new then
         local text = rawget(ngx.req.get_headers(0), HEADER)
         core.request.set_header(ctx, HEADER, nil)
@@ -174,11 +188,16 @@ local function access(_, ctx)
     end
     if not it then return "no decision" end
     apply(ctx, it)
+    local cache = it.cache
+    if not is_new then return change(ctx, cache) end
     -- A consumer, found in between, may bring plugins of its own.
-    if is_new and it.remember and #it.by > 0 and seen.scope and not ctx.consumer and is_seen(seen, it) then
-        lists:set(seen.scope, it.by)
-        decisions:set(key_of(seen, it.by), { decision = it, since = seen.now }) -- nobody else holds these tables
-    end
+    if not cache or #cache.headers + #cache.presence == 0 or not seen.scope or ctx.consumer then return end
+    local digest = digest_of(seen.headers, cache)
+    local hex = digest:gsub(".", function(byte) return ("%02x"):format(byte:byte()) end)
+    -- A login behind this plugin, or another plugin, has changed what the runner saw.
+    if hex ~= cache.digest then return core.log.info("kube-coders-upstream: not cached: the request was changed") end
+    keys:set(seen.scope, cache)
+    decisions:set(digest .. seen.scope, { decision = it, since = seen.now }) -- nothing else holds these tables
 end
 
 local function guarded(phase)

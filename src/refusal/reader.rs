@@ -1,5 +1,7 @@
 //! What a client can read: a page or a problem document, in English or Korean.
 
+use apisix_plugin_runner::accept::{Weight, is_navigation, weighted};
+
 /// The languages of the pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Language {
@@ -14,27 +16,13 @@ pub(crate) struct Reader {
     language: Language,
 }
 
-/// A weight in thousandths, as in `;q=0.8` (RFC 9110, section 12.4.2).
-type Weight = u16;
-
-const FULL_WEIGHT: Weight = 1000;
-
 impl Reader {
     /// Reads a request's method and three of its headers: `accept`,
     /// `accept-language` and `upgrade`, which `header` finds by their names in
     /// lower case.
-    ///
-    /// A navigation is a GET that accepts HTML by name. `*/*` alone does not
-    /// count: that is what scripts and command-line clients send.
     pub(crate) fn new<'h>(method: &str, header: impl Fn(&str) -> Option<&'h [u8]>) -> Self {
-        let accepts_html = || {
-            header("accept").is_some_and(|accept| {
-                weighted(accept).any(|(range, weight)| weight > 0 && range.eq_ignore_ascii_case("text/html"))
-            })
-        };
-        let navigation = method == "GET" && header("upgrade").is_none() && accepts_html();
         let language = header("accept-language").map_or(Language::English, language);
-        Self { navigation, language }
+        Self { navigation: is_navigation(method, header), language }
     }
 
     /// Whether a person reads the response.
@@ -56,13 +44,13 @@ fn language(accept_language: &[u8]) -> Language {
     let mut others: Weight = 0;
     let mut korean_is_first = false;
     for (range, weight) in weighted(accept_language) {
-        let primary = range.split('-').next().unwrap_or_default();
-        if primary.eq_ignore_ascii_case("ko") {
+        let primary = range.split(|byte| *byte == b'-').next().unwrap_or_default();
+        if primary.eq_ignore_ascii_case(b"ko") {
             korean_is_first |= english.is_none();
             korean = korean.max(Some(weight));
-        } else if primary.eq_ignore_ascii_case("en") {
+        } else if primary.eq_ignore_ascii_case(b"en") {
             english = english.max(Some(weight));
-        } else if primary == "*" {
+        } else if primary == b"*" {
             others = others.max(weight);
         }
     }
@@ -74,32 +62,6 @@ fn language(accept_language: &[u8]) -> Language {
     } else {
         Language::English
     }
-}
-
-/// The items of a list header with their weights; items that are not text or
-/// whose weight can't be read are left out.
-fn weighted(list: &[u8]) -> impl Iterator<Item = (&str, Weight)> {
-    list.split(|byte| *byte == b',').filter_map(|item| {
-        let mut parts = std::str::from_utf8(item).ok()?.split(';').map(str::trim);
-        let range = parts.next()?;
-        for part in parts {
-            let Some((name, value)) = part.split_once('=') else { continue };
-            if name.trim_end().eq_ignore_ascii_case("q") {
-                return Some((range, weight(value.trim_start())?));
-            }
-        }
-        Some((range, FULL_WEIGHT))
-    })
-}
-
-/// `0`, `1`, and up to three decimals, at most 1.
-fn weight(text: &str) -> Option<Weight> {
-    let (whole, decimals) = text.split_once('.').unwrap_or((text, ""));
-    if !matches!(whole, "0" | "1") || decimals.len() > 3 || !decimals.bytes().all(|b| b.is_ascii_digit()) {
-        return None;
-    }
-    let thousandths = format!("{whole}{decimals:0<3}").parse().ok()?;
-    (thousandths <= FULL_WEIGHT).then_some(thousandths)
 }
 
 #[cfg(test)]
@@ -132,27 +94,6 @@ mod tests {
         check_language("ko;q=", English);
         check_language("korean", English);
         check_language(",,;,ko;;q=0.5", Korean);
-    }
-
-    #[test]
-    fn weights_are_thousandths() {
-        for (text, expected) in [
-            ("0", Some(0)),
-            ("1", Some(1000)),
-            ("1.000", Some(1000)),
-            ("0.", Some(0)),
-            ("0.5", Some(500)),
-            ("0.05", Some(50)),
-            ("0.123", Some(123)),
-            ("1.001", None),
-            ("0.1234", None),
-            ("2", None),
-            ("-0", None),
-            ("0.+1", None),
-            ("", None),
-        ] {
-            assert_eq!(weight(text), expected, "{text:?}");
-        }
     }
 
     #[track_caller]

@@ -9,7 +9,9 @@ use super::rejection::Rejection;
 use super::trace::{StepOutcome, Steps, Trace, quoted};
 use super::walk::{ClientScheme, Exchange, Keys, Stopped, Walk};
 use crate::resolver::Resolver;
-use apisix_plugin_runner::{HeaderName, PluginError, Upstream, UpstreamMode};
+use apisix_plugin_runner::{
+    CookieNames, EditedCookies, HeaderName, MAX_FRAME_HEADERS, PluginError, Upstream, UpstreamMode,
+};
 use kube_coders_identity::claims::Claims;
 use kube_coders_identity::config::{UserUpstreamConfig, Verified};
 use kube_coders_identity::identity_error::IdentityError;
@@ -50,6 +52,8 @@ impl ExplainedRequest<'_> {
     }
 }
 
+static COOKIE: HeaderName = HeaderName::from_static("cookie");
+
 /// An imagined request.
 pub(super) struct AskedRequest<'q> {
     headers: &'q [(Vec<u8>, Vec<u8>)],
@@ -65,8 +69,20 @@ impl<'q> AskedRequest<'q> {
 }
 
 impl Exchange for AskedRequest<'_> {
-    fn headers(&self) -> impl ExactSizeIterator<Item = (&[u8], &[u8])> {
-        self.headers.iter().map(|(name, value)| (name.as_slice(), value.as_slice()))
+    fn header_count(&self) -> usize {
+        self.headers.len()
+    }
+
+    fn may_lack_headers(&self) -> bool {
+        self.headers.len() >= MAX_FRAME_HEADERS
+    }
+
+    fn names_with_underscore(&self) -> impl Iterator<Item = &[u8]> {
+        self.headers.iter().map(|(name, _)| name.as_slice()).filter(|name| name.contains(&b'_'))
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.values(name).next().is_some()
     }
 
     fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> + Clone + 'a {
@@ -86,6 +102,14 @@ impl Exchange for AskedRequest<'_> {
     fn set(&mut self, name: &HeaderName, value: &[u8]) -> Result<(), PluginError> {
         self.changes.push((name.clone(), Some(value.to_vec())));
         Ok(())
+    }
+
+    fn remove_cookies(&mut self, names: &CookieNames) -> Result<(), PluginError> {
+        match names.remove_from(self.values("cookie")) {
+            EditedCookies::Unchanged => Ok(()),
+            EditedCookies::Removed => self.remove(&COOKIE),
+            EditedCookies::Left(left) => self.set(&COOKIE, &left),
+        }
     }
 }
 

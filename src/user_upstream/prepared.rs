@@ -16,8 +16,9 @@ pub(crate) struct PreparedUserUpstream {
     pub(super) config: UserUpstreamConfig,
     /// The issuer of the tokens, if the conf believes tokens.
     pub(super) issuer: Option<Arc<Issuer>>,
-    /// The parts of a request that every decision under this conf depends on.
-    pub(super) cache_key: Arc<CacheKey>,
+    /// The parts of a request that every decision under this conf depends on. In forward
+    /// mode no gateway caches a decision.
+    pub(super) cache_key: Option<CacheKey>,
     /// Tells the memory of this conf from that of all others.
     pub(super) number: ConfNumber,
 }
@@ -53,12 +54,12 @@ impl PreparedUserUpstream {
         memory: &Memory,
         issuer_of: impl FnOnce(&kube_coders_identity::Verified) -> Arc<Issuer>,
     ) -> Result<Self, PrepareError> {
-        check(&config, ways)?;
+        let mode = check(&config, ways)?;
         let issuer = match &config.identity {
             IdentityConfig::Verified(verified) => Some(issuer_of(verified)),
             IdentityConfig::Gateway => None,
         };
-        let cache_key = Arc::new(cache_key(&config));
+        let cache_key = (mode == UpstreamMode::Direct).then(|| cache_key(&config));
         Ok(Self { config, issuer, cache_key, number: memory.next_conf() })
     }
 }

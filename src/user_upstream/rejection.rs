@@ -5,14 +5,11 @@ use thiserror::Error;
 use super::decision_error::DecisionError;
 use crate::refusal::Refusal;
 use crate::resolver::ResolveError;
+use apisix_plugin_runner::MAX_FRAME_HEADERS;
 use kube_coders_identity::claims::ClaimsError;
 use kube_coders_identity::identity_error::IdentityError;
 use kube_coders_identity::token::TokenError;
 use kube_coders_identity::userinfo::UserinfoError;
-
-/// How many headers the gateway shows at most (docs/gateway.md, HTTPReqCall). It hides
-/// those behind them, and the ones that its own plugins add come last.
-pub(super) const MAX_FRAME_HEADERS: usize = 100;
 
 /// Why a request goes to no workspace.
 #[derive(Clone, Debug, Error)]

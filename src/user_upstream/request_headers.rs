@@ -7,7 +7,6 @@ use kube_coders_identity::UserUpstreamConfig;
 use kube_coders_identity::identity_headers::{self, IDENTITY_HEADERS};
 
 pub(super) static AUTHORIZATION: HeaderName = HeaderName::from_static(identity_headers::AUTHORIZATION);
-pub(super) static COOKIE: HeaderName = HeaderName::from_static("cookie");
 
 /// What tells a workspace who its user is.
 pub(super) static FORWARDED_USER: HeaderName = HeaderName::from_static("x-forwarded-user");
@@ -26,20 +25,17 @@ pub(super) static RESERVED: [HeaderName; 4] = [
     HeaderName::from_static(DECISION_HEADER),
 ];
 
-/// What else decides about a request: `Authorization` may hold the token, whatever header
-/// it was found in.
-static OTHERS: [HeaderName; 4] = [
-    HeaderName::from_static(identity_headers::AUTHORIZATION),
-    HeaderName::from_static("host"),
-    HeaderName::from_static("origin"),
-    HeaderName::from_static("upgrade"),
-];
-
-/// The parts of a request that a decision under this conf depends on. The header of direct
-/// mode's decision is none of them: the gateway drops it before.
+/// The parts of a request that a decision under this conf depends on: who the user is, and
+/// for a WebSocket whose page opens it. The other headers are only removed if they are there.
 pub(super) fn cache_key(config: &UserUpstreamConfig) -> CacheKey {
-    let reserved = RESERVED.iter().filter(|name| name.as_str() != DECISION_HEADER);
-    let sources = config.identity.token_sources().names();
-    let names = IDENTITY_HEADERS.iter().chain(reserved).chain(sources).chain(&OTHERS);
-    CacheKey::new(names.cloned()).removing_cookies(config.remove_cookies.names())
+    let [.., userinfo] = IDENTITY_HEADERS.clone();
+    let mut values = vec![userinfo, HeaderName::from_static("host"), HeaderName::from_static("origin")];
+    let sources = config.identity.token_sources();
+    values.extend(sources.names().iter().cloned());
+    if !sources.names().is_empty() {
+        // It may hold the token as well, whatever header the token was found in.
+        values.push(AUTHORIZATION.clone());
+    }
+    let removed = sources.secrets().cloned().chain([STAMP.clone(), FORWARDED_USERNAME.clone()]);
+    CacheKey::new(values).and_presence(removed)
 }

@@ -13,14 +13,13 @@ use tracing::debug;
 use super::decision::WorkspaceDecision;
 use super::memory::{ConfNumber, Memory};
 use super::origin;
-use super::rejection::{MAX_FRAME_HEADERS, Rejection};
-use super::request_headers::{AUTHORIZATION, COOKIE, FORWARDED_USER, FORWARDED_USERNAME, RESERVED, STAMP};
+use super::rejection::Rejection;
+use super::request_headers::{AUTHORIZATION, FORWARDED_USER, FORWARDED_USERNAME, RESERVED, STAMP};
 use super::trace::{StepOutcome, Trace, claim_text, distance, quoted};
 use crate::resolver::Resolver;
-use apisix_plugin_runner::{HeaderName, PluginError, Upstream};
+use apisix_plugin_runner::{CookieNames, HeaderName, PluginError, Upstream};
 use kube_coders_identity::claims::{Claim, Claims};
 use kube_coders_identity::config::{IdentityConfig, UserUpstreamConfig, Verified};
-use kube_coders_identity::cookies::Edited;
 use kube_coders_identity::identity_error::IdentityError;
 use kube_coders_identity::identity_headers::{self, IdentityHeaders, TokenHeader};
 use kube_coders_identity::token::{Token, TokenError};
@@ -35,8 +34,14 @@ const MAX_GOOD_FOR: f64 = 86_400.0;
 
 /// The request of a walk: what it has, and the changes that it gets.
 pub(super) trait Exchange: Send + Sync {
-    /// All headers by name and value, as they came.
-    fn headers(&self) -> impl ExactSizeIterator<Item = (&[u8], &[u8])>;
+    /// How many headers there are. Only a trace asks.
+    fn header_count(&self) -> usize;
+
+    /// Whether the gateway may have left headers out.
+    fn may_lack_headers(&self) -> bool;
+
+    /// The names of the headers that have a `_` in them.
+    fn names_with_underscore(&self) -> impl Iterator<Item = &[u8]>;
 
     /// All values of a header.
     fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> + Clone + 'a;
@@ -49,9 +54,10 @@ pub(super) trait Exchange: Send + Sync {
 
     fn set(&mut self, name: &HeaderName, value: &[u8]) -> Result<(), PluginError>;
 
-    fn has(&self, name: &str) -> bool {
-        self.values(name).next().is_some()
-    }
+    fn remove_cookies(&mut self, names: &CookieNames) -> Result<(), PluginError>;
+
+    /// Whether there is a header of this name.
+    fn has(&self, name: &str) -> bool;
 }
 
 /// How a client speaks to the gateway.
@@ -135,20 +141,21 @@ impl<K: Keys> Walk<'_, K> {
     }
 
     fn identity_headers<'r>(
-        &self,
+        &'r self,
         request: &'r impl Exchange,
         trace: &mut impl Trace,
     ) -> Result<IdentityHeaders<'r>, Rejection> {
-        let count = request.headers().len();
-        let few = if count < MAX_FRAME_HEADERS { Ok(()) } else { Err(Rejection::TooManyHeaders) };
+        let few = if request.may_lack_headers() { Err(Rejection::TooManyHeaders) } else { Ok(()) };
         trace.check("headers", few)?;
         let identity = &self.config.identity;
-        let found = identity_headers::find(request.headers(), identity.token_sources(), &RESERVED);
+        let values = |name| request.values(name);
+        let underscored = request.names_with_underscore();
+        let found = identity_headers::find(values, underscored, identity.token_sources(), &RESERVED);
         let found = trace.check("headers", found.map_err(IdentityError::from))?;
         trace.check("headers", identity.look_at(&found))?;
-        trace.good("headers", || format!("{count} in all, each identity header once"));
+        trace.good("headers", || format!("{} in all, each identity header once", request.header_count()));
         if request.has("upgrade") {
-            let is_foreign = origin::is_foreign(request.headers());
+            let is_foreign = origin::is_foreign(request.values("origin"), request.values("host"));
             trace.check("origin", if is_foreign { Err(Rejection::ForeignOrigin) } else { Ok(()) })?;
             trace.good("origin", || "none, or the request's own host".to_owned());
         }
@@ -278,11 +285,7 @@ impl<K: Keys> Walk<'_, K> {
         if is_in_authorization {
             request.remove(&AUTHORIZATION)?;
         }
-        match self.config.remove_cookies.edit(request.values(COOKIE.as_str())) {
-            Edited::Unchanged => {}
-            Edited::Removed => request.remove(&COOKIE)?,
-            Edited::Cookies(cookies) => request.set(&COOKIE, &cookies)?,
-        }
+        request.remove_cookies(&self.config.remove_cookies)?;
         request.set(&FORWARDED_USER, decision.upstream.subject().unwrap_or_default().as_bytes())?;
         match &decision.username {
             Some(name) => request.set(&FORWARDED_USERNAME, name.as_bytes()),

@@ -226,7 +226,10 @@ function stand_in.worker()
     package.loaded["resty.lrucache"] = lrucache
     stand_in.ngx = {
         var = variables,
-        req = { get_headers = get_headers, set_header = set_header },
+        req = {
+            get_headers = get_headers, set_header = set_header,
+            get_method = function() return request.method end,
+        },
         now = function() return stand_in.clock end,
     }
     _G.ngx = stand_in.ngx
@@ -261,7 +264,7 @@ end
 -- Gives what became of it: the status of an answer of the gateway's, or where the request went.
 function stand_in.serve(plugin, asked)
     request = {
-        headers = {}, response_headers = {}, is_changed = false,
+        headers = {}, response_headers = {}, is_changed = false, method = asked.method or "GET",
         variables = { scheme = asked.scheme or "https", request_id = asked.request_id or "0123456789abcdef",
                       upstream_scheme = "http" },
     }

@@ -224,7 +224,7 @@ fn cookie(
 ) {
     let name = plugin.conf.at(&["session", "cookie_name"]);
     let name = name.and_then(|name| name.text()).unwrap_or(SESSION_COOKIE);
-    if !config.remove_cookies.names().any(|removed| removed == name) {
+    if !config.remove_cookies.iter().any(|removed| removed == name) {
         let text = format!("remove_cookies does not have {name:?}, the session's cookie");
         findings.add(Rule::CookieReachesWorkspace, &workspaces.conf, text);
     }

@@ -8,11 +8,11 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
 use super::claims::Wanted;
-use super::cookies::RemoveCookies;
 use super::keys::{CaFileError, read_ca_file};
 use super::login_link::LoginLink;
 use super::policy::{ClaimPaths, Policy, Rules};
 use super::template::Template;
+use apisix_plugin_runner::CookieNames;
 use apisix_plugin_runner::upstream::{Timeouts, UpstreamMode};
 pub use identity::{IdentityConfig, Verified};
 use object::Object;
@@ -52,7 +52,7 @@ pub struct UserUpstreamConfig {
     /// Which users may use a workspace: `allow`, `deny` and `claims` of the conf.
     pub policy: Policy,
     /// The cookies that the workspace must not receive.
-    pub remove_cookies: RemoveCookies,
+    pub remove_cookies: CookieNames,
     /// Where a rejection page sends the user to sign in again.
     pub login: LoginLink,
     /// The waits for a workspace that differ from the forwarder's settings.
@@ -85,7 +85,7 @@ struct ConfFields {
     /// The cookies that no workspace gets to see, and their numbered chunks; by
     /// default `session`, which is openid-connect's.
     #[serde(default)]
-    remove_cookies: RemoveCookies,
+    remove_cookies: CookieNames,
     /// Where the pages' link to sign in again leads; `/logout` by default.
     #[serde(default)]
     login: LoginLink,
@@ -180,7 +180,7 @@ mod tests {
         assert_eq!(config.identity, IdentityConfig::Gateway);
         assert_eq!(config.upstream, Template::parse("http://code-{sub}:8443").unwrap());
         assert_eq!(config.wanted, Wanted::new(["sub"]));
-        assert_eq!(config.remove_cookies, RemoveCookies::default());
+        assert_eq!(config.remove_cookies, CookieNames::default());
         assert_eq!(config.login, LoginLink::default());
         assert!(config.policy.is_empty());
     }

@@ -4,7 +4,6 @@ use jsonwebtoken::DecodingKey;
 
 use super::HostTemplate;
 use super::claims::Wanted;
-use super::cookies::{Edited, RemoveCookies};
 use super::identity_headers::{self, TokenSources};
 use super::template::Template;
 use super::token::{CHECKED_CLAIMS, Expected, Token};
@@ -38,13 +37,4 @@ pub fn rendered(template: &str, value: &str) -> Option<String> {
     let _ = Template::parse(template);
     let name = HostTemplate::parse(template).ok()?.render_value(value).ok()?;
     Some(name.as_str().to_owned())
-}
-
-/// The cookies that are left, if some were taken out.
-pub fn edited_cookies(headers: &[&[u8]]) -> Option<Vec<u8>> {
-    match RemoveCookies::default().edit(headers.iter().copied()) {
-        Edited::Unchanged => None,
-        Edited::Removed => Some(Vec::new()),
-        Edited::Cookies(cookies) => Some(cookies),
-    }
 }

@@ -121,7 +121,8 @@ pub enum HeadersError {
     Twin(HeaderName),
 }
 
-/// Finds the identity headers among a request's headers, given by name and value.
+/// Finds the identity headers of a request. `values` gives all values of a header, and
+/// `underscored` the names of headers that have a `_` in them.
 ///
 /// `reserved` are headers that something behind the caller believes. A request that has
 /// the name of one of them, or of an identity header, with `_` for `-` is refused.
@@ -129,37 +130,32 @@ pub enum HeadersError {
 /// # Errors
 ///
 /// An identity header is there twice, or a header has such a name.
-pub fn find<'f>(
-    headers: impl IntoIterator<Item = (&'f [u8], &'f [u8])>,
-    sources: &TokenSources,
+pub fn find<'f, V: Iterator<Item = &'f [u8]>>(
+    values: impl Fn(&'f str) -> V,
+    underscored: impl IntoIterator<Item = &'f [u8]>,
+    sources: &'f TokenSources,
     reserved: &[HeaderName],
 ) -> Result<IdentityHeaders<'f>, HeadersError> {
-    let mut userinfo = None;
-    let mut tokens = [None; MAX_SOURCES];
-    for (name, value) in headers {
-        if name.contains(&b'_') {
-            refuse_twin(name, sources, reserved)?;
-        }
-        let (known, found) = if is_named(name, &USERINFO) {
-            (&USERINFO, &mut userinfo)
-        } else if let Some(at) = sources.0.iter().position(|source| is_named(name, source)) {
-            (&sources.0[at], &mut tokens[at])
-        } else {
-            continue;
-        };
-        if found.replace(value).is_some() {
-            return Err(HeadersError::Twice(known.clone()));
-        }
+    for name in underscored {
+        refuse_twin(name, sources, reserved)?;
     }
-    let token = sources.0.iter().zip(tokens).enumerate().find_map(|(source, (name, value))| {
-        let text = if name.as_str() == AUTHORIZATION { bearer(value?)? } else { value? };
-        Some(TokenHeader { text, source })
-    });
+    let only = |name: &'f HeaderName| {
+        let mut values = values(name.as_str());
+        match (values.next(), values.next()) {
+            (value, None) => Ok(value),
+            (_, Some(_)) => Err(HeadersError::Twice(name.clone())),
+        }
+    };
+    let [.., userinfo] = &IDENTITY_HEADERS;
+    let userinfo = only(userinfo)?;
+    let mut token = None;
+    // All of them, so that a header that is there twice is refused even behind the one that is used.
+    for (source, name) in sources.0.iter().enumerate() {
+        let Some(value) = only(name)? else { continue };
+        let text = if name.as_str() == AUTHORIZATION { bearer(value) } else { Some(value) };
+        token = token.or(text.map(|text| TokenHeader { text, source }));
+    }
     Ok(IdentityHeaders { userinfo, token })
-}
-
-fn is_named(name: &[u8], known: &HeaderName) -> bool {
-    name.len() == known.as_str().len() && name.eq_ignore_ascii_case(known.as_str().as_bytes())
 }
 
 /// Refuses a name that would be taken for a header of ours by whatever reads `_`
@@ -184,13 +180,29 @@ fn bearer(value: &[u8]) -> Option<&[u8]> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use super::*;
 
     const RESERVED: [HeaderName; 1] = [HeaderName::from_static("x-our-own")];
 
-    fn identity_headers<'f>(headers: &[(&'f str, &'f str)]) -> Result<IdentityHeaders<'f>, HeadersError> {
-        let headers = headers.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes()));
-        find(headers, &TokenSources::default(), &RESERVED)
+    static SOURCES: LazyLock<TokenSources> = LazyLock::new(TokenSources::default);
+
+    fn found<'f>(
+        headers: &'f [(&'f str, &'f str)],
+        sources: &'f TokenSources,
+        reserved: &[HeaderName],
+    ) -> Result<IdentityHeaders<'f>, HeadersError> {
+        let values = |name: &'f str| {
+            let named = headers.iter().filter(move |(known, _)| known.eq_ignore_ascii_case(name));
+            named.map(|(_, value)| value.as_bytes())
+        };
+        let underscored = headers.iter().map(|(name, _)| name.as_bytes()).filter(|name| name.contains(&b'_'));
+        find(values, underscored, sources, reserved)
+    }
+
+    fn identity_headers<'f>(headers: &'f [(&'f str, &'f str)]) -> Result<IdentityHeaders<'f>, HeadersError> {
+        found(headers, &SOURCES, &RESERVED)
     }
 
     #[track_caller]
@@ -268,10 +280,10 @@ mod tests {
     #[test]
     fn the_twin_of_a_configured_header_is_refused() {
         let sources: TokenSources = serde_json::from_str(r#"["X-My-Token"]"#).unwrap();
-        let twin = [(&b"x_my-token"[..], &b"a"[..])];
-        assert_eq!(find(twin, &sources, &[]), Err(HeadersError::Twin(sources.names()[0].clone())));
-        let exact = [(&b"x-my-token"[..], &b"a"[..])];
-        assert_eq!(find(exact, &sources, &[]).unwrap().token, Some(TokenHeader { text: b"a", source: 0 }));
+        let twin = [("x_my-token", "a")];
+        assert_eq!(found(&twin, &sources, &[]), Err(HeadersError::Twin(sources.names()[0].clone())));
+        let exact = [("x-my-token", "a")];
+        assert_eq!(found(&exact, &sources, &[]).unwrap().token, Some(TokenHeader { text: b"a", source: 0 }));
     }
 
     #[test]

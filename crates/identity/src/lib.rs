@@ -21,7 +21,6 @@ pub mod identity_error;
 pub mod policy;
 pub mod label;
 pub mod template;
-pub mod cookies;
 pub mod login_link;
 pub mod config;
 pub mod bounded_file;

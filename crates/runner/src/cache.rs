@@ -1,53 +1,143 @@
-//! What a gateway may cache of a decision, and what a cached decision depends on.
+//! What a cached decision depends on, and whether a plugin looked at anything else.
 
-use std::collections::BTreeSet;
+#[cfg(feature = "direct")]
+mod digest;
+
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderName;
 
-/// The request headers that a cached decision depends on: see
-/// [`Request::cache_for`](crate::Request::cache_for).
+/// The parts of a request that a plugin's decisions depend on: see
+/// [`Plugin::cache_key`](crate::Plugin::cache_key).
 ///
-/// The key must be complete. It names `host`, `origin` and `cookie` too, if the plugin
-/// looks at them. The route, the scheme, the host that goes upstream and whether there is
-/// an `Upgrade` are part of every key. The key is shared, so that a plugin makes it once
-/// and not for each request.
+/// Two requests share a cached decision if these parts are equal. The route, the scheme,
+/// the host that goes upstream, and whether there is an `Upgrade` header are parts of every
+/// key. Requests with a `_` in the name of a header, or with 100 headers or more, never
+/// share a decision.
+///
+/// Name as little as the plugin needs, because each value makes decisions of its own: a
+/// plugin that only asks whether a header is there names its
+/// [presence](Self::and_presence), and one that tells pages from scripts names
+/// [navigations](Self::and_navigation), because the values of `Accept` differ from request
+/// to request. Values enter the key as one SHA-256 digest, so the gateway keeps no token.
+///
+/// ```
+/// use apisix_plugin_runner::{CacheKey, HeaderName};
+///
+/// let key = CacheKey::new([HeaderName::from_static("x-team")])
+///     .and_presence([HeaderName::from_static("x-debug")])
+///     .and_navigation();
+/// assert_eq!(key.to_string(), "x-team, whether x-debug is there, navigation or not");
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CacheKey {
-    headers: Vec<HeaderName>,
-    removed_cookies: BTreeSet<Box<str>>,
+pub struct CacheKey(Arc<KeyParts>);
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct KeyParts {
+    /// Headers with all their values, each once, by name.
+    pub(crate) values: Vec<HeaderName>,
+    /// Headers that are there or not, each once, by name.
+    pub(crate) presence: Vec<HeaderName>,
+    pub(crate) has_navigation: bool,
+}
+
+/// Something of a request that a plugin looked at.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Look<'n> {
+    Values(&'n str),
+    Presence(&'n str),
+    Navigation,
+    /// Something that no key can hold, in words.
+    Other(&'static str),
+}
+
+impl fmt::Display for Look<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Values(name) => write!(formatter, "the header {name:?}"),
+            Self::Presence(name) => write!(formatter, "whether the header {name:?} is there"),
+            Self::Navigation => formatter.write_str("whether it is a navigation"),
+            Self::Other(what) => formatter.write_str(what),
+        }
+    }
 }
 
 impl CacheKey {
-    /// A key of these request headers.
+    /// A key of all values of these headers.
     pub fn new(headers: impl IntoIterator<Item = HeaderName>) -> Self {
-        let mut headers: Vec<_> = headers.into_iter().collect();
-        headers.sort_by(|one, other| one.as_str().cmp(other.as_str()));
-        headers.dedup();
-        Self { headers, removed_cookies: BTreeSet::new() }
+        Self(Arc::new(KeyParts { values: sorted(headers), ..KeyParts::default() }))
     }
 
-    /// Names cookies that the plugin removes from `Cookie`, together with their numbered
-    /// chunks (`name2`, `name_2`). The gateway removes them itself from each request that
-    /// a cached decision answers, whatever other cookies the request has, and does not use
-    /// the `Cookie` header that the plugin set.
+    /// Adds whether these headers are there, whatever their values.
     #[must_use]
-    pub fn removing_cookies<'c>(mut self, names: impl IntoIterator<Item = &'c str>) -> Self {
-        self.removed_cookies.extend(names.into_iter().map(Box::from));
+    pub fn and_presence(mut self, headers: impl IntoIterator<Item = HeaderName>) -> Self {
+        let parts = Arc::make_mut(&mut self.0);
+        parts.presence = sorted(std::mem::take(&mut parts.presence).into_iter().chain(headers));
         self
     }
-}
 
-#[cfg_attr(not(feature = "direct"), allow(dead_code))]
-impl CacheKey {
-    /// The names of the headers, in their order.
-    pub(crate) fn headers(&self) -> &[HeaderName] {
-        &self.headers
+    /// Adds whether the request is a browser's navigation:
+    /// [`is_navigation`](crate::accept::is_navigation).
+    #[must_use]
+    pub fn and_navigation(mut self) -> Self {
+        Arc::make_mut(&mut self.0).has_navigation = true;
+        self
     }
 
-    pub(crate) fn removed_cookies(&self) -> impl Iterator<Item = &str> {
-        self.removed_cookies.iter().map(|name| &**name)
+    #[cfg(feature = "direct")]
+    pub(crate) fn parts(&self) -> &KeyParts {
+        &self.0
+    }
+
+    /// Whether requests with equal keys look the same.
+    pub(crate) fn covers(&self, look: Look<'_>) -> bool {
+        let KeyParts { values, presence, has_navigation } = &*self.0;
+        let has = |names: &[HeaderName], name: &str| {
+            names.iter().any(|known| known.as_str().eq_ignore_ascii_case(name))
+        };
+        match look {
+            Look::Values(name) => has(values, name),
+            Look::Presence(name) => {
+                // Part of every key.
+                name.eq_ignore_ascii_case("upgrade") || has(presence, name) || has(values, name)
+            }
+            Look::Navigation => *has_navigation,
+            Look::Other(_) => false,
+        }
+    }
+
+    /// The key of a chain of two plugins.
+    fn and(self, other: &Self) -> Self {
+        if self == *other {
+            return self;
+        }
+        let KeyParts { values, presence, has_navigation } = &*other.0;
+        let mut both = self.and_presence(presence.iter().cloned());
+        let parts = Arc::make_mut(&mut both.0);
+        parts.values = sorted(std::mem::take(&mut parts.values).into_iter().chain(values.iter().cloned()));
+        parts.has_navigation |= *has_navigation;
+        both
+    }
+}
+
+fn sorted(names: impl IntoIterator<Item = HeaderName>) -> Vec<HeaderName> {
+    let mut names: Vec<_> = names.into_iter().collect();
+    names.sort_by(|one, other| one.as_str().cmp(other.as_str()));
+    names.dedup();
+    names
+}
+
+impl fmt::Display for CacheKey {
+    /// The parts, for people who look at a decision.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let KeyParts { values, presence, has_navigation } = &*self.0;
+        let values = values.iter().map(ToString::to_string);
+        let presence = presence.iter().map(|name| format!("whether {name} is there"));
+        let navigation = has_navigation.then(|| "navigation or not".to_owned());
+        let parts: Vec<_> = values.chain(presence).chain(navigation).collect();
+        formatter.write_str(&parts.join(", "))
     }
 }
 
@@ -60,20 +150,59 @@ pub(crate) enum Cacheable {
     Never,
     For {
         time: Duration,
-        keys: Vec<Arc<CacheKey>>,
+        key: CacheKey,
     },
 }
 
 impl Cacheable {
     /// Adds what one more plugin allows.
-    pub(crate) fn and(self, allowed: Option<(Duration, Arc<CacheKey>)>) -> Self {
+    pub(crate) fn and(self, allowed: Option<(Duration, CacheKey)>) -> Self {
         match (self, allowed) {
             (Self::Never, _) | (_, None) => Self::Never,
-            (Self::Undecided, Some((time, key))) => Self::For { time, keys: vec![key] },
-            (Self::For { time, mut keys }, Some((other, key))) => {
-                keys.push(key);
-                Self::For { time: time.min(other), keys }
+            (Self::Undecided, Some((time, key))) => Self::For { time, key },
+            (Self::For { time, key }, Some((other, more))) => {
+                Self::For { time: time.min(other), key: key.and(&more) }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(names: &[&'static str]) -> CacheKey {
+        CacheKey::new(names.iter().copied().map(HeaderName::from_static))
+    }
+
+    #[test]
+    fn a_key_covers_what_equal_requests_have_in_common() {
+        let key = key(&["x-a"]).and_presence([HeaderName::from_static("x-b")]);
+        for (look, expected) in [
+            (Look::Values("X-A"), true),
+            (Look::Presence("x-a"), true),
+            (Look::Values("x-b"), false),
+            (Look::Presence("X-B"), true),
+            (Look::Presence("x-c"), false),
+            (Look::Presence("Upgrade"), true),
+            (Look::Values("upgrade"), false),
+            (Look::Navigation, false),
+            (Look::Other("the path"), false),
+        ] {
+            assert_eq!(key.covers(look), expected, "{look}");
+        }
+        assert!(key.and_navigation().covers(Look::Navigation));
+    }
+
+    #[test]
+    fn the_key_of_two_plugins_has_the_parts_of_both() {
+        let both = key(&["x-b", "x-a", "x-b"]).and(&key(&["x-c"]).and_navigation());
+        assert_eq!(both.to_string(), "x-a, x-b, x-c, navigation or not");
+        let strictest = Cacheable::default()
+            .and(Some((Duration::from_secs(2), key(&["x-a"]))))
+            .and(Some((Duration::from_secs(1), key(&["x-a"]))));
+        assert!(
+            matches!(strictest, Cacheable::For { time, key: one } if time.as_secs() == 1 && one == key(&["x-a"]))
+        );
     }
 }

@@ -4,9 +4,11 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 
-use http::HeaderName;
+use http::{HeaderName, Method};
 
 use crate::changes::Changes;
+use crate::headers::Headers;
+use crate::request::Request;
 use crate::upstream::Upstream;
 
 /// Turns a plugin's choice of upstream into one request header, which the gateway sets.
@@ -45,11 +47,22 @@ pub type CarrierFuture<'a> = Pin<Box<dyn Future<Output = Result<Carried, Carrier
 pub struct Choice<'a> {
     upstream: &'a Upstream,
     pub(crate) changes: &'a Changes,
+    /// The method and the headers of the client's request.
+    #[cfg_attr(not(feature = "direct"), allow(dead_code))]
+    pub(crate) method: &'a Method,
+    #[cfg_attr(not(feature = "direct"), allow(dead_code))]
+    pub(crate) headers: &'a Headers<'a>,
 }
 
 impl<'a> Choice<'a> {
-    pub(crate) fn new(upstream: &'a Upstream, changes: &'a Changes) -> Self {
-        Self { upstream, changes }
+    pub(crate) fn new(upstream: &'a Upstream, request: &'a Request<'_>) -> Self {
+        let (method, headers) = request.original();
+        Self { upstream, changes: &request.changes, method, headers }
+    }
+
+    #[cfg(all(test, feature = "direct"))]
+    pub(crate) fn for_test(upstream: &'a Upstream, changes: &'a Changes, headers: &'a Headers<'a>) -> Self {
+        Self { upstream, changes, method: &Method::GET, headers }
     }
 
     /// The upstream that was chosen.

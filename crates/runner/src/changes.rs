@@ -5,7 +5,10 @@ use http::header::InvalidHeaderName;
 use thiserror::Error;
 
 use crate::cache::Cacheable;
+use crate::cookies::{self, CookieNames, EditedCookies};
 use crate::upstream::Upstream;
+
+pub(crate) const COOKIE: HeaderName = HeaderName::from_static("cookie");
 
 /// How many bytes of changes one call may record, and how many it has recorded.
 #[derive(Debug)]
@@ -35,6 +38,10 @@ impl ChangeBudget {
 pub(crate) struct Changes {
     pub(crate) path: Option<Vec<u8>>,
     pub(crate) headers: Vec<(HeaderName, Option<Vec<u8>>)>,
+    /// The cookies that plugins removed. What is left of the request's is in `headers`.
+    pub(crate) removed_cookies: Vec<CookieNames>,
+    /// Whether a plugin set or removed the `Cookie` header as a whole.
+    pub(crate) sets_cookie: bool,
     pub(crate) args: Vec<(Vec<u8>, Option<Vec<u8>>)>,
     pub(crate) response_headers: Vec<(HeaderName, Vec<u8>)>,
     pub(crate) body: Option<Vec<u8>>,
@@ -50,6 +57,8 @@ impl Changes {
             path: None,
             // As many as the shipped plugin makes, in one allocation.
             headers: Vec::with_capacity(8),
+            removed_cookies: Vec::new(),
+            sets_cookie: false,
             args: Vec::new(),
             response_headers: Vec::new(),
             body: None,
@@ -70,12 +79,34 @@ impl Changes {
 
     pub(crate) fn header(&mut self, name: HeaderName, value: Option<&[u8]>) -> Result<(), ChangeError> {
         self.budget.charge(name.as_str().len() + value.map_or(0, <[u8]>::len))?;
-        let value = value.map(<[u8]>::to_vec);
+        self.sets_cookie |= name == COOKIE;
+        self.replace(name, value.map(<[u8]>::to_vec));
+        Ok(())
+    }
+
+    /// Removes cookies from the values of the request's `Cookie` headers, together with
+    /// those that other plugins removed.
+    pub(crate) fn remove_cookies<'a>(
+        &mut self,
+        names: &CookieNames,
+        headers: impl Iterator<Item = &'a [u8]> + Clone,
+    ) -> Result<(), ChangeError> {
+        self.removed_cookies.push(names.clone());
+        let left = match cookies::edit(&self.removed_cookies, headers) {
+            EditedCookies::Unchanged => return Ok(()),
+            EditedCookies::Removed => None,
+            EditedCookies::Left(left) => Some(left),
+        };
+        self.budget.charge(COOKIE.as_str().len() + left.as_ref().map_or(0, Vec::len))?;
+        self.replace(COOKIE, left);
+        Ok(())
+    }
+
+    fn replace(&mut self, name: HeaderName, value: Option<Vec<u8>>) {
         match self.headers.iter_mut().find(|(known, _)| *known == name) {
             Some(change) => change.1 = value,
             None => self.headers.push((name, value)),
         }
-        Ok(())
     }
 
     pub(crate) fn arg(&mut self, name: &[u8], value: Option<&[u8]>) -> Result<(), ChangeError> {

@@ -6,7 +6,7 @@
 //! header of that name, and answers with 503 if it can't read the decision.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::future::Future;
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -16,9 +16,10 @@ use std::time::Duration;
 use http::HeaderName;
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::cache::Cacheable;
+use crate::cache::{CacheKey, Cacheable, KeyParts};
 use crate::carrier::{Carried, Carrier, CarrierError, CarrierFuture, Choice};
-use crate::changes::Changes;
+use crate::changes::COOKIE;
+use crate::cookies::CookieNames;
 use crate::failure::RUNNER_FAILED;
 use crate::upstream::{HostName, Scheme, Timeouts, Upstream};
 
@@ -37,8 +38,11 @@ const MAX_ADDRESSES: usize = 8;
 /// How long a decision may be cached at most: what the gateway's plugin allows.
 const MAX_CACHED: Duration = Duration::from_secs(10);
 
-/// How many headers and how many cookies a cached decision may name.
+/// How many headers a cached decision may name in each list.
 const MAX_NAMES: usize = 32;
+
+/// How many cookies a cached decision may name.
+const MAX_COOKIES: usize = 64;
 
 /// How long the header may be, in bytes: half of what nginx takes for all headers of a
 /// request by default, and what the gateway's plugin reads at most.
@@ -123,8 +127,9 @@ impl Direct {
         self
     }
 
-    /// The decision that sends a request with these changes to this upstream.
-    async fn decision(&self, upstream: &Upstream, changes: &Changes) -> Result<String, CarrierError> {
+    /// The decision that sends a request to the upstream of this choice.
+    async fn decision(&self, choice: Choice<'_>) -> Result<String, CarrierError> {
+        let upstream = choice.upstream();
         if upstream.scheme() == Scheme::Https && !self.accepts_any_certificate {
             let why = "an upstream at https:// in direct mode, where the gateway checks no certificate: \
                        go there in forward mode, or allow any certificate";
@@ -144,24 +149,21 @@ impl Direct {
                 send: seconds(send, self.timeouts.send),
                 read: seconds(read, self.timeouts.read),
             },
-            cached: CachedChanges::of(changes),
+            cache: CachedDecision::of(choice),
         };
         let text = decision.to_header();
         if text.len() <= MAX_HEADER {
             return Ok(text);
         }
         // The changes can be long. A decision that is not cached costs only a call.
-        decision.cached = None;
+        decision.cache = None;
         Ok(decision.to_header())
     }
 }
 
 impl Carrier for Direct {
     fn carry<'a>(&'a self, choice: Choice<'a>) -> CarrierFuture<'a> {
-        Box::pin(async move {
-            let decision = self.decision(choice.upstream(), choice.changes).await?;
-            Ok(Carried::new(DECISION_NAME, decision))
-        })
+        Box::pin(async move { Ok(Carried::new(DECISION_NAME, self.decision(choice).await?)) })
     }
 }
 
@@ -189,8 +191,8 @@ struct EncodedDecision<'d> {
     port: u16,
     addresses: &'d [IpAddr],
     timeout: DecidedTimeouts,
-    #[serde(flatten)]
-    cached: Option<CachedChanges<'d>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache: Option<CachedDecision<'d>>,
 }
 
 impl EncodedDecision<'_> {
@@ -209,12 +211,19 @@ struct DecidedTimeouts {
     read: f64,
 }
 
-/// The changes that the gateway makes itself while it has a decision in its cache.
+/// What lets the gateway use a decision for other requests: the cache key, its digest for
+/// this request, and the changes, which the gateway then makes itself.
 #[derive(Serialize)]
-struct CachedChanges<'d> {
+struct CachedDecision<'d> {
     #[serde(serialize_with = "seconds")]
-    remember: Duration,
-    by: BTreeSet<&'d str>,
+    seconds: Duration,
+    #[serde(serialize_with = "names")]
+    headers: &'d [HeaderName],
+    #[serde(serialize_with = "names")]
+    presence: &'d [HeaderName],
+    navigation: bool,
+    /// [`KeyParts::digest`] in hexadecimal digits.
+    digest: Hex,
     set: BTreeMap<&'d str, &'d str>,
     remove: BTreeSet<&'d str>,
     cookies: BTreeSet<&'d str>,
@@ -224,44 +233,71 @@ fn seconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Er
     serializer.serialize_f64(time.as_secs_f64())
 }
 
-impl<'d> CachedChanges<'d> {
+fn names<S: Serializer>(names: &&[HeaderName], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(names.iter().map(HeaderName::as_str))
+}
+
+struct Hex([u8; 32]);
+
+impl fmt::Display for Hex {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(formatter, "{byte:02x}"))
+    }
+}
+
+impl Serialize for Hex {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'d> CachedDecision<'d> {
     /// `None` if the decision must not be cached, or changes something that the gateway
     /// can't change from its cache.
-    fn of(changes: &'d Changes) -> Option<Self> {
-        let Cacheable::For { time, keys } = &changes.cacheable else { return None };
+    fn of(choice: Choice<'d>) -> Option<Self> {
+        let changes = choice.changes;
+        let Cacheable::For { time, key } = &changes.cacheable else { return None };
         let has_others = changes.path.is_some()
             || changes.body.is_some()
             || !changes.args.is_empty()
             || !changes.response_headers.is_empty();
-        if time.is_zero() || has_others || keys.iter().all(|key| key.headers().is_empty()) {
+        let parts = key.parts();
+        if time.is_zero() || has_others || parts.is_empty() {
             return None;
         }
-        let by: BTreeSet<_> = keys.iter().flat_map(|key| key.headers()).map(HeaderName::as_str).collect();
-        let cookies: BTreeSet<_> = keys.iter().flat_map(|key| key.removed_cookies()).collect();
-        let changes_cookies = || changes.headers.iter().any(|(name, _)| name.as_str() == "cookie");
-        // With two plugins it is not known which of them changed the cookies.
-        if !cookies.is_empty() && keys.len() > 1 && changes_cookies() {
+        let cookies: BTreeSet<_> = changes.removed_cookies.iter().flat_map(CookieNames::iter).collect();
+        // Of two plugins that change the cookies, the later one wins, whatever the request has.
+        if !cookies.is_empty() && changes.sets_cookie {
             return None;
         }
         let (mut set, mut remove) = (BTreeMap::new(), BTreeSet::new());
-        let is_fixed = |name: &str| name != "cookie" || cookies.is_empty();
-        for (name, value) in changes.headers.iter().filter(|(name, _)| is_fixed(name.as_str())) {
+        let is_left = |name: &HeaderName| *name == COOKIE && !cookies.is_empty();
+        for (name, value) in changes.headers.iter().filter(|(name, _)| !is_left(name)) {
             match value {
                 Some(value) => drop(set.insert(name.as_str(), str::from_utf8(value).ok()?)),
                 None => drop(remove.insert(name.as_str())),
             }
         }
+        let KeyParts { values, presence, has_navigation } = parts;
         // The gateway's cache knows a header by one spelling of its name only.
-        let is_plain = |name: &&str| {
+        let is_plain = |name: &str| {
             let is_name = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-            is_name && *name != DECISION_HEADER
+            is_name && name != DECISION_HEADER
         };
-        let names = by.iter().chain(set.keys()).chain(&remove);
-        let are_few = [by.len(), set.len(), remove.len(), cookies.len()].iter().all(|len| *len <= MAX_NAMES);
-        // The names of cookies and of headers are both tokens (RFC 6265, section 4.1.1).
-        let are_cookies = cookies.iter().all(|name| HeaderName::try_from(*name).is_ok());
-        let is_expressible = are_few && are_cookies && { names }.all(is_plain);
-        is_expressible.then(|| Self { remember: (*time).min(MAX_CACHED), by, set, remove, cookies })
+        let in_key = values.iter().chain(presence).map(HeaderName::as_str);
+        let names = in_key.chain(set.keys().copied()).chain(remove.iter().copied());
+        let lists = [values.len(), presence.len(), set.len(), remove.len()];
+        let are_few = lists.iter().all(|len| *len <= MAX_NAMES) && cookies.len() <= MAX_COOKIES;
+        (are_few && { names }.all(is_plain)).then(|| Self {
+            seconds: (*time).min(MAX_CACHED),
+            headers: values,
+            presence,
+            navigation: *has_navigation,
+            digest: Hex(parts.digest(choice.method, choice.headers)),
+            set,
+            remove,
+            cookies,
+        })
     }
 }
 
@@ -281,23 +317,87 @@ pub fn decided(header: &[u8]) -> Option<(Upstream, Vec<IpAddr>)> {
     Some((upstream, addresses))
 }
 
-/// Reads from a decision's header for how many seconds it may be cached, and by which
-/// headers, for people who look at an answer.
+/// Reads from a decision's header for how long it may be cached, and by which key, for
+/// people who look at an answer. `None` if it may not be cached.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use apisix_plugin_runner::direct::cached;
+///
+/// let header = format!(
+///     r#"{{"v": 1, "cache": {{"seconds": 5.0, "headers": ["x-team"], "presence": [], "navigation": false,
+///         "digest": "{:064x}", "set": {{}}, "remove": [], "cookies": []}}}}"#,
+///     0,
+/// );
+/// let (time, key) = cached(header.as_bytes()).unwrap();
+/// assert_eq!((time, key.to_string().as_str()), (Duration::from_secs(5), "x-team"));
+/// ```
 #[must_use]
-pub fn cached(header: &[u8]) -> Option<(f64, Vec<String>)> {
+pub fn cached(header: &[u8]) -> Option<(Duration, CacheKey)> {
+    cacheable(header).map(|decision| (decision.time, decision.key))
+}
+
+/// What a gateway keeps of a decision.
+pub(crate) struct CacheableDecision {
+    pub(crate) time: Duration,
+    pub(crate) key: CacheKey,
+    pub(crate) digest: [u8; 32],
+    pub(crate) set: BTreeMap<String, String>,
+    pub(crate) remove: BTreeSet<String>,
+    pub(crate) cookies: CookieNames,
+}
+
+/// Reads what a gateway keeps of a decision, if it may be cached.
+pub(crate) fn cacheable(header: &[u8]) -> Option<CacheableDecision> {
     #[derive(Deserialize)]
-    struct Cached {
-        remember: f64,
-        by: Vec<String>,
+    struct Decision {
+        cache: Fields,
     }
-    let Cached { remember, by } = serde_json::from_slice(header).ok()?;
-    Some((remember, by))
+    #[derive(Deserialize)]
+    struct Fields {
+        seconds: f64,
+        headers: Vec<String>,
+        presence: Vec<String>,
+        navigation: bool,
+        digest: String,
+        set: BTreeMap<String, String>,
+        remove: BTreeSet<String>,
+        cookies: CookieNames,
+    }
+    let names = |names: Vec<String>| -> Option<Vec<HeaderName>> {
+        names.into_iter().map(|name| HeaderName::try_from(name).ok()).collect()
+    };
+    let Decision { cache } = serde_json::from_slice(header).ok()?;
+    let key = CacheKey::new(names(cache.headers)?).and_presence(names(cache.presence)?);
+    Some(CacheableDecision {
+        time: Duration::try_from_secs_f64(cache.seconds).ok()?,
+        key: if cache.navigation { key.and_navigation() } else { key },
+        digest: from_hex(&cache.digest)?,
+        set: cache.set,
+        remove: cache.remove,
+        cookies: cache.cookies,
+    })
+}
+
+fn from_hex(text: &str) -> Option<[u8; 32]> {
+    let mut bytes = [0; 32];
+    if text.len() != 2 * bytes.len() || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return None;
+    }
+    for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {
+        *byte = u8::from_str_radix(str::from_utf8(digits).ok()?, 16).ok()?;
+    }
+    Some(bytes)
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
-    use crate::cache::CacheKey;
+    use crate::changes::Changes;
+    use crate::headers::Headers;
 
     /// Knows addresses only.
     struct NoNames;
@@ -318,19 +418,29 @@ mod tests {
         HeaderName::from_static(name)
     }
 
-    fn key(headers: &[&'static str]) -> Arc<CacheKey> {
-        Arc::new(CacheKey::new(headers.iter().copied().map(name)))
+    fn key(headers: &[&'static str]) -> CacheKey {
+        CacheKey::new(headers.iter().copied().map(name))
+    }
+
+    /// The decision for an upstream, with these changes of a request that has one header.
+    async fn decided_text(
+        direct: &Direct,
+        upstream: &Upstream,
+        changes: &Changes,
+    ) -> Result<String, CarrierError> {
+        let headers = Headers::new(vec![(b"x-userinfo", b"alice")]);
+        direct.decision(Choice::for_test(upstream, changes, &headers)).await
     }
 
     /// The decision for `http://[::1]:8443` with these changes.
     async fn decision(changes: &Changes) -> serde_json::Value {
         let upstream: Upstream = "http://[::1]:8443".parse().unwrap();
-        let text = direct().decision(&upstream, changes).await.unwrap();
+        let text = decided_text(&direct(), &upstream, changes).await.unwrap();
         assert!(text.is_ascii(), "{text}");
         serde_json::from_str(&text).unwrap()
     }
 
-    fn repeatable(time: Duration, key: Arc<CacheKey>) -> Changes {
+    fn cacheable(time: Duration, key: CacheKey) -> Changes {
         let mut changes = Changes::new(10_000);
         changes.cacheable = Cacheable::default().and(Some((time, key)));
         changes
@@ -340,8 +450,8 @@ mod tests {
     async fn a_decision_says_where_and_how_long_to_wait() {
         let upstream: Upstream = "http://127.0.0.1:8443".parse().unwrap();
         let upstream = upstream.connect_timeout(Duration::from_millis(250)).unwrap();
-        let text =
-            direct().decision(&upstream.for_subject("alice").unwrap(), &Changes::new(10)).await.unwrap();
+        let upstream = upstream.for_subject("alice").unwrap();
+        let text = decided_text(&direct(), &upstream, &Changes::new(10)).await.unwrap();
         let expected = r#"{"v":1,"scheme":"http","host":"127.0.0.1","port":8443,"addresses":["127.0.0.1"],"timeout":{"connect":0.25,"send":300.0,"read":1.5}}"#;
         assert_eq!(text, expected, "the subject is nobody's business there");
         let (decided, addresses) = decided(text.as_bytes()).unwrap();
@@ -352,28 +462,36 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_may_be_repeated_has_all_its_changes() {
-        let mut changes = repeatable(
-            Duration::from_secs(60),
-            Arc::new(
-                CacheKey::new([name("x-userinfo"), name("host")]).removing_cookies(["session", "other"]),
-            ),
-        );
+    async fn a_cached_decision_has_its_key_and_all_its_changes() {
+        let key = CacheKey::new([name("x-userinfo"), name("host")])
+            .and_presence([name("x-access-token")])
+            .and_navigation();
+        let mut changes = cacheable(Duration::from_secs(60), key.clone());
+        let cookies: CookieNames = serde_json::from_str(r#"["session", "other"]"#).unwrap();
+        changes.remove_cookies(&cookies, [&b"a=1; session=x"[..]].into_iter()).unwrap();
         changes.header(name("x-forwarded-user"), Some("조\u{1f600}".as_bytes())).unwrap();
         changes.header(name("x-access-token"), None).unwrap();
-        changes.header(name("cookie"), Some(b"a=1")).unwrap();
         let decision = decision(&changes).await;
-        assert_eq!(decision["remember"], 10.0, "at most");
-        assert_eq!(decision["by"], serde_json::json!(["host", "x-userinfo"]));
-        assert_eq!(decision["set"], serde_json::json!({"x-forwarded-user": "조\u{1f600}"}));
-        assert_eq!(decision["remove"], serde_json::json!(["x-access-token"]));
-        assert_eq!(decision["cookies"], serde_json::json!(["other", "session"]));
+        // The text that is digested: `1;2;1;other;4:host0;10:x-userinfo1;5:alice14:x-access-token-`.
+        let expected = json!({
+            "seconds": 10.0,
+            "headers": ["host", "x-userinfo"],
+            "presence": ["x-access-token"],
+            "navigation": true,
+            "digest": "9a00f09a10acec39c86937da1e332bc6278232ea468306eb146132947138efa1",
+            "set": {"x-forwarded-user": "조\u{1f600}"},
+            "remove": ["x-access-token"],
+            "cookies": ["other", "session"],
+        });
+        assert_eq!(decision["cache"], expected);
+        let (time, read) = cached(decision.to_string().as_bytes()).unwrap();
+        assert_eq!((time, read), (Duration::from_secs(10), key));
     }
 
     #[tokio::test]
     async fn the_strictest_plugin_counts() {
         let (second, minute) = (Duration::from_secs(1), Duration::from_secs(60));
-        let with = |allowed: &[Option<(Duration, Arc<CacheKey>)>]| {
+        let with = |allowed: &[Option<(Duration, CacheKey)>]| {
             let mut changes = Changes::new(10_000);
             for allowed in allowed {
                 changes.cacheable = std::mem::take(&mut changes.cacheable).and(allowed.clone());
@@ -382,14 +500,15 @@ mod tests {
         };
         let (one, other) = (Some((minute, key(&["x-one"]))), Some((second, key(&["x-other"]))));
         let both = decision(&with(&[one.clone(), other])).await;
-        assert_eq!((&both["remember"], &both["by"]), (&1.0.into(), &serde_json::json!(["x-one", "x-other"])));
+        let cache = &both["cache"];
+        assert_eq!((&cache["seconds"], &cache["headers"]), (&json!(1.0), &json!(["x-one", "x-other"])));
         for chain in [&[one.clone(), None][..], &[None, one], &[None, None], &[]] {
-            assert!(decision(&with(chain)).await.get("remember").is_none(), "{chain:?}");
+            assert!(decision(&with(chain)).await.get("cache").is_none(), "{chain:?}");
         }
     }
 
     #[tokio::test]
-    async fn what_a_gateway_could_not_repeat_it_may_not() {
+    async fn a_change_that_the_gateway_can_not_repeat_is_not_cached() {
         type Deed = fn(&mut Changes);
         let deeds: [(&str, Deed); 12] = [
             ("path", |changes| changes.path = Some(b"/".to_vec())),
@@ -398,19 +517,15 @@ mod tests {
             ("response", |changes| changes.response_headers.push((name("x-a"), b"1".to_vec()))),
             ("bytes", |changes| changes.header(name("x-a"), Some(b"\xff")).unwrap()),
             ("name", |changes| changes.header(name("x_a"), None).unwrap()),
-            ("decision", |changes| changes.header(name(DECISION_HEADER), Some(b"{}")).unwrap()),
-            ("cookie's name", |changes| {
-                let cookies = CacheKey::new([name("x-userinfo")]).removing_cookies(["a b"]);
-                changes.cacheable =
-                    Cacheable::default().and(Some((Duration::from_secs(1), Arc::new(cookies))));
+            ("name in the key", |changes| {
+                changes.cacheable = Cacheable::default().and(Some((Duration::from_secs(1), key(&["x_a"]))));
             }),
-            ("somebody's cookies", |changes| {
-                let cookies = CacheKey::new([name("x-userinfo")]).removing_cookies(["session"]);
-                let so_far = std::mem::take(&mut changes.cacheable);
-                changes.cacheable = so_far.and(Some((Duration::from_secs(1), Arc::new(cookies))));
+            ("decision", |changes| changes.header(name(DECISION_HEADER), Some(b"{}")).unwrap()),
+            ("cookies of two plugins", |changes| {
+                changes.remove_cookies(&CookieNames::default(), [&b"a=1"[..]].into_iter()).unwrap();
                 changes.header(name("cookie"), Some(b"fixed=1")).unwrap();
             }),
-            ("basis", |changes| {
+            ("key", |changes| {
                 changes.cacheable = Cacheable::default().and(Some((Duration::from_secs(1), key(&[]))));
             }),
             ("time", |changes| {
@@ -422,26 +537,25 @@ mod tests {
                 }
             }),
         ];
-        let can = |changes: &Changes| CachedChanges::of(changes).is_some();
         for (what, deed) in deeds {
-            let mut changes = repeatable(Duration::from_secs(1), key(&["x-userinfo"]));
-            assert!(can(&changes));
+            let mut changes = cacheable(Duration::from_secs(1), key(&["x-userinfo"]));
+            assert!(decision(&changes).await.get("cache").is_some());
             deed(&mut changes);
-            assert!(!can(&changes), "{what}");
+            assert!(decision(&changes).await.get("cache").is_none(), "{what}");
         }
     }
 
     #[tokio::test]
-    async fn cookies_of_nobody_s_list_are_a_header_like_others() {
-        let mut changes = repeatable(Duration::from_secs(1), key(&["cookie"]));
+    async fn a_cookie_header_that_a_plugin_set_is_a_header_like_others() {
+        let mut changes = cacheable(Duration::from_secs(1), key(&["cookie"]));
         changes.header(name("cookie"), Some(b"a=1")).unwrap();
-        assert_eq!(decision(&changes).await["set"], serde_json::json!({"cookie": "a=1"}));
+        assert_eq!(decision(&changes).await["cache"]["set"], json!({"cookie": "a=1"}));
     }
 
     #[tokio::test]
     async fn a_name_without_an_address_is_not_decided() {
         let unknown: Upstream = "http://nobody.test:1".parse().unwrap();
-        let error = direct().decision(&unknown, &Changes::new(10)).await.unwrap_err();
+        let error = decided_text(&direct(), &unknown, &Changes::new(10)).await.unwrap_err();
         assert_eq!(
             (error.code(), error.to_string().as_str()),
             ("resolver-unavailable", "no name server answers")
@@ -449,20 +563,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_too_long_to_be_repeated_is_decided_each_time() {
-        for (times, may_repeat) in [(2000, true), (3000, false)] {
-            let mut large = repeatable(Duration::from_secs(1), key(&["x-a"]));
+    async fn a_decision_that_is_too_long_to_be_cached_is_made_each_time() {
+        for (times, is_cached) in [(2000, true), (3000, false)] {
+            let mut large = cacheable(Duration::from_secs(1), key(&["x-a"]));
             large.header(name("x-a"), Some("조".repeat(times).as_bytes())).unwrap();
-            assert_eq!(decision(&large).await.get("remember").is_some(), may_repeat, "{times}");
+            assert_eq!(decision(&large).await.get("cache").is_some(), is_cached, "{times}");
         }
     }
 
     #[tokio::test]
     async fn an_upstream_within_tls_needs_the_word_that_any_certificate_is_accepted() {
         let upstream: Upstream = "https://127.0.0.1:8443".parse().unwrap();
-        let error = direct().decision(&upstream, &Changes::new(10)).await.unwrap_err();
+        let error = decided_text(&direct(), &upstream, &Changes::new(10)).await.unwrap_err();
         assert_eq!(error.code(), RUNNER_FAILED);
-        let decided = direct().accept_any_certificate().decision(&upstream, &Changes::new(10)).await;
+        let direct = direct().accept_any_certificate();
+        let decided = decided_text(&direct, &upstream, &Changes::new(10)).await;
         assert!(decided.unwrap().contains(r#""scheme":"https""#));
     }
 }

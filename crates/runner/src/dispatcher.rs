@@ -26,7 +26,7 @@ use crate::failure::{FailedCall, FailureAnswers, ProblemAnswers, RUNNER_FAILED};
 use crate::plugin::{Action, PluginError};
 use crate::poll_once::now_or_never;
 use crate::registry::{PREPARE_DEADLINE, Prepared, Registry, panic_text};
-use crate::request::Request;
+use crate::request::{NotCached, Request};
 use crate::request_id::{REQUEST_ID_WAIT, shown_request_id};
 use crate::response::Response;
 use crate::stop::Stop;
@@ -281,7 +281,7 @@ impl Dispatcher {
         let action = request_verdict(chain, request, context).await?;
         let carried = match (&action, &request.changes.upstream, &self.carrier) {
             (Action::Continue, Some(upstream), Some(carrier)) => {
-                carrier.carry(Choice::new(upstream, &request.changes)).await.map(Some)
+                carrier.carry(Choice::new(upstream, request)).await.map(Some)
             }
             _ => Ok(None),
         };
@@ -364,17 +364,33 @@ async fn request_verdict(
     context: Option<&Arc<CallContext>>,
 ) -> Result<Action, PluginError> {
     for plugin in chain {
+        request.begin_plugin(plugin.cache_key());
         // Each future around another is moved and polled once more in every call.
         let verdict = match (context, plugin.deadline()) {
             (None, None) => plugin.on_request(request).await,
             _ => within(context, plugin.name(), limited(&**plugin, plugin.on_request(request))).await,
         };
         match verdict.map_err(|error| PluginError::from(format!("{}: {error}", plugin.name())))? {
-            Action::Continue => request.end_plugin(),
+            Action::Continue => {
+                if let Err(reason) = request.end_plugin() {
+                    report_not_cached(&**plugin, &reason);
+                }
+            }
             stop @ Action::Stop(_) => return Ok(stop),
         }
     }
     Ok(Action::Continue)
+}
+
+/// Says why a decision is not cached although its plugin allows it. An author has to see
+/// this once, and not for each request.
+#[cold]
+fn report_not_cached(plugin: &dyn Prepared, reason: &NotCached) {
+    let plugin_name = plugin.name();
+    match plugin.is_first_not_cached() {
+        true => warn!(plugin = plugin_name, %reason, "decision not cached"),
+        false => debug!(plugin = plugin_name, %reason, "decision not cached"),
+    }
 }
 
 async fn look_at_response(

@@ -2,7 +2,7 @@
 //! sockets sends, the runner answers in its protocol or closes, and comes to an end.
 
 use std::future::Future;
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use apisix_ext_plugin::frame::{FrameHeader, FrameKind, HEADER};
@@ -16,9 +16,9 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::cache::CacheKey;
 use crate::carrier::{Carried, Carrier, CarrierFuture, Choice};
 use crate::connection::Connection;
+use crate::cookies::{CookieNames, EditedCookies};
 use crate::dispatcher::Dispatcher;
 use crate::listener::server::serve_calls;
 use crate::listener::takeover::Succession;
@@ -182,8 +182,8 @@ impl Plugin for Change {
             let to = value.and_then(|value| str::from_utf8(value).ok()?.parse().ok());
             let _ = to.map(|upstream| request.set_upstream(upstream));
         }
-        let key = Arc::new(CacheKey::new([HeaderName::from_static("cookie")]));
-        request.cache_for(Duration::from_secs(1), &key);
+        let _ = request.remove_cookies(&CookieNames::default());
+        request.cache_for(Duration::from_secs(1));
         let Some(status) = request.header_str("x-stop") else { return Ok(Action::Continue) };
         let mut stop = Stop::new(status.parse()?).body(path);
         for (name, value) in request.headers().collect::<Vec<_>>() {
@@ -212,5 +212,14 @@ impl Carrier for NamesUpstream {
     fn carry<'a>(&'a self, choice: Choice<'a>) -> CarrierFuture<'a> {
         let value = choice.upstream().to_string();
         Box::pin(async move { Ok(Carried::new(HeaderName::from_static("x-upstream"), value)) })
+    }
+}
+
+/// The cookies that are left, if some were removed.
+pub fn edited_cookies(headers: &[&[u8]]) -> Option<Vec<u8>> {
+    match CookieNames::default().remove_from(headers.iter().copied()) {
+        EditedCookies::Unchanged => None,
+        EditedCookies::Removed => Some(Vec::new()),
+        EditedCookies::Left(left) => Some(left),
     }
 }

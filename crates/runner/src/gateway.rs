@@ -26,6 +26,8 @@
 //! # });
 //! ```
 
+#[cfg(feature = "direct")]
+mod decision_cache;
 mod exchange;
 mod named_upstream;
 mod outcome;
@@ -119,6 +121,8 @@ pub struct Gateway {
     pool: std::sync::Mutex<Vec<Peer>>,
     tokens: Mutex<HashMap<String, u32>>,
     calls: AtomicU32,
+    #[cfg(feature = "direct")]
+    cache: Option<decision_cache::DecisionCache>,
 }
 
 impl Default for Gateway {
@@ -182,13 +186,70 @@ impl Gateway {
         self
     }
 
+    /// Caches decisions for at most this long, as the gateway's plugin does in direct mode
+    /// (`remember`). With it, a test shows that the plugin's
+    /// [cache key](crate::Plugin::cache_key) is complete, and that decisions are cached at
+    /// all: [`call_count`](Self::call_count) counts only the requests that the runner decided.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use std::time::Duration;
+    ///
+    /// use apisix_plugin_runner::direct::{Direct, SystemResolver};
+    /// use apisix_plugin_runner::gateway::{ClientRequest, Gateway, Route};
+    /// use apisix_plugin_runner::{Action, CacheKey, HeaderName, Plugin, PluginError, Request, Runner, Settings};
+    ///
+    /// struct ByTeam;
+    ///
+    /// impl Plugin for ByTeam {
+    ///     const NAME: &'static str = "by-team";
+    ///     type Config = ();
+    ///
+    ///     fn cache_key(&self, (): &()) -> Option<CacheKey> {
+    ///         Some(CacheKey::new([HeaderName::from_static("x-team")]))
+    ///     }
+    ///
+    ///     async fn on_request(&self, (): &(), request: &mut Request<'_>) -> Result<Action, PluginError> {
+    ///         let port = if request.header_str("x-team") == Some("a") { 8001 } else { 8002 };
+    ///         request.set_upstream(format!("http://127.0.0.1:{port}").parse()?)?;
+    ///         request.cache_for(Duration::from_secs(5));
+    ///         Ok(Action::Continue)
+    ///     }
+    /// }
+    ///
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// let runner = Runner::named("test", "0").plugin(ByTeam).carrier(Direct::new(Arc::new(SystemResolver)));
+    /// let gateway = Gateway::with_runner(runner, Settings::new("/nonexistent"))
+    ///     .caches_decisions(Duration::from_secs(10));
+    /// let route = Route::new("teams").plugin("by-team", "null");
+    /// for (team, calls) in [("a", 1), ("a", 1), ("b", 2), ("a", 2)] {
+    ///     gateway.call(&route, &ClientRequest::get("/").header("x-team", team)).await.forwarded();
+    ///     assert_eq!(gateway.call_count(), calls);
+    /// }
+    /// # });
+    /// ```
+    #[cfg(feature = "direct")]
+    #[must_use]
+    pub fn caches_decisions(mut self, most: Duration) -> Self {
+        self.cache = Some(decision_cache::DecisionCache::new(most));
+        self
+    }
+
+    /// How often the runner was called for a request or a response.
+    #[must_use]
+    pub fn call_count(&self) -> u32 {
+        self.calls.load(Ordering::Relaxed)
+    }
+
     fn of(connector: Connector) -> Self {
         Self {
             connector,
             carried: Vec::new(),
             pool: std::sync::Mutex::default(),
             tokens: Mutex::default(),
-            calls: AtomicU32::new(1),
+            calls: AtomicU32::new(0),
+            #[cfg(feature = "direct")]
+            cache: None,
         }
     }
 
@@ -225,11 +286,30 @@ impl Gateway {
     ///
     /// As [`CallError`] lists them.
     pub async fn try_call(&self, route: &Route, request: &ClientRequest) -> Result<Outcome, CallError> {
-        Ok(match self.decide(route, request).await? {
+        #[cfg(feature = "direct")]
+        if let Some(cache) = &self.cache
+            && let Some(scope) = decision_cache::DecisionCache::scope(route, request)
+        {
+            if let Some(rewrite) = cache.find(&scope, request) {
+                return Ok(Outcome::Forward(self.rewritten(request, &rewrite)));
+            }
+            // The time counts from before the call, as in the gateway's plugin.
+            let since = tokio::time::Instant::now();
+            let answer = self.decide(route, request).await?;
+            if let RequestAnswer::Rewrite(rewrite) = &answer {
+                cache.keep(scope, request, rewrite, since);
+            }
+            return Ok(self.outcome(request, answer));
+        }
+        Ok(self.outcome(request, self.decide(route, request).await?))
+    }
+
+    fn outcome(&self, request: &ClientRequest, answer: RequestAnswer) -> Outcome {
+        match answer {
             RequestAnswer::Unchanged => Outcome::Forward(self.rewritten(request, &Rewrite::default())),
             RequestAnswer::Rewrite(rewrite) => Outcome::Forward(self.rewritten(request, &rewrite)),
             RequestAnswer::Stop { status, headers, body } => Outcome::Answer(stopped(status, headers, body)),
-        })
+        }
     }
 
     /// The runner's answer to a request call, before a gateway acts on it.
@@ -238,7 +318,7 @@ impl Gateway {
     ///
     /// As [`CallError`] lists them.
     pub async fn decide(&self, route: &Route, request: &ClientRequest) -> Result<RequestAnswer, CallError> {
-        let id = self.calls.fetch_add(1, Ordering::Relaxed);
+        let id = self.calls.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
         let mut parts = request.to_parts(id);
         let encode = |token, encoder: &mut Encoder| {
             parts.conf_token = token;
@@ -260,7 +340,7 @@ impl Gateway {
         request: &ClientRequest,
         response: &ClientResponse,
     ) -> Result<ClientResponse, CallError> {
-        let id = self.calls.fetch_add(1, Ordering::Relaxed);
+        let id = self.calls.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
         let headers: Vec<_> =
             response.headers.iter().map(|(name, value)| (name.as_bytes(), Some(&value[..]))).collect();
         let encode = |token, encoder: &mut Encoder| {

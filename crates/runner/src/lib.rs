@@ -56,7 +56,9 @@
 mod connection;
 mod headers;
 mod extra_info;
+mod cookies;
 mod changes;
+pub mod accept;
 pub mod upstream;
 mod cache;
 mod request;
@@ -93,10 +95,11 @@ pub use cache::CacheKey;
 pub use carrier::{Carried, Carrier, CarrierError, CarrierFuture, Choice};
 pub use changes::ChangeError;
 pub use config::ConfError;
+pub use cookies::{CookieNames, EditedCookies};
 pub use extra_info::AskError;
 pub use failure::{FailedCall, FailureAnswers, RUNNER_FAILED};
 pub use plugin::{Action, Plugin, PluginError, PreparedPlugin};
-pub use request::Request;
+pub use request::{MAX_FRAME_HEADERS, Request};
 pub use response::Response;
 pub use runner::{
     Companion, CompanionParts, Control, InheritedListener, PreparedStart, RunError, Runner, Start,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
+use crate::cache::CacheKey;
 use crate::request::Request;
 use crate::response::Response;
 use crate::stop::Stop;
@@ -90,6 +91,14 @@ pub trait Plugin: Send + Sync + 'static {
     fn check(&self, config: &Self::Config) -> Result<(), PluginError> {
         let _ = config;
         Ok(())
+    }
+
+    /// The parts of a request that the plugin's decisions depend on under this config.
+    /// Without a key, the default, no decision is cached. The runner asks once for each
+    /// conf. See [`Request::cache_for`].
+    fn cache_key(&self, config: &Self::Config) -> Option<CacheKey> {
+        let _ = config;
+        None
     }
 
     /// Decides about a request.
@@ -204,6 +213,12 @@ pub trait PreparedPlugin: Send + Sync + 'static {
         async {}
     }
 
+    /// What decisions depend on, as in [`Plugin::cache_key`].
+    fn cache_key(&self, prepared: &Self::Prepared) -> Option<CacheKey> {
+        let _ = prepared;
+        None
+    }
+
     /// Decides about a request, as in [`Plugin::on_request`].
     ///
     /// # Errors
@@ -250,6 +265,10 @@ impl<P: Plugin> PreparedPlugin for P {
 
     fn stop(&self) -> impl Future<Output = ()> + Send {
         Plugin::stop(self)
+    }
+
+    fn cache_key(&self, prepared: &Self::Prepared) -> Option<CacheKey> {
+        Plugin::cache_key(self, prepared)
     }
 
     fn on_request(

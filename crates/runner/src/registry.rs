@@ -6,6 +6,7 @@ use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use tokio::sync::Semaphore;
 use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::timeout;
 
+use crate::cache::CacheKey;
 use crate::config::{ConfError, parse_conf};
 use crate::plugin::{Action, PluginError, PreparedPlugin};
 use crate::request::Request;
@@ -41,6 +43,9 @@ trait ErasedPlugin: Send + Sync {
 pub(crate) trait Prepared: Send + Sync {
     fn name(&self) -> &'static str;
     fn deadline(&self) -> Option<Duration>;
+    fn cache_key(&self) -> Option<&CacheKey>;
+    /// Whether this is the first decision of the plugin's that can't be cached.
+    fn is_first_not_cached(&self) -> bool;
     fn on_request<'a>(&'a self, request: &'a mut Request<'_>) -> BoxFuture<'a, Result<Action, PluginError>>;
     fn on_response<'a>(&'a self, response: &'a mut Response<'_>) -> BoxFuture<'a, Result<(), PluginError>>;
 }
@@ -48,6 +53,8 @@ pub(crate) trait Prepared: Send + Sync {
 struct WithPrepared<P: PreparedPlugin> {
     plugin: Arc<P>,
     deadline: Option<Duration>,
+    cache_key: Option<CacheKey>,
+    is_not_cached: AtomicBool,
     prepared: P::Prepared,
 }
 
@@ -58,7 +65,9 @@ impl<P: PreparedPlugin> ErasedPlugin for P {
             let prepared = PreparedPlugin::prepare(&*self, config).await;
             let prepared = prepared.map_err(|error| ConfError::whole(error.to_string()))?;
             let deadline = PreparedPlugin::deadline(&*self);
-            Ok(Box::new(WithPrepared { plugin: self, deadline, prepared }) as Box<dyn Prepared>)
+            let cache_key = PreparedPlugin::cache_key(&*self, &prepared);
+            let is_not_cached = AtomicBool::new(false);
+            Ok(Box::new(WithPrepared { plugin: self, deadline, cache_key, is_not_cached, prepared }) as _)
         })
     }
 
@@ -78,6 +87,14 @@ impl<P: PreparedPlugin> Prepared for WithPrepared<P> {
 
     fn deadline(&self) -> Option<Duration> {
         self.deadline
+    }
+
+    fn cache_key(&self) -> Option<&CacheKey> {
+        self.cache_key.as_ref()
+    }
+
+    fn is_first_not_cached(&self) -> bool {
+        !self.is_not_cached.swap(true, Ordering::Relaxed)
     }
 
     fn on_request<'a>(&'a self, request: &'a mut Request<'_>) -> BoxFuture<'a, Result<Action, PluginError>> {

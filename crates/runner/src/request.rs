@@ -2,16 +2,18 @@
 
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use apisix_ext_plugin::payload::RequestCall;
 use bytes::Bytes;
 use http::{HeaderName, Method};
+use thiserror::Error;
 
-use crate::cache::CacheKey;
+use crate::accept;
+use crate::cache::{CacheKey, Look};
 use crate::changes::{ChangeError, Changes, check_added_response_header, check_request_header, check_value};
+use crate::cookies::CookieNames;
 use crate::extra_info::{AskError, ExtraInfo};
 use crate::headers::Headers;
 use crate::upstream::Upstream;
@@ -51,8 +53,11 @@ pub(crate) fn method_number(method: &Method) -> Option<u8> {
     u8::try_from(number).ok()
 }
 
-/// Variables that a gateway compares before it uses a cached decision.
+/// Variables that are part of every cache key.
 const COMPARED: [&str; 2] = ["scheme", "route_id"];
+
+/// How many headers the gateway hands on at most (docs/gateway.md, HTTPReqCall).
+pub const MAX_FRAME_HEADERS: usize = 100;
 
 /// A client's request, before it goes to an upstream.
 ///
@@ -73,10 +78,12 @@ pub struct Request<'f> {
     pub(crate) extra_info: ExtraInfo<'f>,
     pub(crate) changes: Changes,
     has_carrier: bool,
-    /// For how long, and by which key, the current plugin lets a gateway cache its decision.
-    cache: Option<(Duration, Arc<CacheKey>)>,
-    /// Whether a plugin has looked at something that no cache key can hold.
-    has_looked_further: AtomicBool,
+    /// What decisions of the current plugin depend on, if they may be cached.
+    key: Option<CacheKey>,
+    /// For how long the current plugin lets a gateway cache its decision.
+    cached: Option<Duration>,
+    /// The first thing outside its key that the current plugin looked at.
+    outside: OnceLock<Box<str>>,
 }
 
 impl<'f> Request<'f> {
@@ -101,15 +108,16 @@ impl<'f> Request<'f> {
             extra_info,
             changes: Changes::new(max_change_bytes),
             has_carrier,
-            cache: None,
-            has_looked_further: AtomicBool::new(false),
+            key: None,
+            cached: None,
+            outside: OnceLock::new(),
         })
     }
 
     /// The method.
     #[must_use]
     pub fn method(&self) -> &Method {
-        self.look_further();
+        self.look(Look::Other("the method"));
         &self.method
     }
 
@@ -118,7 +126,7 @@ impl<'f> Request<'f> {
     /// variable `real_request_uri`.
     #[must_use]
     pub fn path(&self) -> &'f [u8] {
-        self.look_further();
+        self.look(Look::Other("the path"));
         self.path
     }
 
@@ -132,7 +140,7 @@ impl<'f> Request<'f> {
     /// as on a unix socket.
     #[must_use]
     pub fn source(&self) -> Option<IpAddr> {
-        self.look_further();
+        self.look(Look::Other("the client's address"));
         self.source
     }
 
@@ -142,7 +150,37 @@ impl<'f> Request<'f> {
     /// add come last: with more, the identity that it added may be missing here.
     #[must_use]
     pub fn header(&self, name: impl AsRef<str>) -> Option<&'f [u8]> {
+        self.look(Look::Values(name.as_ref()));
         self.headers.first(name.as_ref())
+    }
+
+    /// Whether there is a header of this name, whatever its value.
+    #[must_use]
+    pub fn has_header(&self, name: impl AsRef<str>) -> bool {
+        self.look(Look::Presence(name.as_ref()));
+        self.headers.first(name.as_ref()).is_some()
+    }
+
+    /// Whether the request is a browser's navigation, so that a person reads the response:
+    /// [`is_navigation`](crate::accept::is_navigation).
+    #[must_use]
+    pub fn is_navigation(&self) -> bool {
+        self.look(Look::Navigation);
+        accept::is_navigation(self.method.as_str(), |name| self.headers.first(name))
+    }
+
+    /// Whether headers may be missing: the gateway hands on at most 100, and drops those
+    /// that its own plugins added first. If a plugin trusts a header that the gateway added,
+    /// it must refuse such a request.
+    #[must_use]
+    pub fn may_lack_headers(&self) -> bool {
+        self.headers.all().len() >= MAX_FRAME_HEADERS
+    }
+
+    /// The names of the headers that have a `_` in them. Many programs read `_` as `-`, so
+    /// a client's `x_user` may be taken for the `x-user` that the gateway added.
+    pub fn names_with_underscore(&self) -> impl Iterator<Item = &'f [u8]> + '_ {
+        self.headers.all().map(|(name, _)| name).filter(|name| name.contains(&b'_'))
     }
 
     /// The first value of a header, if it is UTF-8.
@@ -153,12 +191,14 @@ impl<'f> Request<'f> {
 
     /// All values of a header, in their order.
     pub fn headers_named<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'f [u8]> + Clone + 'a {
+        self.look(Look::Values(name));
         self.headers.named(name)
     }
 
     /// All headers, names in lower case. Only values of the same name
     /// keep their order.
     pub fn headers(&self) -> impl ExactSizeIterator<Item = (&'f [u8], &'f [u8])> + '_ {
+        self.look(Look::Other("all headers"));
         self.headers.all()
     }
 
@@ -166,7 +206,7 @@ impl<'f> Request<'f> {
     /// `?name`.
     #[must_use]
     pub fn arg(&self, name: impl AsRef<[u8]>) -> Option<&'f [u8]> {
-        self.look_further();
+        self.look(Look::Other("the query"));
         let name = name.as_ref();
         let (_, value) = self.args.iter().find(|(known, _)| *known == name)?;
         Some(value.unwrap_or_default())
@@ -175,7 +215,7 @@ impl<'f> Request<'f> {
     /// All arguments of the query, decoded; a bare `?name` has no value. Only
     /// values of the same name keep their order.
     pub fn args(&self) -> impl Iterator<Item = (&'f [u8], Option<&'f [u8]>)> + '_ {
-        self.look_further();
+        self.look(Look::Other("the query"));
         self.args.iter().copied()
     }
 
@@ -191,7 +231,7 @@ impl<'f> Request<'f> {
     /// this future before it completes, the call can ask nothing more.
     pub async fn var(&mut self, name: &str) -> Result<Option<Bytes>, AskError> {
         if !COMPARED.contains(&name) {
-            self.look_further();
+            self.look(Look::Other("a variable other than scheme and route_id"));
         }
         self.extra_info.variable(name).await
     }
@@ -203,7 +243,7 @@ impl<'f> Request<'f> {
     ///
     /// As [`var`](Self::var).
     pub async fn body(&mut self) -> Result<Option<Bytes>, AskError> {
-        self.look_further();
+        self.look(Look::Other("the body"));
         self.extra_info.request_body().await
     }
 
@@ -245,6 +285,20 @@ impl<'f> Request<'f> {
             return Err(ChangeError::Fixed { name: name.as_str().into(), why });
         }
         self.changes.header(name, None)
+    }
+
+    /// Removes these cookies, and their numbered chunks, from the request. The other cookies
+    /// stay byte for byte.
+    ///
+    /// Unlike a plugin that reads `Cookie` and sets it again, this needs no part of the
+    /// [`CacheKey`]: the gateway removes the cookies of each request that a cached decision
+    /// answers. A later plugin that sets `Cookie` replaces what is left.
+    ///
+    /// # Errors
+    ///
+    /// If the changes of the call become too large.
+    pub fn remove_cookies(&mut self, names: &CookieNames) -> Result<(), ChangeError> {
+        self.changes.remove_cookies(names, self.headers.named("cookie"))
     }
 
     /// Sets the path, decoded: the gateway encodes it again, so that `%` arrives
@@ -335,64 +389,100 @@ impl<'f> Request<'f> {
     }
 
     /// Lets the gateway cache this plugin's decision for up to this long, and at most
-    /// 10 s. While it is cached, requests of the route with the same values in the
-    /// [`CacheKey`] are decided without a call.
+    /// 10 s. While it is cached, requests of the route with an equal
+    /// [cache key](crate::Plugin::cache_key) are decided without a call.
     ///
-    /// The plugin must not have looked at any other header. The runner never lets a
-    /// decision be cached that
+    /// The runner records what the plugin looks at, and refuses to cache a decision of a
+    /// plugin that looked at anything outside its key. The log names it: the first time at
+    /// `warn`, later at `debug`. It never lets a decision be cached that
     ///
-    /// - rests on the method, the path, the query, the body, the client's address or a
+    /// - depends on the method, the path, the query, the body, the client's address, or a
     ///   variable other than `scheme` and `route_id`,
     /// - a plugin of the chain does not allow to be cached,
-    /// - changes something else than headers and the upstream,
-    /// - names more than 32 headers or cookies, a header with other characters than
+    /// - changes something else than headers, cookies and the upstream,
+    /// - names more than 32 headers or 64 cookies, a header with other characters than
     ///   letters, digits and `-`, or a value that is not UTF-8,
-    /// - has an empty cache key.
+    /// - has a cache key that names no header.
     ///
-    /// A revoked permission stays effective for up to this long.
+    /// A plugin can depend on something that is no part of the request, such as a file, the
+    /// time, or another server's answer. The runner can't see that: choose a time for which
+    /// an old answer is good enough. A revoked permission stays effective for up to this
+    /// long.
     ///
     /// ```
-    /// use std::sync::Arc;
     /// use std::time::Duration;
     ///
     /// use apisix_plugin_runner::{Action, CacheKey, HeaderName, Plugin, PluginError, Request, StatusCode, Stop};
     ///
-    /// struct ByTeam(Arc<CacheKey>);
-    ///
-    /// impl Default for ByTeam {
-    ///     fn default() -> Self {
-    ///         Self(Arc::new(CacheKey::new([HeaderName::from_static("x-team")])))
-    ///     }
-    /// }
+    /// struct ByTeam;
     ///
     /// impl Plugin for ByTeam {
     ///     const NAME: &'static str = "by-team";
     ///     type Config = ();
+    ///
+    ///     fn cache_key(&self, (): &()) -> Option<CacheKey> {
+    ///         Some(CacheKey::new([HeaderName::from_static("x-team")]))
+    ///     }
     ///
     ///     async fn on_request(&self, (): &(), request: &mut Request<'_>) -> Result<Action, PluginError> {
     ///         let Some(team) = request.header_str("x-team") else {
     ///             return Ok(Stop::new(StatusCode::FORBIDDEN).into());
     ///         };
     ///         request.set_upstream(format!("http://team-{team}.example:8080").parse()?)?;
-    ///         request.cache_for(Duration::from_secs(5), &self.0);
+    ///         request.cache_for(Duration::from_secs(5));
     ///         Ok(Action::Continue)
     ///     }
     /// }
     /// ```
-    pub fn cache_for(&mut self, time: Duration, key: &Arc<CacheKey>) {
-        self.cache = Some((time, Arc::clone(key)));
+    pub fn cache_for(&mut self, time: Duration) {
+        self.cached = Some(time);
+    }
+
+    /// A plugin is about to look at the request, whose decisions depend on this key.
+    pub(crate) fn begin_plugin(&mut self, key: Option<&CacheKey>) {
+        self.key = key.cloned();
     }
 
     /// A plugin has decided; the next one begins.
-    pub(crate) fn end_plugin(&mut self) {
-        let allowed = self.cache.take().filter(|_| !*self.has_looked_further.get_mut());
+    ///
+    /// # Errors
+    ///
+    /// Why the decision can't be cached, if the plugin wants it to be.
+    pub(crate) fn end_plugin(&mut self) -> Result<(), NotCached> {
+        let (key, cached, outside) = (self.key.take(), self.cached.take(), self.outside.take());
+        let (allowed, result) = match (cached, key, outside) {
+            (None, ..) => (None, Ok(())),
+            (Some(_), None, _) => (None, Err(NotCached::NoKey)),
+            (Some(_), Some(_), Some(look)) => (None, Err(NotCached::Outside(look))),
+            (Some(time), Some(key), None) => (Some((time, key)), Ok(())),
+        };
         let so_far = std::mem::take(&mut self.changes.cacheable);
         self.changes.cacheable = so_far.and(allowed);
+        result
     }
 
-    fn look_further(&self) {
-        self.has_looked_further.store(true, Ordering::Relaxed);
+    /// The method and the headers, for the carrier, whose looks are not a plugin's.
+    pub(crate) fn original(&self) -> (&Method, &Headers<'f>) {
+        (&self.method, &self.headers)
     }
+
+    /// Records a look of the plugin's. Without a key nothing can be cached.
+    fn look(&self, look: Look<'_>) {
+        if let Some(key) = &self.key
+            && !key.covers(look)
+        {
+            self.outside.get_or_init(|| look.to_string().into());
+        }
+    }
+}
+
+/// Why a decision can't be cached although its plugin allows it.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub(crate) enum NotCached {
+    #[error("the plugin has no cache key: implement cache_key")]
+    NoKey,
+    #[error("the plugin looked at {0}, which is not in its cache key")]
+    Outside(Box<str>),
 }
 
 impl fmt::Debug for Request<'_> {
@@ -401,14 +491,14 @@ impl fmt::Debug for Request<'_> {
         formatter
             .debug_struct("Request")
             .field("id", &self.id)
-            .field("method", &self.method)
+            .field("method", self.method())
             .finish_non_exhaustive()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
+    use std::sync::{Arc, Mutex};
 
     use super::*;
     use crate::gateway::{ClientRequest, ForwardedRequest, Gateway, Outcome, Route};

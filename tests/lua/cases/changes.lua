@@ -1,5 +1,5 @@
 -- SPDX-License-Identifier: Apache-2.0
--- What a lasting decision changes of a request, and that cookies are edited as the runner does it.
+-- What a cached decision changes of a request, and that cookies are edited as the runner does it.
 local cjson = require("cjson.safe")
 local decision = require("decision")
 local expect = require("expect")
@@ -7,10 +7,21 @@ local stand_in = require("stand_in")
 
 local VECTORS = "tests/vectors/cookies.json"
 
+-- A request that is answered from the cache, by a decision with these changes.
 local function changed(headers, changes, between, plugin)
-    return stand_in.serve(plugin or stand_in.worker(), {
-        headers = headers, between = between, runner = decision.runner(decision.lasting(changes)),
-    })
+    plugin = plugin or stand_in.worker()
+    local fields = decision.cacheable(changes)
+    fields.cache.headers = { "x-key" }
+    local runner = decision.runner(fields)
+    -- Each decision has a route of its own, so that a worker can serve many.
+    local version = plugin.version_for_test or 0
+    plugin.version_for_test = version + 1
+    local asked = { headers = headers, between = between, runner = runner, remember = 10, conf_version = version }
+    stand_in.serve(plugin, { headers = { { "Host", headers and headers[1][2] or "coders.example.com" } },
+        runner = runner, remember = 10, conf_version = version })
+    local outcome = stand_in.serve(plugin, asked)
+    expect.same(outcome.is_called, false, "whether the runner was called")
+    return outcome
 end
 
 local function values_of(outcome, name)
@@ -116,7 +127,7 @@ return function(case)
     case("a decision that does not last changes nothing", function()
         local headers = { { "Host", "a" }, { "X-Access-Token", "t" }, { "Cookie", "session=x" } }
         local outcome = stand_in.serve(stand_in.worker(), {
-            headers = headers, remember = 10, runner = decision.runner(decision.lasting({ remember = false })),
+            headers = headers, remember = 10, runner = decision.runner(decision.of()),
         })
         expect.went_to(outcome, "10.0.0.1:8443")
         expect.same(values_of(outcome, "x-access-token"), "t")

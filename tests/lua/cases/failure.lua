@@ -53,7 +53,9 @@ return function(case)
             broken[2](core)
             local ok, outcome = pcall(stand_in.serve, plugin, {
                 headers = HEADERS, remember = 10,
-                runner = function() ngx.req.set_header("x-kube-coders-upstream", decision.text(decision.lasting())) end,
+                runner = function()
+                    ngx.req.set_header("x-kube-coders-upstream", decision.text(decision.cacheable()))
+                end,
             })
             for name, value in pairs(kept[1]) do core[name] = value end
             for name, value in pairs(kept[2]) do sha256[name] = value end

@@ -7,19 +7,25 @@ local stand_in = require("stand_in")
 -- What stands in good decisions and may not be logged.
 local SECRETS = { "alice", "10.0.0.1", "8443", "session", "x-userinfo", "x-access-token", "svc" }
 
--- A decision's text with one piece of it in other words.
-local function edited(from, to, is_lasting)
-    local text = decision.text(is_lasting and decision.lasting() or decision.of())
-    local at, till = text:find(from, 1, true)
-    assert(at, from)
-    return text:sub(1, at - 1) .. to .. text:sub(till + 1)
-end
-
-local function field(name, json, is_lasting)
-    local fields = is_lasting and decision.lasting() or decision.of()
+local function with_field(fields, name, json)
     fields[name] = nil
     local text = decision.text(fields)
     return json and '{"' .. name .. '":' .. json .. "," .. text:sub(2) or text
+end
+
+-- A decision's text with one field in other words, or without it.
+local function field(name, json)
+    return with_field(decision.of(), name, json)
+end
+
+-- The same for a field of what lets it be cached.
+local function cached(name, json)
+    local fields = decision.cacheable({ digest = ("0"):rep(64) })
+    fields.cache.digest = ("0"):rep(64)
+    local text = with_field(fields.cache, name, json)
+    if name == "digest" and not json then text = text:gsub(',?"digest":"0*"', "") end
+    fields.cache = nil
+    return with_field(fields, "cache", text)
 end
 
 local CASES = {
@@ -109,57 +115,74 @@ local CASES = {
     { "timeout of more than a day", field("timeout", '{"connect":6,"send":1,"read":86401}'), "timeout" },
     { "timeout as a text", field("timeout", '{"connect":"6","send":1,"read":1}'), "timeout" },
     { "timeout of null", field("timeout", '{"connect":6,"send":1,"read":null}'), "timeout" },
-    { "remember 0", field("remember", "0", true), "remember" },
-    { "remember below zero", field("remember", "-1", true), "remember" },
-    { "remember more than 10", field("remember", "10.1", true), "remember" },
-    { "remember not a number", field("remember", "nan", true), "remember" },
-    { "remember as a text", field("remember", '"10"', true), "remember" },
-    { "remember null", field("remember", "null", true), "remember" },
-    { "remember true", field("remember", "true", true), "remember" },
-    { "by missing", field("by", nil, true), "by" },
-    { "by null", field("by", "null", true), "by" },
-    { "by a text", field("by", '"host"', true), "by" },
-    { "by an object", field("by", '{"host":"host"}', true), "by" },
-    { "by with a capital", field("by", '["Host"]', true), "by" },
-    { "by with an underscore", field("by", '["x_userinfo"]', true), "by" },
-    { "by with an empty name", field("by", '[""]', true), "by" },
-    { "by with a line's end", field("by", '["host\\n"]', true), "by" },
-    { "by with a number", field("by", "[1]", true), "by" },
-    { "by with null", field("by", '["host",null]', true), "by" },
-    { "by with 33 names", field("by", '["a"' .. (',"a"'):rep(32) .. "]", true), "by" },
-    { "set missing", field("set", nil, true), "set" },
-    { "set null", field("set", "null", true), "set" },
-    { "set a text", field("set", '"x-a"', true), "set" },
-    { "set a list", field("set", '["x-a"]', true), "set" },
-    { "set with a capital", field("set", '{"X-A":"alice"}', true), "set" },
-    { "set with an underscore", field("set", '{"x_a":"alice"}', true), "set" },
-    { "set with an empty name", field("set", '{"":"alice"}', true), "set" },
-    { "set with a space in a name", field("set", '{"x a":"alice"}', true), "set" },
-    { "set with a colon in a name", field("set", '{"x:a":"alice"}', true), "set" },
-    { "set with CR", field("set", '{"x-a":"alice\\rb"}', true), "set" },
-    { "set with LF", field("set", '{"x-a":"alice\\nb"}', true), "set" },
-    { "set with NUL", field("set", '{"x-a":"alice\\u0000b"}', true), "set" },
-    { "set with an empty value", field("set", '{"x-a":""}', true), "set" },
-    { "set with a number", field("set", '{"x-a":1}', true), "set" },
-    { "set with null", field("set", '{"x-a":null}', true), "set" },
-    { "set with a list", field("set", '{"x-a":["alice"]}', true), "set" },
-    { "set of the decision itself", field("set", '{"x-kube-coders-upstream":"a"}', true), "set" },
-    { "set of content-length", field("set", '{"content-length":"1"}', true), "set" },
-    { "remove missing", field("remove", nil, true), "remove" },
-    { "remove null", field("remove", "null", true), "remove" },
-    { "remove an object", field("remove", '{"x-a":true}', true), "remove" },
-    { "remove with a capital", field("remove", '["X-A"]', true), "remove" },
-    { "remove with an underscore", field("remove", '["x_a"]', true), "remove" },
-    { "remove with null", field("remove", "[null]", true), "remove" },
-    { "remove of content-length", field("remove", '["content-length"]', true), "remove" },
-    { "cookies missing", field("cookies", nil, true), "cookies" },
-    { "cookies null", field("cookies", "null", true), "cookies" },
-    { "cookies a text", field("cookies", '"session"', true), "cookies" },
-    { "cookies with an empty name", field("cookies", '[""]', true), "cookies" },
-    { "cookies with a space", field("cookies", '["a b"]', true), "cookies" },
-    { "cookies with `=`", field("cookies", '["a="]', true), "cookies" },
-    { "cookies with `;`", field("cookies", '["a;"]', true), "cookies" },
-    { "cookies with 65 names", field("cookies", '["a"' .. (',"a"'):rep(64) .. "]", true), "cookies" },
+    { "seconds 0", cached("seconds", "0"), "cache.seconds" },
+    { "seconds below zero", cached("seconds", "-1"), "cache.seconds" },
+    { "seconds more than 10", cached("seconds", "10.1"), "cache.seconds" },
+    { "seconds not a number", cached("seconds", "nan"), "cache.seconds" },
+    { "seconds as a text", cached("seconds", '"10"'), "cache.seconds" },
+    { "seconds null", cached("seconds", "null"), "cache.seconds" },
+    { "seconds true", cached("seconds", "true"), "cache.seconds" },
+    { "headers missing", cached("headers", nil), "cache.headers" },
+    { "headers null", cached("headers", "null"), "cache.headers" },
+    { "headers a text", cached("headers", '"host"'), "cache.headers" },
+    { "headers an object", cached("headers", '{"host":"host"}'), "cache.headers" },
+    { "headers with a capital", cached("headers", '["Host"]'), "cache.headers" },
+    { "headers with an underscore", cached("headers", '["x_userinfo"]'), "cache.headers" },
+    { "headers with an empty name", cached("headers", '[""]'), "cache.headers" },
+    { "headers with a line's end", cached("headers", '["host\\n"]'), "cache.headers" },
+    { "headers with a number", cached("headers", "[1]"), "cache.headers" },
+    { "headers with null", cached("headers", '["host",null]'), "cache.headers" },
+    { "headers with 33 names", cached("headers", '["a"' .. (',"a"'):rep(32) .. "]"), "cache.headers" },
+    { "cache null", field("cache", "null"), "cache" },
+    { "cache a text", field("cache", '"alice"'), "cache" },
+    { "cache a number", field("cache", "10"), "cache" },
+    { "cache an empty object", field("cache", "{}"), "cache.seconds" },
+    { "presence missing", cached("presence", nil), "cache.presence" },
+    { "presence a text", cached("presence", '"host"'), "cache.presence" },
+    { "presence with a capital", cached("presence", '["Host"]'), "cache.presence" },
+    { "presence with an underscore", cached("presence", '["x_a"]'), "cache.presence" },
+    { "presence with 33 names", cached("presence", '["a"' .. (',"a"'):rep(32) .. "]"), "cache.presence" },
+    { "navigation missing", cached("navigation", nil), "cache.navigation" },
+    { "navigation null", cached("navigation", "null"), "cache.navigation" },
+    { "navigation a text", cached("navigation", '"true"'), "cache.navigation" },
+    { "digest null", cached("digest", "null"), "cache.digest" },
+    { "digest of 63 digits", cached("digest", '"' .. ("0"):rep(63) .. '"'), "cache.digest" },
+    { "digest of 65 digits", cached("digest", '"' .. ("0"):rep(65) .. '"'), "cache.digest" },
+    { "digest with capitals", cached("digest", '"' .. ("A"):rep(64) .. '"'), "cache.digest" },
+    { "digest a number", cached("digest", "0"), "cache.digest" },
+    { "set missing", cached("set", nil), "cache.set" },
+    { "set null", cached("set", "null"), "cache.set" },
+    { "set a text", cached("set", '"x-a"'), "cache.set" },
+    { "set a list", cached("set", '["x-a"]'), "cache.set" },
+    { "set with a capital", cached("set", '{"X-A":"alice"}'), "cache.set" },
+    { "set with an underscore", cached("set", '{"x_a":"alice"}'), "cache.set" },
+    { "set with an empty name", cached("set", '{"":"alice"}'), "cache.set" },
+    { "set with a space in a name", cached("set", '{"x a":"alice"}'), "cache.set" },
+    { "set with a colon in a name", cached("set", '{"x:a":"alice"}'), "cache.set" },
+    { "set with CR", cached("set", '{"x-a":"alice\\rb"}'), "cache.set" },
+    { "set with LF", cached("set", '{"x-a":"alice\\nb"}'), "cache.set" },
+    { "set with NUL", cached("set", '{"x-a":"alice\\u0000b"}'), "cache.set" },
+    { "set with an empty value", cached("set", '{"x-a":""}'), "cache.set" },
+    { "set with a number", cached("set", '{"x-a":1}'), "cache.set" },
+    { "set with null", cached("set", '{"x-a":null}'), "cache.set" },
+    { "set with a list", cached("set", '{"x-a":["alice"]}'), "cache.set" },
+    { "set of the decision itself", cached("set", '{"x-kube-coders-upstream":"a"}'), "cache.set" },
+    { "set of content-length", cached("set", '{"content-length":"1"}'), "cache.set" },
+    { "remove missing", cached("remove", nil), "cache.remove" },
+    { "remove null", cached("remove", "null"), "cache.remove" },
+    { "remove an object", cached("remove", '{"x-a":true}'), "cache.remove" },
+    { "remove with a capital", cached("remove", '["X-A"]'), "cache.remove" },
+    { "remove with an underscore", cached("remove", '["x_a"]'), "cache.remove" },
+    { "remove with null", cached("remove", "[null]"), "cache.remove" },
+    { "remove of content-length", cached("remove", '["content-length"]'), "cache.remove" },
+    { "cookies missing", cached("cookies", nil), "cache.cookies" },
+    { "cookies null", cached("cookies", "null"), "cache.cookies" },
+    { "cookies a text", cached("cookies", '"session"'), "cache.cookies" },
+    { "cookies with an empty name", cached("cookies", '[""]'), "cache.cookies" },
+    { "cookies with a space", cached("cookies", '["a b"]'), "cache.cookies" },
+    { "cookies with `=`", cached("cookies", '["a="]'), "cache.cookies" },
+    { "cookies with `;`", cached("cookies", '["a;"]'), "cache.cookies" },
+    { "cookies with 65 names", cached("cookies", '["a"' .. (',"a"'):rep(64) .. "]"), "cache.cookies" },
 }
 
 -- Decisions at the edge of what is good.
@@ -178,15 +201,17 @@ local GOOD = {
     { "a host with three hyphens", field("host", '"code-alice---0123456789abcdef.ns"') },
     { "an address for a host", field("host", '"10.0.0.1"') },
     { "times with fractions", field("timeout", '{"connect":0.001,"send":0.5,"read":86400}') },
-    { "fields of the memory without remember", field("remember", nil, true) },
-    { "a short remember", field("remember", "0.25", true) },
-    { "empty lists", decision.text(decision.lasting({ by = {}, remove = {}, cookies = {}, set = {} })) },
-    { "32 names in by", field("by", '["a"' .. (',"a"'):rep(31) .. "]", true) },
-    { "a whole alphabet of cookies", field("cookies", '["!#$%&\'*+-.^_`|~09azAZ"]', true) },
+    { "what let an older plugin cache it",
+        field("remember", '10,"by":["host"],"set":{"x-a":"1"},"remove":[],"cookies":[]') },
+    { "a short time", cached("seconds", "0.25") },
+    { "a very short time", cached("seconds", "1e-9") },
+    { "empty lists", decision.text(decision.cacheable({ headers = {}, remove = {}, cookies = {}, set = {} })) },
+    { "32 names in headers", cached("headers", '["a"' .. (',"a"'):rep(31) .. "]") },
+    { "a whole alphabet of cookies", cached("cookies", '["!#$%&\'*+-.^_`|~09azAZ"]') },
     { "16 KiB", (decision.text(decision.of({ more = "" })):gsub('"more":""', function()
         return '"more":"' .. ("x"):rep(16384 - #decision.text(decision.of({ more = "" }))) .. '"'
     end)) },
-    { "in another order, with spaces", edited("{", "{ ") },
+    { "in another order, with spaces", (field("v", "1"):gsub("{", "{ ", 1)) },
 }
 
 return function(case)

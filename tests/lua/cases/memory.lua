@@ -25,10 +25,10 @@ local function ask(plugin, asked, changes)
     asked = asked or {}
     asked.headers = asked.headers or headers()
     asked.remember = asked.remember or 10
-    asked.runner = asked.runner or decision.runner(decision.lasting({ by = BY }))
+    asked.runner = asked.runner or decision.runner(decision.cacheable({ headers = BY }))
     if changes then
-        changes.by = changes.by or BY
-        asked.runner = decision.runner(decision.lasting(changes))
+        changes.headers = changes.headers or BY
+        asked.runner = decision.runner(decision.cacheable(changes))
     end
     return stand_in.serve(plugin, asked)
 end
@@ -75,19 +75,22 @@ return function(case)
 
     case("a decision that depended on no header is not remembered", function()
         local plugin = stand_in.worker()
-        for _ = 1, 3 do expect_call(ask(plugin, nil, { by = {} })) end
+        for _ = 1, 3 do expect_call(ask(plugin, nil, { headers = {} })) end
     end)
 
     case("whom a login behind this plugin brought is not remembered for all", function()
         local plugin = stand_in.worker()
         for number, user in ipairs({ "alice", "bob", "alice" }) do
-            local decided = decision.lasting({
-                by = { "host", "x-userinfo" }, remove = { "x-access-token", "x-userinfo" },
+            local decided = decision.cacheable({
+                headers = { "host", "x-userinfo" }, remove = { "x-access-token", "x-userinfo" },
                 host = "code-" .. user, addresses = { "10.0.0." .. number },
             })
             local outcome = stand_in.serve(plugin, {
-                headers = { { "Host", "coders.example.com" } }, remember = 10, runner = decision.runner(decided),
-                between = function(ctx, set) set(ctx, "X-Userinfo", user) end,
+                headers = { { "Host", "coders.example.com" } }, remember = 10,
+                runner = function(ctx, set)
+                    set(ctx, "X-Userinfo", user)
+                    decision.runner(decided)(ctx, set)
+                end,
             })
             expect_call(outcome)
             expect.went_to(outcome, "10.0.0." .. number .. ":8443")
@@ -110,7 +113,7 @@ return function(case)
 
     case("a Host that the runner set is set again", function()
         local plugin = stand_in.worker()
-        local changes = { by = BY, set = { host = "other.example.com" } }
+        local changes = { headers = BY, set = { host = "other.example.com" } }
         ask(plugin, nil, changes)
         local outcome = ask(plugin, nil, changes)
         expect_hit(outcome)
@@ -131,7 +134,7 @@ return function(case)
 
     case("a client's header makes no hit and no harm", function()
         local plugin = knowing()
-        local spoofed = decision.text(decision.lasting({ addresses = { "10.6.6.6" } }))
+        local spoofed = decision.text(decision.cacheable({ addresses = { "10.6.6.6" } }))
         expect_hit(ask(plugin, { headers = headers({ ["X-Kube-Coders-Upstream"] = { spoofed, spoofed } }) }))
         expect_hit(ask(plugin, { headers = headers({ X_Kube_Coders_Upstream = spoofed }) }))
         local outcome = ask(stand_in.worker(), { headers = headers({ ["X-Kube-Coders-Upstream"] = spoofed }) })
@@ -141,7 +144,7 @@ return function(case)
     for _, times in ipairs({ { 10, 10, 10 }, { 10, 3, 3 }, { 3, 10, 3 }, { 0.5, 10, 0.5 }, { 10, 0.25, 0.25 } }) do
         case(("conf %g s, decision %g s: good for %g s"):format(unpack(times)), function()
             local plugin = stand_in.worker()
-            local changes = { by = BY, remember = times[2] }
+            local changes = { headers = BY, seconds = times[2] }
             expect_call(ask(plugin, { remember = times[1] }, changes))
             stand_in.clock = 1000 + times[3] - 0.01
             expect_hit(ask(plugin, { remember = times[1] }, changes))
@@ -222,7 +225,7 @@ return function(case)
 
     case("values are those from before the runner's changes", function()
         local plugin = stand_in.worker()
-        local lasting = decision.runner(decision.lasting({ by = BY }))
+        local lasting = decision.runner(decision.cacheable({ headers = BY }))
         local function runner(ctx, set_header)
             lasting(ctx, set_header)
             set_header(ctx, "x-userinfo", nil)
@@ -248,7 +251,7 @@ return function(case)
 
     case("another list of headers is learned, and what was stored by the old one is out of reach", function()
         local plugin = knowing()
-        local wider = { by = { "x-other", "x-userinfo" } }
+        local wider = { headers = { "x-other", "x-userinfo" } }
         local asked = { headers = headers({ ["X-Userinfo"] = "bob" }) }
         expect_call(ask(plugin, asked, wider))
         expect_call(ask(plugin, nil, wider))
@@ -258,7 +261,7 @@ return function(case)
 
     case("each route has a list of its own", function()
         local plugin = knowing()
-        ask(plugin, { route_id = "other" }, { by = { "x-other" } })
+        ask(plugin, { route_id = "other" }, { headers = { "x-other" } })
         expect_hit(ask(plugin))
         expect_hit(ask(plugin, { route_id = "other", headers = headers({ ["X-Userinfo"] = "bob" }) }))
     end)
@@ -277,7 +280,7 @@ return function(case)
 
     case("a remembered decision survives requests that change their nodes", function()
         local plugin = stand_in.worker()
-        local changes = { by = BY, scheme = "https", host = "fd00::9", addresses = { "fd00::1", "10.0.0.2" } }
+        local changes = { headers = BY, scheme = "https", host = "fd00::9", addresses = { "fd00::1", "10.0.0.2" } }
         local first = ask(plugin, nil, changes)
         local conf = stand_in.cjson.decode(stand_in.cjson.encode(first.conf))
         for i = 1, 4 do
@@ -310,12 +313,67 @@ return function(case)
         expect_call(ask(plugin, { route_id = "route-1" }))
     end)
 
-    case("keys hold no value of a header", function()
+    case("keys hold no value of a header but the host that goes upstream", function()
         local plugin = stand_in.worker()
         ask(plugin, { headers = headers({ Authorization = "Bearer secret" }) })
+        expect.same(stand_in.caches[1].count, 1)
         for key in pairs(stand_in.caches[1].entries) do
-            expect.same(#key, 32)
             expect.same(key:find("secret", 1, true), nil)
+            expect.same(key:find("alice", 1, true), nil)
         end
+    end)
+
+    case("a host of any length takes no memory", function()
+        local plugin = stand_in.worker()
+        for _ = 1, 2 do expect_call(ask(plugin, { headers = headers({ Host = ("a"):rep(1000) }) })) end
+        expect.same(stand_in.caches[1].count, 0)
+    end)
+
+    local DIFFERENT = {
+        digest = { digest = ("0"):rep(64) }, navigation = { navigation = true, digest = ("f"):rep(64) },
+    }
+    for what, changes in pairs(DIFFERENT) do
+        case("a decision whose parts the runner saw otherwise is not cached: " .. what, function()
+            local plugin = stand_in.worker()
+            for _ = 1, 3 do expect_call(ask(plugin, nil, changes)) end
+            expect.same(stand_in.caches[1].count, 0)
+        end)
+    end
+
+    case("a header that another plugin changes before the call is not cached", function()
+        local plugin = stand_in.worker()
+        for _ = 1, 3 do
+            expect_call(ask(plugin, { runner = function(ctx, set)
+                set(ctx, "Origin", "changed")
+                decision.runner(decision.cacheable({ headers = BY }))(ctx, set)
+            end }))
+        end
+    end)
+
+    case("presence tells requests apart, and not values", function()
+        local plugin = stand_in.worker()
+        local function asked(value)
+            return ask(plugin, { headers = headers({ ["X-Debug"] = value }) }, { presence = { "x-debug" } })
+        end
+        expect_call(asked(nil))
+        expect_call(asked("1"))
+        expect_hit(asked("2"))
+        expect_hit(asked(""))
+        expect_hit(asked({ "1", "2" }))
+        expect_hit(asked(nil))
+    end)
+
+    case("navigations are told from other requests, and not by the rest of Accept", function()
+        local plugin = stand_in.worker()
+        local function asked(accept, method)
+            return ask(plugin, { headers = headers({ Accept = accept }), method = method }, { navigation = true })
+        end
+        expect_call(asked("text/html"))
+        expect_hit(asked("text/html,application/xhtml+xml;q=0.9"))
+        expect_call(asked("*/*"))
+        expect_hit(asked("image/png"))
+        expect_hit(asked(nil))
+        expect_hit(asked("text/html", "POST"))
+        expect_hit(asked("text/html"))
     end)
 end

@@ -93,10 +93,10 @@ return function(case)
             if not by[1] then by[1] = "x-a" end
             local plugin = stand_in.worker()
             local first = some_request()
-            first.runner = decision.runner(decision.lasting({ by = by }))
+            first.runner = decision.runner(decision.cacheable({ headers = by }))
             stand_in.serve(plugin, first)
             local second = math.random(3) == 1 and some_request() or near(first)
-            second.runner = decision.runner(decision.lasting({ by = by, addresses = { "10.0.0.2" } }))
+            second.runner = decision.runner(decision.cacheable({ headers = by, addresses = { "10.0.0.2" } }))
             local outcome = stand_in.serve(plugin, second)
             local expected, found = inputs(first, by), inputs(second, by)
             local is_equal = expected ~= nil and expected == found
@@ -124,7 +124,8 @@ return function(case)
                     for _, value in ipairs(a) do headers[#headers + 1] = { "X-A", value } end
                     for _, value in ipairs(b) do headers[#headers + 1] = { "X-B", value } end
                     stand_in.serve(stand_in.worker(), {
-                        headers = headers, remember = 10, runner = decision.runner(decision.lasting({ by = by })),
+                        headers = headers, remember = 10,
+                        runner = decision.runner(decision.cacheable({ headers = by })),
                     })
                     local values = { ["x-a"] = a, ["x-b"] = b, ["x-a-b"] = {} }
                     local parts = { by }

@@ -128,8 +128,8 @@ pub fn decision_note(forwarded: &ForwardedRequest) -> Note {
         let addresses: Vec<_> = addresses.iter().map(std::net::IpAddr::to_string).collect();
         note.upstream = format!(" directly, at {}", addresses.join(", "));
     }
-    if let Some((time, by)) = decision.and_then(cached) {
-        note.lines.push(format!("may be cached for {time} s by {}", by.join(", ")));
+    if let Some((time, key)) = decision.and_then(cached) {
+        note.lines.push(format!("may be cached for {} s by {key}", time.as_secs_f64()));
     }
     note
 }

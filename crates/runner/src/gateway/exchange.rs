@@ -9,11 +9,8 @@ use apisix_ext_plugin::gateway_side::{RequestParts, Rewrite};
 use bytes::Bytes;
 use http::Method;
 
-use crate::request::method_number;
+use crate::request::{MAX_FRAME_HEADERS, method_number};
 use crate::upstream::Upstream;
-
-/// How many headers a frame has at most (docs/gateway.md, HTTPReqCall).
-const MAX_HEADERS: usize = 100;
 
 /// The ports that a gateway listens at unless it is told otherwise. It says its
 /// own port in `X-Forwarded-Port`, whatever stands in `Host`.
@@ -146,7 +143,7 @@ impl ClientRequest {
     }
 
     /// All headers as they stand at the gateway, those of its plugins last.
-    fn all_headers(&self) -> Vec<(String, Vec<u8>)> {
+    pub(crate) fn all_headers(&self) -> Vec<(String, Vec<u8>)> {
         let host = self.header_value("host").unwrap_or_default().to_vec();
         let port = if self.scheme == "https" { HTTPS_PORT } else { HTTP_PORT };
         let forwarded = [
@@ -164,7 +161,7 @@ impl ClientRequest {
 
     fn frame_headers(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
         let all = self.all_headers();
-        all.into_iter().take(MAX_HEADERS).map(|(name, value)| (name.into_bytes(), value)).collect()
+        all.into_iter().take(MAX_FRAME_HEADERS).map(|(name, value)| (name.into_bytes(), value)).collect()
     }
 
     /// What goes to the upstream once the runner has said this.
