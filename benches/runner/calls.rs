@@ -4,6 +4,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
+use apisix_plugin_runner::gateway::ClientRequest;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use flatbuffers::{FlatBufferBuilder, WIPOffset};
@@ -57,6 +58,22 @@ impl Calls {
             server.set(&format!("code-{subject}.test"), [IpAddr::from(Ipv4Addr::LOCALHOST)]);
         }
         Ok(server)
+    }
+
+    /// One request a user, for a stand-in of the gateway.
+    pub(crate) fn requests(&self) -> Vec<ClientRequest> {
+        let request = |subject: &String| {
+            // The gateway adds these itself.
+            let client = headers(subject).into_iter().filter(|(name, _)| !name.starts_with("x-forwarded-"));
+            client.fold(
+                ClientRequest::get("/static/out/vs/workbench/workbench.web.main.js"),
+                |request, header| match header {
+                    ("x-userinfo", value) => request.added_header("x-userinfo", value),
+                    (name, value) => request.header(name, value),
+                },
+            )
+        };
+        self.subjects.iter().map(request).collect()
     }
 
     /// One call a user, as frames.

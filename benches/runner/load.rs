@@ -43,6 +43,10 @@ impl Target {
         Self { server: Arc::clone(&self.server), frames: Arc::new(self.frames[..calls].to_vec()) }
     }
 
+    pub(crate) fn server(&self) -> &Server {
+        &self.server
+    }
+
     pub(crate) fn subject(&self) -> Subject {
         self.server.subject
     }
@@ -245,6 +249,6 @@ impl fmt::Display for Measured {
     }
 }
 
-fn micros(duration: Duration) -> f64 {
+pub(crate) fn micros(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e6
 }

@@ -10,12 +10,16 @@
 //! of which the three take turns; the ratios are medians of each round's own and
 //! are what to trust. All users have called before, so (c) knows them: it is what
 //! a browser's second request costs.
+//!
+//! It then sends requests through a stand-in for the gateway, with and without a cache of
+//! decisions in direct mode.
 
 // What production leaves to one place, tests and tools may do.
 #![allow(clippy::disallowed_methods)]
 // To print is what it is for.
 #![allow(clippy::print_stdout)]
 
+mod cache;
 #[allow(dead_code, reason = "the benchmark of identities has more to call with")]
 mod calls;
 #[allow(dead_code, reason = "the benchmark of identities measures more")]
@@ -96,6 +100,8 @@ async fn compare() -> Result<(), Box<dyn Error>> {
             }
         }
     }
+    let user_upstream = targets.iter().find(|target| target.subject() == Subject::UserUpstream);
+    cache::compare(user_upstream.ok_or("no server with user-upstream")?.server(), &calls).await?;
     for Ratios { calls, cpu, .. } in aims {
         let verdict = |reached: bool| if reached { "reached" } else { "MISSED" };
         println!(

@@ -89,16 +89,21 @@ impl Server {
         Ok(kib.ok_or(io::ErrorKind::InvalidData)? * 1024)
     }
 
-    /// The CPU time of all its threads (proc(5), `schedstat`).
+    /// The CPU time of all its threads.
     pub(crate) fn cpu(&self) -> io::Result<Duration> {
-        let mut nanoseconds = 0;
-        for thread in std::fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
-            let account = std::fs::read_to_string(thread?.path().join("schedstat"))?;
-            let on_cpu = account.split_ascii_whitespace().next().and_then(|field| field.parse::<u64>().ok());
-            nanoseconds += on_cpu.ok_or(io::ErrorKind::InvalidData)?;
-        }
-        Ok(Duration::from_nanos(nanoseconds))
+        cpu_of(self.child.id())
     }
+}
+
+/// The CPU time of all threads of a process (proc(5), `schedstat`).
+pub(crate) fn cpu_of(process: u32) -> io::Result<Duration> {
+    let mut nanoseconds = 0;
+    for thread in std::fs::read_dir(format!("/proc/{process}/task"))? {
+        let account = std::fs::read_to_string(thread?.path().join("schedstat"))?;
+        let on_cpu = account.split_ascii_whitespace().next().and_then(|field| field.parse::<u64>().ok());
+        nanoseconds += on_cpu.ok_or(io::ErrorKind::InvalidData)?;
+    }
+    Ok(Duration::from_nanos(nanoseconds))
 }
 
 impl Drop for Server {
