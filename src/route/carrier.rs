@@ -36,8 +36,9 @@ impl RouteCarrier {
 impl RouteCarrier {
     /// The stamp, with the names of the headers that a client could otherwise remove.
     fn stamped(&self, choice: Choice<'_>) -> Result<String, CarrierError> {
-        let names =
-            choice.set_headers().map(HeaderName::as_str).filter(|name| !is_always_kept(name.as_bytes()));
+        // The two that nearly every request gets need no look at the whole list.
+        let is_kept = |name: &&str| name.starts_with("x-forwarded-") || is_always_kept(name.as_bytes());
+        let names = choice.set_headers().map(HeaderName::as_str).filter(|name| !is_kept(name));
         let kept = KeptNames::new(names).ok_or_else(|| {
             let why = format!("the names of the headers that plugins set are more than {MAX_KEPT} bytes");
             CarrierError::new(RUNNER_FAILED, why)

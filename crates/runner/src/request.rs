@@ -467,10 +467,16 @@ impl<'f> Request<'f> {
     }
 
     /// Records a look of the plugin's. Without a key nothing can be cached.
+    #[inline]
     fn look(&self, look: Look<'_>) {
-        if let Some(key) = &self.key
-            && !key.covers(look)
-        {
+        if let Some(key) = &self.key {
+            self.compare(key, look);
+        }
+    }
+
+    #[inline(never)]
+    fn compare(&self, key: &CacheKey, look: Look<'_>) {
+        if !key.covers(look) {
             self.outside.get_or_init(|| look.to_string().into());
         }
     }
