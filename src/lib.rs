@@ -25,6 +25,7 @@
 //! - Whatever fails, no request goes anywhere by default.
 
 mod locks;
+mod bounded_map;
 mod resolver;
 mod refusal;
 mod route;

@@ -1,13 +1,17 @@
 //! The subjects that use the forwarder: their requests under way, their open tunnels, and
 //! when each was last active.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::hash::RandomState;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use quick_cache::Lifecycle;
 use tokio::time::Instant;
 
+use crate::bounded_map::{BoundedMap, bounded_map};
 use crate::locks::lock;
 use apisix_plugin_runner::Upstream;
 
@@ -16,8 +20,7 @@ const MAX_SUBJECTS: usize = 100_000;
 
 /// All subjects, in one table in memory.
 pub(crate) struct Subjects {
-    table: Mutex<HashMap<Arc<str>, Arc<Subject>>>,
-    max_subjects: usize,
+    table: BoundedMap<String, Arc<Subject>, RandomState, ActiveStay>,
     made: Instant,
     tunnels: AtomicU64,
 }
@@ -31,10 +34,23 @@ struct Subject {
     tunnels: Mutex<BTreeMap<u64, (Upstream, Instant)>>,
 }
 
+/// Pins the subjects that a request or a tunnel holds. A subject that was forgotten while it
+/// is active could have twice as many connections as its limit allows.
+#[derive(Clone, Default)]
+struct ActiveStay;
+
+impl Lifecycle<String, Arc<Subject>> for ActiveStay {
+    type RequestState = ();
+
+    fn is_pinned(&self, _: &String, subject: &Arc<Subject>) -> bool {
+        Arc::strong_count(subject) > 1
+    }
+}
+
 /// What a subject does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Activity {
-    pub(crate) subject: Arc<str>,
+    pub(crate) subject: String,
     /// How many requests are under way and tunnels open.
     pub(crate) open: usize,
     /// Where each tunnel leads, and for how long it has been open.
@@ -50,8 +66,8 @@ impl Subjects {
     }
 
     fn with_room(max_subjects: usize) -> Arc<Self> {
-        let (table, tunnels) = (Mutex::default(), AtomicU64::new(0));
-        Arc::new(Self { table, max_subjects, made: Instant::now(), tunnels })
+        let (table, tunnels) = (bounded_map(max_subjects), AtomicU64::new(0));
+        Arc::new(Self { table, made: Instant::now(), tunnels })
     }
 
     /// Counts a request of a subject until the result is dropped. `None` if the subject has
@@ -59,21 +75,10 @@ impl Subjects {
     pub(super) fn begin(self: &Arc<Self>, subject: Option<&str>, most: usize) -> Option<Use> {
         let Some(name) = subject else { return Some(Use(None)) };
         let now = Instant::now();
-        let mut table = lock(&self.table);
-        let subject = match table.get(name) {
-            Some(subject) => Arc::clone(subject),
-            None => {
-                if table.len() >= self.max_subjects {
-                    make_room(&mut table);
-                }
-                let subject = Arc::<Subject>::default();
-                table.insert(name.into(), Arc::clone(&subject));
-                subject
-            }
-        };
-        // Counted under the lock, so that the entry does not look idle meanwhile.
+        let made = || Ok::<_, Infallible>(Arc::default());
+        // It is cloned under the map's lock, and so can't be forgotten from here on.
+        let Ok(subject) = self.table.get_or_insert_with(name, made);
         let open = subject.open.fetch_add(1, Ordering::Relaxed);
-        drop(table);
         let held = Held { subject, subjects: Arc::clone(self) };
         if open >= most {
             return None;
@@ -84,10 +89,8 @@ impl Subjects {
 
     /// What all subjects do, in no order.
     pub(crate) fn activities(&self) -> Vec<Activity> {
-        let table: Vec<_> =
-            lock(&self.table).iter().map(|(name, subject)| (Arc::clone(name), Arc::clone(subject))).collect();
         let now = Instant::now();
-        let activity = |(subject, state): (Arc<str>, Arc<Subject>)| {
+        let activity = |(subject, state): (String, Arc<Subject>)| {
             let tunnels = lock(&state.tunnels);
             let tunnels = tunnels.values().map(|(to, since)| (to.clone(), now.duration_since(*since)));
             let last = self.made + Duration::from_millis(state.last.load(Ordering::Relaxed));
@@ -98,18 +101,8 @@ impl Subjects {
                 idle: now.saturating_duration_since(last),
             }
         };
-        table.into_iter().map(activity).collect()
+        self.table.iter().map(activity).collect()
     }
-}
-
-/// Removes every eighth of the subjects that have nothing open.
-fn make_room(table: &mut HashMap<Arc<str>, Arc<Subject>>) {
-    let mut idle = 0_usize;
-    table.retain(|_, subject| {
-        let is_idle = subject.open.load(Ordering::Relaxed) == 0;
-        idle += usize::from(is_idle);
-        !is_idle || !idle.is_multiple_of(8) && idle >= 8
-    });
 }
 
 /// A request that counts for its subject, if it has one.
@@ -218,14 +211,46 @@ mod tests {
 
     #[tokio::test]
     async fn subjects_are_bounded_in_number_and_who_is_active_stays() {
-        let subjects = Subjects::with_room(100);
+        let subjects = Subjects::with_room(128);
         let _active: Vec<_> =
             (0..50).map(|number| subjects.begin(Some(&format!("active-{number}")), 1).unwrap()).collect();
-        for number in 0..1000 {
-            subjects.begin(Some(&format!("idle-{number}")), 1).unwrap();
+        for number in 0..5000 {
+            // A subject that comes again is one that would rather stay.
+            for _ in 0..2 {
+                subjects.begin(Some(&format!("idle-{number}")), 1).unwrap();
+            }
         }
         let activities = subjects.activities();
-        assert!(activities.len() <= 100, "{}", activities.len());
+        assert!((128..=144).contains(&activities.len()), "{}", activities.len());
         assert_eq!(activities.iter().filter(|activity| activity.open == 1).count(), 50);
+        assert!((0..50).all(|number| subjects.begin(Some(&format!("active-{number}")), 1).is_none()));
+    }
+
+    #[test]
+    fn limits_hold_while_subjects_come_and_go() {
+        let subjects = Subjects::with_room(128);
+        // Twice as many as there is room for, so that each is forgotten again and again.
+        let held: [AtomicUsize; 256] = [const { AtomicUsize::new(0) }; 256];
+        std::thread::scope(|scope| {
+            for step in [3, 5, 7, 11] {
+                let (subjects, held) = (&subjects, &held);
+                scope.spawn(move || {
+                    let begin = |number| subjects.begin(Some(&format!("user-{number}")), 1);
+                    for number in (0..5000).map(|turn| turn * step % held.len()) {
+                        let counted = begin(number);
+                        if counted.is_some() {
+                            assert_eq!(held[number].fetch_add(1, Ordering::SeqCst), 0, "user-{number}");
+                        }
+                        for other in 1..8 {
+                            drop(begin((number + 17 * other) % held.len()));
+                        }
+                        if counted.is_some() {
+                            held[number].fetch_sub(1, Ordering::SeqCst);
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(subjects.activities().iter().map(|activity| activity.open).sum::<usize>(), 0);
     }
 }

@@ -114,7 +114,7 @@ impl NameCache {
             _ => (good_until, good_until),
         };
         let entry = NameEntry { known, source, hosts, due_at, good_until, kept_until };
-        self.table.insert(name.clone(), entry, now);
+        self.table.insert(name.clone(), entry);
     }
 
     /// Keeps a name's last answer in use until it is time to ask again.

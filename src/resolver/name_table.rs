@@ -1,33 +1,21 @@
 //! The table of names: what is known of each, until it expires.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasher as _, RandomState};
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
 
+use quick_cache::sync::{EntryAction, EntryResult};
 use tokio::time::Instant;
 
 use super::resolve_error::ResolveError;
-use crate::locks::{read_lock, write_lock};
+use crate::bounded_map::{BoundedMap, bounded_map};
 use apisix_plugin_runner::HostName;
-
-/// Into how many parts the table is cut, so that two lookups rarely meet at one
-/// lock.
-const SHARDS: usize = 16;
 
 /// What is known of a name: its addresses, at least one, or why it has none.
 pub(super) type KnownAddresses = Result<Arc<[IpAddr]>, ResolveError>;
 
-/// Names and what is known of them, bounded in number: no more than asked for,
-/// but for one name a shard.
-pub(super) struct NameTable {
-    shards: [RwLock<HashMap<HostName, NameEntry>>; SHARDS],
-    hasher: RandomState,
-    /// How many names all shards hold together: they do not fill evenly.
-    names: AtomicUsize,
-    max_names: usize,
-}
+/// Names and what is known of them, bounded in number. If there are too many, names that
+/// are not in use make room.
+pub(super) struct NameTable(BoundedMap<HostName, NameEntry>);
 
 /// What is known of a name, and for how long.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,34 +56,24 @@ impl NameEntry {
 }
 
 impl NameTable {
+    /// A table with room for so many names.
     pub(super) fn new(max_names: usize) -> Self {
-        Self { shards: Default::default(), hasher: RandomState::new(), names: AtomicUsize::new(0), max_names }
+        Self(bounded_map(max_names))
     }
 
     /// What is known of a name now, given this state of the hosts file. `None` if nothing
     /// is known.
     pub(super) fn get(&self, name: &HostName, hosts: u32, now: Instant) -> Option<TableHit> {
-        let shard = read_lock(self.shard(name));
-        let entry = shard.get(name)?;
+        let entry = self.0.get(name)?;
         if now < entry.due_at && entry.hosts == hosts {
-            Some(TableHit::Good(entry.known.clone()))
+            Some(TableHit::Good(entry.known))
         } else {
-            (!entry.is_gone(now)).then(|| TableHit::Due(entry.clone()))
+            (!entry.is_gone(now)).then_some(TableHit::Due(entry))
         }
     }
 
-    pub(super) fn insert(&self, name: HostName, entry: NameEntry, now: Instant) {
-        let mut shard = write_lock(self.shard(&name));
-        let before = shard.len();
-        if self.names.load(Ordering::Relaxed) >= self.max_names && !shard.contains_key(&name) {
-            make_room(&mut shard, now);
-        }
-        shard.insert(name, entry);
-        if shard.len() > before {
-            self.names.fetch_add(shard.len() - before, Ordering::Relaxed);
-        } else {
-            self.names.fetch_sub(before - shard.len(), Ordering::Relaxed);
-        }
+    pub(super) fn insert(&self, name: HostName, entry: NameEntry) {
+        self.0.insert(name, entry);
     }
 
     /// Changes the entry of a name, if it has one that is not gone, and returns
@@ -106,28 +84,17 @@ impl NameTable {
         now: Instant,
         change: impl FnOnce(&mut NameEntry),
     ) -> Option<KnownAddresses> {
-        let mut shard = write_lock(self.shard(name));
-        let entry = shard.get_mut(name).filter(|entry| !entry.is_gone(now))?;
-        change(entry);
-        Some(entry.known.clone())
-    }
-
-    fn shard(&self, name: &HostName) -> &RwLock<HashMap<HostName, NameEntry>> {
-        let hash = self.hasher.hash_one(name);
-        &self.shards[usize::try_from(hash % SHARDS as u64).expect("smaller than the number of shards")]
-    }
-}
-
-/// Removes expired names and every eighth of the others, so that the walk over all names
-/// is rare even if none has expired.
-fn make_room(shard: &mut HashMap<HostName, NameEntry>, now: Instant) {
-    let mut seen = 0_usize;
-    shard.retain(|_, entry| {
-        seen += 1;
-        !entry.is_gone(now) && !seen.is_multiple_of(8)
-    });
-    if seen < 8 {
-        shard.clear();
+        let changed = self.0.entry(name, None, |_, entry| {
+            if entry.is_gone(now) {
+                return EntryAction::Remove;
+            }
+            change(entry);
+            EntryAction::Retain(entry.known.clone())
+        });
+        match changed {
+            EntryResult::Retained(known) => Some(known),
+            _ => None,
+        }
     }
 }
 
@@ -165,17 +132,13 @@ mod tests {
         assert_eq!(found, expected);
     }
 
-    fn names(table: &NameTable) -> usize {
-        table.shards.iter().map(|shard| shard.read().unwrap().len()).sum()
-    }
-
     #[test]
     fn a_name_is_known_until_it_is_not_good() {
         let (table, start) = (NameTable::new(100), Instant::now());
         let second = Duration::from_secs(1);
         let nothing = Err(ResolveError::NotFound);
-        table.insert(name(1), entry(known(1), start + second), start);
-        table.insert(name(2), entry(nothing.clone(), start + second), start);
+        table.insert(name(1), entry(known(1), start + second));
+        table.insert(name(2), entry(nothing.clone(), start + second));
         check(&table, &name(1), start, Some(known(1)));
         check(&table, &name(2), start, Some(nothing));
         check(&table, &name(3), start, None);
@@ -189,7 +152,7 @@ mod tests {
         let second = Duration::from_secs(1);
         let kept_until = start + 4 * second;
         let due = NameEntry { due_at: start + second, kept_until, ..entry(known(1), start + 2 * second) };
-        table.insert(name(1), due.clone(), start);
+        table.insert(name(1), due.clone());
         check(&table, &name(1), start, Some(known(1)));
         let is_due = |hosts, now| {
             let hit = table.get(&name(1), hosts, now);
@@ -205,7 +168,7 @@ mod tests {
     fn only_what_is_there_is_changed() {
         let (table, start) = (NameTable::new(100), Instant::now());
         let second = Duration::from_secs(1);
-        table.insert(name(1), entry(known(1), start + second), start);
+        table.insert(name(1), entry(known(1), start + second));
         let change =
             |name: HostName, now, number| table.change(&name, now, |entry| entry.known = known(number));
         assert_eq!(change(name(1), start, 2), Some(known(2)));
@@ -219,47 +182,48 @@ mod tests {
     fn a_newer_answer_takes_the_place_of_an_older() {
         let (table, start) = (NameTable::new(100), Instant::now());
         let later = start + Duration::from_secs(1);
-        table.insert(name(1), entry(known(1), later), start);
-        table.insert(name(1), entry(known(2), later), start);
+        table.insert(name(1), entry(known(1), later));
+        table.insert(name(1), entry(known(2), later));
         check(&table, &name(1), start, Some(known(2)));
-        assert_eq!(names(&table), 1);
+        assert_eq!(table.0.len(), 1);
     }
 
     #[test]
     fn names_are_bounded_in_number() {
-        for limit in [1, 16, 100, 1000] {
+        for limit in [128, 1280] {
             let (table, start) = (NameTable::new(limit), Instant::now());
             for number in 0..5000 {
-                table.insert(name(number), entry(known(1), start + Duration::from_secs(1)), start);
+                table.insert(name(number), entry(known(1), start + Duration::from_secs(1)));
                 check(&table, &name(number), start, Some(known(1)));
             }
-            assert!(names(&table) <= limit + SHARDS, "{limit}");
-            assert_eq!(names(&table), table.names.load(Ordering::Relaxed));
-            assert!(names(&table) > limit / 2, "{limit}");
+            assert!((limit..=limit * 9 / 8).contains(&table.0.len()), "{limit}: {}", table.0.len());
         }
     }
 
     #[test]
     fn as_many_names_as_asked_for_are_kept() {
-        let (table, start) = (NameTable::new(10_000), Instant::now());
+        let (table, start) = (NameTable::new(50_000), Instant::now());
         let later = start + Duration::from_secs(1);
-        for number in 0..10_000 {
-            table.insert(name(number), entry(known(1), later), start);
+        for number in 0..50_000 {
+            table.insert(name(number), entry(known(1), later));
         }
-        assert!((0..10_000).all(|number| table.get(&name(number), 0, start).is_some()));
+        assert!((0..50_000).all(|number| table.get(&name(number), 0, start).is_some()));
     }
 
     #[test]
-    fn what_is_no_longer_good_makes_room() {
-        let (table, start) = (NameTable::new(1600), Instant::now());
+    fn names_that_are_no_longer_used_make_room() {
+        let (table, start) = (NameTable::new(1280), Instant::now());
         let (soon, later) = (start + Duration::from_secs(1), start + Duration::from_secs(2));
-        for number in 0..1000 {
-            table.insert(name(number), entry(known(1), soon), start);
+        for number in 0..5000 {
+            table.insert(name(number), entry(known(1), soon));
         }
-        for number in 1000..4000 {
-            table.insert(name(number), entry(known(1), later), soon);
+        for number in 5000..6280 {
+            table.insert(name(number), entry(known(1), later));
+            check(&table, &name(number), soon, Some(known(1)));
         }
-        assert!((0..1000).all(|number| table.get(&name(number), 0, soon).is_none()));
-        assert!(names(&table) <= 1600 + SHARDS);
+        assert!((0..5000).all(|number| table.get(&name(number), 0, soon).is_none()));
+        let kept = (5000..6280).filter(|number| table.get(&name(*number), 0, soon).is_some()).count();
+        assert!(kept >= 1200, "{kept}");
+        assert!(table.0.len() <= 1440);
     }
 }

@@ -7,13 +7,10 @@
 
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 
-use quick_cache::sync::{Cache, DefaultLifecycle};
-use quick_cache::{OptionsBuilder, UnitWeighter};
 use siphasher::sip128::{Hasher128 as _, SipHasher24};
 use tokio::time::Instant;
 
-/// How many parts have a lock of their own, so that calls seldom meet at one.
-const SHARDS: usize = 16;
+use crate::bounded_map::{BoundedMap, bounded_map};
 
 /// A keyed hash over identity headers: SipHash-2-4 with 128 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,9 +66,7 @@ impl DigestKey {
 }
 
 /// What came of the identity headers that were used last.
-pub(super) struct DigestCache<V: Clone>(DigestEntries<V, DefaultLifecycle<Digest, DigestEntry<V>>>);
-
-type DigestEntries<V, L> = Cache<Digest, DigestEntry<V>, UnitWeighter, BuildHasherDefault<AsItIs>, L>;
+pub(super) struct DigestCache<V: Clone>(BoundedMap<Digest, DigestEntry<V>, BuildHasherDefault<AsItIs>>);
 
 #[derive(Clone)]
 struct DigestEntry<V> {
@@ -83,20 +78,7 @@ impl<V: Clone> DigestCache<V> {
     /// A memory that holds `capacity` identities as long as they are in use, and
     /// never more than an eighth above that.
     pub(super) fn new(capacity: usize) -> Self {
-        // DigestKey do not fill the shards evenly: an eighth more holds them all.
-        let capacity = capacity.next_multiple_of(SHARDS) * 9 / 8;
-        let options = OptionsBuilder::new()
-            .estimated_items_capacity(capacity)
-            .weight_capacity(capacity as u64)
-            .shards(SHARDS)
-            .build()
-            .expect("both capacities are set");
-        Self(Cache::with_options(
-            options,
-            UnitWeighter,
-            BuildHasherDefault::default(),
-            DefaultLifecycle::default(),
-        ))
+        Self(bounded_map(capacity))
     }
 
     /// What came of these headers, while that is good.

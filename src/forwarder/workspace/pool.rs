@@ -28,6 +28,9 @@ impl Destination {
 }
 
 /// Idle connections, by destination, the one that has waited longest first.
+///
+/// It is not a `BoundedMap`: the limit counts connections and not destinations, the one that
+/// has waited longest makes room, and a connection is closed without the lock.
 pub(crate) struct Pool {
     max_idle: usize,
     idle: Duration,

@@ -1,10 +1,10 @@
 //! Since when workspaces have been starting, for the page that users see meanwhile.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
+use quick_cache::unsync::Cache;
 use tokio::time::Instant;
 
 use super::pool::Destination;
@@ -17,10 +17,11 @@ const MAX_STARTING: usize = 10_000;
 /// request every 5 s.
 const FORGOTTEN: Duration = Duration::from_secs(60);
 
-/// Workspaces that have not answered yet.
-#[derive(Default)]
+/// Workspaces that have not answered yet. If there are too many, those that no user asks for
+/// make room.
 pub(crate) struct StartTimes {
-    starts: Mutex<HashMap<Destination, StartTime>>,
+    /// Under one lock, and not a `BoundedMap`, because `is_any` changes with it.
+    starts: Mutex<Cache<Destination, StartTime>>,
     /// Whether there are any: most of the time there are none.
     is_any: AtomicBool,
 }
@@ -31,25 +32,27 @@ struct StartTime {
     asked: Instant,
 }
 
+impl Default for StartTimes {
+    fn default() -> Self {
+        Self { starts: Mutex::new(Cache::new(MAX_STARTING)), is_any: AtomicBool::new(false) }
+    }
+}
+
 impl StartTimes {
     /// Notes that a workspace does not answer, and says for how long.
     pub(crate) fn waited(&self, destination: &Destination) -> Duration {
         let now = Instant::now();
         let mut starts = self.starts();
-        if starts.len() >= MAX_STARTING && !starts.contains_key(destination) {
-            starts.retain(|_, start| now < start.asked + FORGOTTEN);
-            if starts.len() >= MAX_STARTING {
-                starts.clear();
+        if let Some(mut start) = starts.get_mut(destination) {
+            if now >= start.asked + FORGOTTEN {
+                start.since = now;
             }
+            start.asked = now;
+            return now - start.since;
         }
-        let start = starts.entry(destination.clone()).or_insert(StartTime { since: now, asked: now });
-        if now >= start.asked + FORGOTTEN {
-            start.since = now;
-        }
-        start.asked = now;
-        let waited = now - start.since;
+        starts.insert(destination.clone(), StartTime { since: now, asked: now });
         self.is_any.store(true, Ordering::Relaxed);
-        waited
+        Duration::ZERO
     }
 
     /// Notes that a workspace answers.
@@ -61,7 +64,7 @@ impl StartTimes {
         }
     }
 
-    fn starts(&self) -> MutexGuard<'_, HashMap<Destination, StartTime>> {
+    fn starts(&self) -> MutexGuard<'_, Cache<Destination, StartTime>> {
         lock(&self.starts)
     }
 }
@@ -94,9 +97,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn starts_are_bounded_in_number() {
         let starting = StartTimes::default();
-        for number in 0..2 * MAX_STARTING + 5 {
+        let second = Duration::from_secs(1);
+        starting.waited(&workspace(0));
+        tokio::time::advance(5 * second).await;
+        for number in 1..2 * MAX_STARTING + 5 {
             starting.waited(&workspace(number));
+            assert_eq!(starting.waited(&workspace(0)), 5 * second, "a user waits for it");
         }
-        assert!(starting.starts().len() <= MAX_STARTING);
+        assert_eq!(starting.starts().len(), MAX_STARTING);
     }
 }
