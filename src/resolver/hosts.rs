@@ -2,19 +2,20 @@
 
 use std::collections::HashMap;
 use std::fs::{File, Metadata};
-use std::io::{self, Read as _};
+use std::io;
+use std::mem;
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, RwLock, TryLockError};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::locks::{read_lock, write_lock};
-use apisix_plugin_runner::HostName;
+use crate::locks::{read_lock, try_lock, write_lock};
+use apisix_plugin_runner::{HostName, read_bounded};
 
 /// How often the file is looked at, at most. To look takes a microsecond.
 pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -113,12 +114,8 @@ impl Hosts {
 
     #[cold]
     fn read_again(&self, path: &Path) {
-        let mut seen = match self.seen.try_lock() {
-            Ok(seen) => seen,
-            Err(TryLockError::Poisoned(seen)) => seen.into_inner(),
-            // A disk that hangs must not take one call after the other.
-            Err(TryLockError::WouldBlock) => return,
-        };
+        // A disk that hangs must not take one call after the other.
+        let Some(mut seen) = try_lock(&self.seen) else { return };
         let stamp = std::fs::metadata(path).map(|metadata| Stamp::of(&metadata));
         let is_same =
             matches!((&stamp, &seen.stamp), (Ok(now), Some(then)) if now == then && then.is_settled);
@@ -140,13 +137,15 @@ impl Hosts {
     }
 
     fn replace(&self, names: HostNames) {
-        let mut current = write_lock(&self.names);
-        if *current != names {
-            info!(names = names.len(), "hosts file read again");
-            *current = names;
-            // Counted last, so that no caller takes old names for new ones.
-            self.generation.fetch_add(1, Ordering::Release);
+        // Only one caller at a time reads the file. Others wait neither while the names are
+        // compared nor while the old names are dropped.
+        if *read_lock(&self.names) == names {
+            return;
         }
+        info!(names = names.len(), "hosts file read again");
+        let _old = mem::replace(&mut *write_lock(&self.names), names);
+        // Counted last, so that no caller takes old names for new ones.
+        self.generation.fetch_add(1, Ordering::Release);
     }
 }
 
@@ -184,11 +183,7 @@ fn read(path: &Path) -> io::Result<(Stamp, HostNames)> {
     let file = File::open(path)?;
     // Of the open file and before it is read: a change while it is read shows.
     let stamp = Stamp::of(&file.metadata()?);
-    let mut bytes = Vec::new();
-    file.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MAX_BYTES {
-        return Err(io::Error::other(format!("more than {MAX_BYTES} bytes")));
-    }
+    let bytes = read_bounded(file, MAX_BYTES)?;
     // What a crash leaves of a file that was being written.
     if bytes.contains(&0) {
         return Err(io::Error::other("not a text: it has a zero byte"));

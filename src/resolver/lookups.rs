@@ -100,7 +100,9 @@ struct LookupSlot {
 
 impl Drop for LookupSlot {
     fn drop(&mut self) {
-        lock(&self.under_way).remove(&self.name);
+        // Dropped after the lock is released: a waker that goes with it may drop a task, and
+        // the task other lookups.
+        let _lookup = lock(&self.under_way).remove(&self.name);
     }
 }
 

@@ -3,7 +3,7 @@
 //! one is good at the other.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -11,6 +11,7 @@ use nix::libc;
 use thiserror::Error;
 
 use crate::route::stamp::{MIN_KEY, StampKey};
+use apisix_plugin_runner::read_bounded;
 
 /// How large a key's file may be, in bytes: a key, not a disk.
 const MAX_KEY_FILE: u64 = 64 * 1024;
@@ -53,11 +54,10 @@ fn key_in(file: File) -> Result<StampKey, KeyError> {
     if !metadata.is_file() {
         return Err(KeyError::NotAFile);
     }
-    let mut secret = Vec::new();
-    file.take(MAX_KEY_FILE + 1).read_to_end(&mut secret)?;
-    if secret.len() as u64 > MAX_KEY_FILE {
+    if metadata.len() > MAX_KEY_FILE {
         return Err(KeyError::TooLong(metadata.len()));
     }
+    let secret = read_bounded(file, MAX_KEY_FILE)?;
     StampKey::new(&secret).ok_or(KeyError::TooShort(secret.len()))
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::pending;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
@@ -142,7 +142,7 @@ impl Issuer {
     }
 
     fn state<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
-        change(&mut self.shared.state.lock().unwrap_or_else(PoisonError::into_inner))
+        change(&mut self.shared.state.lock().unwrap())
     }
 }
 
@@ -185,7 +185,7 @@ impl Shared {
     }
 
     fn page(&self, path: &str) -> Response<Full<Bytes>> {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.state.lock().unwrap();
         match (state.pages.get(path), path) {
             (Some(Page::Text(text)), _) => response(200, text),
             (Some(Page::Redirect(location)), _) => {

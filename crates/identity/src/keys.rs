@@ -20,7 +20,7 @@ use tracing::{info, warn};
 
 pub use self::set::KeySet;
 use super::claims::Claims;
-use super::locks::{lock, read, write};
+use super::locks::{lock, read_lock, write_lock};
 use super::token::{Token, TokenError};
 use fetch::FetchError;
 pub use fetch::{CaFileError, Fetched, Source, read_ca_file};
@@ -241,7 +241,7 @@ fn verify_with<'t>(keys: &[&DecodingKey], mut token: Token<'t>) -> Result<Claims
 impl IssuerState {
     /// The last keys, unless they are too old to be believed.
     fn good_keys(&self) -> Option<Arc<KeySet>> {
-        let known = read(&self.keys);
+        let known = read_lock(&self.keys);
         known.as_ref().filter(|known| known.since.elapsed() < MAX_AGE).map(|known| Arc::clone(&known.keys))
     }
 
@@ -278,7 +278,7 @@ where
             Ok(keys) => {
                 info!(%issuer, keys = keys.len(), "keys fetched");
                 let known = Known { keys: Arc::new(keys), since: Instant::now() };
-                *write(&shared.keys) = Some(known);
+                let _old = write_lock(&shared.keys).replace(known);
                 retry = FIRST_RETRY;
                 REFRESH
             }

@@ -23,14 +23,12 @@ pub mod label;
 pub mod template;
 pub mod login_link;
 pub mod config;
-pub mod bounded_file;
 mod digits;
 mod locks;
 pub mod pem_file;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 
-pub use bounded_file::read_bounded;
 pub use config::{IdentityConfig, UserUpstreamConfig, Verified};
 pub use digits::{is_digits, parse_digits};
 pub use keys::KeySet;

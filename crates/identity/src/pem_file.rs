@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use super::bounded_file::read_bounded;
+use apisix_plugin_runner::read_bounded;
 
 /// How long such a file may be, in bytes: the roots of a whole system take about
 /// 250 KiB.

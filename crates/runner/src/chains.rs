@@ -1,13 +1,14 @@
 //! Conf tokens: which number stands for which chain of prepared plugins.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 use tracing::warn;
 
+use crate::locks::{read_lock, write_lock};
 use crate::registry::Prepared;
 
 /// Prepared plugins, in the order in which the route lists them.
@@ -38,6 +39,9 @@ type RouteId = Option<Arc<str>>;
 /// not meet another route's chain: with a counter it did (docs/gateway.md,
 /// PrepareConf). The same chain keeps one token however often it is prepared,
 /// since every reload of a gateway's file prepares every route again.
+///
+/// It has two indexes, and forgets the chain whose token expires next: a cache
+/// that judges by use would forget a token that the gateway still holds for hours.
 pub(crate) struct ConfCache {
     kept: Duration,
     capacity: usize,
@@ -70,15 +74,14 @@ impl ConfCache {
 
     /// The chain of a valid token, and the id of its route if only one route has it.
     pub(crate) fn chain(&self, token: u32) -> Option<(Arc<Chain>, RouteId)> {
-        // A panic can't leave the maps half changed in a way that matters more than no answer at all.
-        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+        let entries = read_lock(&self.entries);
         let entry = entries.by_token.get(&token)?;
         (entry.expires > Instant::now()).then(|| (Arc::clone(&entry.chain), entry.route.clone()))
     }
 
     /// The token of a chain that is known, good for its whole time from now.
     pub(crate) fn renew(&self, id: ChainId, route: Option<&str>) -> Option<u32> {
-        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        let mut entries = write_lock(&self.entries);
         let now = Instant::now();
         let token = *entries.by_id.get(&id)?;
         let entry = entries.by_token.get_mut(&token).filter(|entry| entry.expires > now)?;
@@ -96,7 +99,10 @@ impl ConfCache {
         chain: Chain,
         route: Option<&str>,
     ) -> Result<u32, getrandom::Error> {
-        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        // Declared before the lock, so that it is dropped after the lock is released: the
+        // `Drop` of a plugin's value may be slow, panic, or call the runner.
+        let forgotten;
+        let mut entries = write_lock(&self.entries);
         let now = Instant::now();
         if let Some(token) = entries.by_id.get(&id).copied()
             && let Some(entry) = entries.by_token.get_mut(&token).filter(|entry| entry.expires > now)
@@ -107,7 +113,7 @@ impl ConfCache {
             }
             return Ok(token);
         }
-        entries.make_room(self.capacity, now);
+        forgotten = entries.make_room(self.capacity, now);
         let token = loop {
             let token = getrandom::u32()?;
             if token != 0 && !entries.by_token.contains_key(&token) {
@@ -119,35 +125,47 @@ impl ConfCache {
             token,
             CachedChain { id, chain: Arc::new(chain), route: route.map(Arc::from), expires: now + self.kept },
         );
+        drop(entries);
+        for _ in forgotten.iter().filter(|entry| entry.expires > now) {
+            warn!(
+                capacity = self.capacity,
+                cure = "--max-confs",
+                "conf forgotten before its time: the gateway prepares it again"
+            );
+        }
         Ok(token)
     }
 }
 
 impl CachedChains {
-    /// Drops what has expired, and the chain that would expire next where that
-    /// is not enough.
-    fn make_room(&mut self, capacity: usize, now: Instant) {
-        self.by_token.retain(|_, entry| entry.expires > now);
+    /// Takes out what has expired, and if that is not enough, the chain that would expire
+    /// next.
+    fn make_room(&mut self, capacity: usize, now: Instant) -> Vec<CachedChain> {
+        let expired = self.by_token.extract_if(|_, entry| entry.expires <= now);
+        let mut forgotten: Vec<_> = expired.map(|(_, entry)| entry).collect();
         while self.by_token.len() >= capacity {
             let next = self.by_token.iter().min_by_key(|(_, entry)| entry.expires).map(|(token, _)| *token);
-            let Some(next) = next else { break };
-            self.by_token.remove(&next);
-            warn!(
-                capacity,
-                cure = "--max-confs",
-                "conf forgotten before its time: the gateway prepares it again"
-            );
+            let Some(entry) = next.and_then(|next| self.by_token.remove(&next)) else { break };
+            forgotten.push(entry);
         }
-        let Self { by_token, by_id } = self;
-        by_id.retain(|id, token| by_token.get(token).is_some_and(|entry| entry.id == *id));
+        for entry in &forgotten {
+            self.by_id.remove(&entry.id);
+        }
+        forgotten
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
+    use std::pin::Pin;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
+    use crate::cache::CacheKey;
+    use crate::plugin::{Action, PluginError};
+    use crate::request::Request;
+    use crate::response::Response;
 
     const HOUR: Duration = Duration::from_secs(3600);
 
@@ -216,6 +234,62 @@ mod tests {
         assert!(cache.chain(first).is_some() && cache.chain(third).is_some());
         assert!(cache.chain(second).is_none());
         assert_eq!(cache.renew(id("b"), Some("b")), None);
+    }
+
+    /// Counts how often it is dropped, and whether the cache can be used meanwhile.
+    struct Value {
+        cache: Arc<ConfCache>,
+        dropped: Arc<AtomicUsize>,
+    }
+
+    impl Drop for Value {
+        fn drop(&mut self) {
+            assert!(self.cache.entries.try_write().is_ok(), "the cache is locked");
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    type Hook<'a, T> = Pin<Box<dyn Future<Output = Result<T, PluginError>> + Send + 'a>>;
+
+    impl Prepared for Value {
+        fn name(&self) -> &'static str {
+            "value"
+        }
+
+        fn deadline(&self) -> Option<Duration> {
+            None
+        }
+
+        fn cache_key(&self) -> Option<&CacheKey> {
+            None
+        }
+
+        fn is_first_not_cached(&self) -> bool {
+            false
+        }
+
+        fn on_request<'a>(&'a self, _: &'a mut Request<'_>) -> Hook<'a, Action> {
+            Box::pin(async { Ok(Action::Continue) })
+        }
+
+        fn on_response<'a>(&'a self, _: &'a mut Response<'_>) -> Hook<'a, ()> {
+            Box::pin(async { Ok(()) })
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_prepared_value_is_dropped_without_the_lock() {
+        let (cache, dropped) = (Arc::new(ConfCache::new(HOUR, 2)), Arc::default());
+        let insert = |name| {
+            let value = Value { cache: Arc::clone(&cache), dropped: Arc::clone(&dropped) };
+            cache.insert(id(name), vec![Box::new(value)], Some(name)).expect("random numbers");
+            dropped.load(Ordering::Relaxed)
+        };
+        assert_eq!([insert("a"), insert("b")], [0, 0]);
+        assert_eq!(insert("b"), 1, "the chain is known");
+        assert_eq!(insert("c"), 2, "there are too many chains");
+        tokio::time::advance(2 * HOUR).await;
+        assert_eq!(insert("d"), 4, "the other two have expired");
     }
 
     #[tokio::test]

@@ -56,6 +56,7 @@ use crate::connection::{Connection, Frame};
 use crate::dispatcher::Dispatcher;
 use crate::listener::server::serve_calls;
 use crate::listener::takeover::Succession;
+use crate::locks::lock;
 use crate::plugin::PreparedPlugin;
 use crate::runner::Runner;
 use crate::settings::Settings;
@@ -434,7 +435,7 @@ impl Gateway {
     }
 
     async fn connection(&self) -> Result<Peer, CallError> {
-        let pooled = self.pool.lock().expect("nothing panics while it holds the pool").pop();
+        let pooled = lock(&self.pool).pop();
         if let Some(mut peer) = pooled {
             // A pooled connection that died meanwhile costs nothing.
             if peer.is_quiet() {
@@ -463,7 +464,7 @@ impl Gateway {
     }
 
     fn put_back(&self, peer: Peer) {
-        let mut pool = self.pool.lock().expect("nothing panics while it holds the pool");
+        let mut pool = lock(&self.pool);
         if pool.len() < POOL {
             pool.push(peer);
         }

@@ -44,6 +44,7 @@
 //! | tests without a gateway | [`gateway`] |
 //! | a runner inside a larger program | [`Runner::run`], [`Settings`] |
 //! | the config of a conf, and its errors | [`config`] |
+//! | reading a file that a conf names | [`read_bounded`] |
 //!
 //! # Features
 //!
@@ -53,6 +54,8 @@
 //! | `direct` | yes | [`direct`]: the gateway's own proxy goes to the chosen upstream |
 //! | `schema` | no | `config_schema`: the JSON Schema of a plugin's config |
 
+mod locks;
+mod bounded_file;
 mod connection;
 mod headers;
 mod extra_info;
@@ -91,6 +94,7 @@ pub mod fuzzing;
 
 pub use http::{HeaderName, Method, StatusCode};
 
+pub use bounded_file::read_bounded;
 pub use cache::CacheKey;
 pub use carrier::{Carried, Carrier, CarrierError, CarrierFuture, Choice};
 pub use changes::ChangeError;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
@@ -132,7 +132,7 @@ struct Shared {
 
 impl Shared {
     fn zone(&self) -> MutexGuard<'_, Zone> {
-        self.zone.lock().unwrap_or_else(PoisonError::into_inner)
+        self.zone.lock().expect("nothing panics while it holds the zone")
     }
 
     /// The answer to a question in bytes, at most so long for a datagram.

@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::io::{self, Read};
 
+use crate::bounded_file::read_bounded;
+
 /// How much is read of a file or of standard input, in bytes: more than a gateway's
 /// configuration has, or the headers that it accepts.
 const MAX_INPUT: u64 = 16 * 1024 * 1024;
@@ -17,12 +19,7 @@ pub fn read_input(file: &str) -> io::Result<Vec<u8>> {
         "-" => Box::new(io::stdin()),
         _ => Box::new(File::open(file)?),
     };
-    let mut bytes = Vec::new();
-    source.take(MAX_INPUT + 1).read_to_end(&mut bytes)?;
-    match bytes.len() as u64 <= MAX_INPUT {
-        true => Ok(bytes),
-        false => Err(io::Error::other(format!("longer than {MAX_INPUT} bytes"))),
-    }
+    read_bounded(source, MAX_INPUT)
 }
 
 /// The text of an argument that is a text, or `@` and a file's name.

@@ -18,7 +18,7 @@ use std::net::{TcpListener as StdTcpListener, TcpStream as StdTcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::net::{
@@ -32,6 +32,8 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
+
+use crate::locks::lock;
 
 /// How long a predecessor may take to answer, and a successor to take what is handed
 /// over, before it counts as hung.
@@ -124,7 +126,7 @@ impl Succession {
     }
 
     async fn converse(&self, stream: &Arc<UnixStream>, announced: Announced<'_>) -> io::Result<()> {
-        let listener = self.listener().as_ref().map(OwnedFd::try_clone).transpose()?;
+        let listener = lock(&self.listener).as_ref().map(OwnedFd::try_clone).transpose()?;
         match &listener {
             Some(listener) => send(stream, LISTENER, Some(listener.as_fd())).await?,
             None => send(stream, NO_LISTENER, None).await?,
@@ -166,7 +168,8 @@ impl Succession {
 
     /// Gives up the companion's listener. It lives as long as a process has it.
     pub fn close_listener(&self) {
-        self.listener().take();
+        // Closed after the lock is released.
+        let _closed = lock(&self.listener).take();
     }
 
     /// Hands over a gateway connection to the runner's socket. `false` if no successor took
@@ -201,10 +204,6 @@ impl Succession {
                 false
             }
         }
-    }
-
-    fn listener(&self) -> std::sync::MutexGuard<'_, Option<OwnedFd>> {
-        self.listener.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,15 +1,23 @@
-//! Input of which no more than so much is read.
+//! Files and streams with a limit on their length.
 
 use std::io::{self, Read};
 
-/// Reads all of a source that holds at most `limit` bytes, and of a longer one nothing.
+/// Reads a whole file or stream, if it has at most `limit` bytes. Use it for files that a
+/// conf names.
 ///
 /// # Errors
 ///
-/// The source can't be read, or holds more.
+/// The source can't be read, or is longer.
+///
+/// ```
+/// # use apisix_plugin_runner::read_bounded;
+/// assert_eq!(read_bounded(&b"abc"[..], 3)?, b"abc");
+/// assert_eq!(read_bounded(&b"abc"[..], 2).unwrap_err().to_string(), "longer than 2 bytes");
+/// # Ok::<(), std::io::Error>(())
+/// ```
 pub fn read_bounded(source: impl Read, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    source.take(limit + 1).read_to_end(&mut bytes)?;
+    source.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit {
         return Err(io::Error::other(format!("longer than {limit} bytes")));
     }
