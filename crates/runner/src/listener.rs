@@ -5,6 +5,7 @@ pub(crate) mod admission;
 mod event_descriptor;
 pub(crate) mod file_watch;
 pub(crate) mod limit_log;
+mod log_throttle;
 pub(crate) mod process_end;
 pub(crate) mod server;
 #[cfg(feature = "cli")]

@@ -3,24 +3,15 @@
 //! The file's mode can't tell a gateway's workers from anybody else: they run as
 //! `nobody` on package installs. The kernel can: it says which process connected.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use rustix::process::Pid;
 use tokio::net::unix::UCred;
-use tokio::time::Instant;
 
 use crate::listener::process_end::end_of;
-
-/// How often one user's refusal is logged at most.
-const LOG_EVERY: Duration = Duration::from_secs(60);
-
-/// For how many users the time of the last log line is remembered.
-const MAX_REMEMBERED: usize = 1024;
 
 /// The first process of a container, which inherits every orphan. Where it is the
 /// gateway's own, a child of it is a worker only if it runs the same program.
@@ -106,29 +97,6 @@ impl fmt::Display for Admission {
     }
 }
 
-/// Says, for each refused user, whether it is time for a line in the log.
-#[derive(Debug, Default)]
-pub(crate) struct RefusedPeers(Mutex<HashMap<u32, Instant>>);
-
-impl RefusedPeers {
-    pub(crate) fn should_log(&self, uid: u32) -> bool {
-        let mut logged = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        if logged.get(&uid).is_some_and(|last| now.duration_since(*last) < LOG_EVERY) {
-            return false;
-        }
-        if logged.len() >= MAX_REMEMBERED {
-            logged.retain(|_, last| now.duration_since(*last) < LOG_EVERY);
-        }
-        // A crowd of users within a minute gets no line each.
-        if logged.len() >= MAX_REMEMBERED {
-            return false;
-        }
-        logged.insert(uid, now);
-        true
-    }
-}
-
 fn runs_the_same(one: i32, other: i32) -> bool {
     let program = |pid| fs::read_link(format!("/proc/{pid}/exe"));
     program(one).is_ok_and(|one| program(other).is_ok_and(|other| one == other))
@@ -182,23 +150,5 @@ mod tests {
             elsewhere(&[1000], Some(GatewayProcess { master: 7 })).to_string(),
             "uid 0, 1000, 4294967288, and children of the gateway's process 7"
         );
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_refused_user_is_logged_once_a_minute() {
-        let refused = RefusedPeers::default();
-        assert!(refused.should_log(1));
-        assert!(!refused.should_log(1));
-        assert!(refused.should_log(2));
-        tokio::time::advance(LOG_EVERY).await;
-        assert!(refused.should_log(1));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_crowd_of_refused_users_fills_no_memory() {
-        let refused = RefusedPeers::default();
-        let lines = (0..100_000).filter(|uid| refused.should_log(*uid)).count();
-        assert_eq!(lines, MAX_REMEMBERED);
-        assert_eq!(refused.0.lock().expect("no panic").len(), MAX_REMEMBERED);
     }
 }

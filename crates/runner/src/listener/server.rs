@@ -18,8 +18,9 @@ use tracing::{debug, error, info, warn};
 
 use crate::connection::{Connection, Frame, ReadError};
 use crate::dispatcher::{After, Dispatcher};
-use crate::listener::admission::{Admission, RefusedPeers};
+use crate::listener::admission::Admission;
 use crate::listener::limit_log::LimitLog;
+use crate::listener::log_throttle::LogThrottle;
 use crate::listener::socket_file::BoundFile;
 use crate::listener::takeover::{Succession, may_take_over};
 
@@ -61,7 +62,8 @@ pub(crate) struct Server {
 struct ServerShared {
     dispatcher: Arc<Dispatcher>,
     succession: Arc<Succession>,
-    refused: RefusedPeers,
+    /// Refused peers, by their user.
+    refused: LogThrottle<u32>,
     stop: CancellationToken,
     /// Ends everything.
     cut: CancellationToken,
@@ -76,7 +78,7 @@ impl Server {
         succession: Arc<Succession>,
         stop: CancellationToken,
     ) -> Self {
-        let (refused, cut) = (RefusedPeers::default(), CancellationToken::new());
+        let (refused, cut) = (LogThrottle::default(), CancellationToken::new());
         Self {
             admission,
             shared: Arc::new(ServerShared { dispatcher, succession, refused, stop, cut }),
@@ -147,7 +149,7 @@ impl Server {
         };
         if !self.admission.admits(&peer) {
             let uid = peer.uid();
-            if self.shared.refused.should_log(uid) {
+            if self.shared.refused.note(uid).is_some() {
                 warn!(
                     uid,
                     pid = peer.pid(),
@@ -172,7 +174,7 @@ impl Server {
             Err(error) => return error!(%error, "reading a peer's credentials"),
         };
         if !may_take_over(uid) {
-            if self.shared.refused.should_log(uid) {
+            if self.shared.refused.note(uid).is_some() {
                 warn!(uid, "peer refused: its user may not take over");
             }
             return;
