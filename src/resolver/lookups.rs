@@ -100,9 +100,7 @@ struct LookupSlot {
 
 impl Drop for LookupSlot {
     fn drop(&mut self) {
-        // Dropped after the lock is released: a waker that goes with it may drop a task, and
-        // the task other lookups.
-        let _lookup = lock(&self.under_way).remove(&self.name);
+        lock(&self.under_way).remove(&self.name);
     }
 }
 

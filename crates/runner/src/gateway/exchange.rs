@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use apisix_ext_plugin::gateway_side::{RequestParts, Rewrite};
 use bytes::Bytes;
 use http::Method;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode, percent_encode};
 
 use crate::request::{MAX_FRAME_HEADERS, method_number};
 use crate::upstream::Upstream;
@@ -16,6 +17,13 @@ use crate::upstream::Upstream;
 /// own port in `X-Forwarded-Port`, whatever stands in `Host`.
 const HTTP_PORT: &str = "9080";
 const HTTPS_PORT: &str = "9443";
+
+/// What a gateway encodes in the names and values of a query that it writes. A space becomes
+/// `%20`, and not `+` as in a form.
+const IN_QUERY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+
+/// What a gateway encodes in a path.
+const IN_PATH: &AsciiSet = &IN_QUERY.remove(b'/');
 
 /// A client's request as it comes to the gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -200,7 +208,7 @@ impl ClientRequest {
             return self.target.clone();
         }
         let mut target = match &rewrite.path {
-            Some(path) => percent_encoded(path, b"/-_.~"),
+            Some(path) => percent_encoded(path, IN_PATH),
             None => path.to_vec(),
         };
         let query = match rewrite.args.is_empty() {
@@ -273,9 +281,9 @@ fn rewritten_query(mut args: Vec<Arg>, changes: &[Arg]) -> Vec<u8> {
         }
     }
     let encoded = args.iter().map(|(name, value)| {
-        let name = percent_encoded(name, b"-_.~");
+        let name = percent_encoded(name, IN_QUERY);
         match value {
-            Some(value) => [&name[..], b"=", &percent_encoded(value, b"-_.~")].concat(),
+            Some(value) => [&name[..], b"=", &percent_encoded(value, IN_QUERY)].concat(),
             None => name,
         }
     });
@@ -285,44 +293,26 @@ fn rewritten_query(mut args: Vec<Arg>, changes: &[Arg]) -> Vec<u8> {
 fn decoded_args(query: &[u8]) -> Vec<Arg> {
     let parts = query.split(|byte| *byte == b'&').filter(|part| !part.is_empty());
     let args = parts.map(|part| match part.iter().position(|byte| *byte == b'=') {
-        Some(at) => (percent_decoded(&part[..at], true), Some(percent_decoded(&part[at + 1..], true))),
-        None => (percent_decoded(part, true), None),
+        Some(at) => (form_decoded(&part[..at]), Some(form_decoded(&part[at + 1..]))),
+        None => (form_decoded(part), None),
     });
     args.filter(|(name, _)| !name.is_empty()).collect()
 }
 
-fn percent_encoded(bytes: &[u8], kept: &[u8]) -> Vec<u8> {
-    let mut encoded = Vec::with_capacity(bytes.len());
-    for byte in bytes {
-        match byte.is_ascii_alphanumeric() || kept.contains(byte) {
-            true => encoded.push(*byte),
-            false => encoded.extend_from_slice(format!("%{byte:02X}").as_bytes()),
-        }
-    }
-    encoded
+/// The bytes of a name or a value in a query. `form_urlencoded` would replace those that are
+/// not UTF-8, which the gateway hands on.
+fn form_decoded(bytes: &[u8]) -> Vec<u8> {
+    let spaced: Vec<u8> = bytes.iter().map(|byte| if *byte == b'+' { b' ' } else { *byte }).collect();
+    percent_decode(&spaced).collect()
 }
 
-fn percent_decoded(bytes: &[u8], plus_is_space: bool) -> Vec<u8> {
-    let mut decoded = Vec::with_capacity(bytes.len());
-    let mut rest = bytes;
-    while let Some((&byte, after)) = rest.split_first() {
-        let hex = |at: usize| after.get(at).and_then(|digit| char::from(*digit).to_digit(16));
-        rest = after;
-        match (byte, hex(0), hex(1)) {
-            (b'%', Some(high), Some(low)) => {
-                decoded.push(u8::try_from(high * 16 + low).expect("two hexadecimal digits make a byte"));
-                rest = &after[2..];
-            }
-            (b'+', ..) if plus_is_space => decoded.push(b' '),
-            _ => decoded.push(byte),
-        }
-    }
-    decoded
+fn percent_encoded(bytes: &[u8], set: &'static AsciiSet) -> Vec<u8> {
+    percent_encode(bytes, set).to_string().into_bytes()
 }
 
 /// nginx's `$uri`: decoded, with dot segments and doubled slashes resolved.
 fn normalized_path(path: &[u8]) -> Vec<u8> {
-    let decoded = percent_decoded(path, false);
+    let decoded: Vec<u8> = percent_decode(path).collect();
     let mut segments: Vec<&[u8]> = Vec::new();
     let mut ends_in_slash = decoded.ends_with(b"/");
     for segment in decoded.split(|byte| *byte == b'/') {
@@ -372,6 +362,21 @@ mod tests {
 
     fn arg(name: &str, value: Option<&str>) -> Arg {
         (name.into(), value.map(Into::into))
+    }
+
+    #[test]
+    fn args_are_decoded_to_bytes() {
+        for (raw, expected) in [
+            ("a+b%2B", &b"a b+"[..]),
+            ("%ff%E4", b"\xff\xe4"),
+            ("%", b"%"),
+            ("%4", b"%4"),
+            ("%zz%%41%4", b"%zz%A%4"),
+            ("%+1", b"% 1"),
+        ] {
+            let arg = (b"n".to_vec(), Some(expected.to_vec()));
+            assert_eq!(decoded_args(format!("&n={raw}&").as_bytes()), [arg], "{raw}");
+        }
     }
 
     #[test]
