@@ -83,7 +83,7 @@ rules! {
     ),
     WrongPhase => error(
         "wrong-phase",
-        "here user-upstream sees only responses, after the request was sent",
+        "in this phase, user-upstream sees only responses, after the gateway has sent the request",
         "move it to ext-plugin-pre-req",
     ),
     ResponseCalled => warning(
@@ -189,8 +189,8 @@ rules! {
     ),
     RedirectUriMissing => error(
         "redirect-uri-missing",
-        "the gateway derives it from each request's path, so Keycloak must allow a wildcard, which lets attackers \
-         steal codes",
+        "the gateway derives the redirect URI from each request's path, so Keycloak must allow a wildcard, which lets \
+         attackers steal codes",
         "set redirect_uri: https://HOST/.apisix/redirect, and allow exactly that at Keycloak",
     ),
     RedirectUriForeign => error(
@@ -296,7 +296,7 @@ rules! {
     ),
     UpstreamOpen => error(
         "upstream-open",
-        "a request without the runner's decision goes there, with its cookies and tokens",
+        "a request without the runner's decision goes to this upstream, with its cookies and tokens",
         "use the forwarder, by default {\"127.0.0.1:9181\": 1}; in direct mode {\"127.0.0.1:1\": 1}",
     ),
     UpstreamElsewhere => error(
@@ -341,8 +341,8 @@ rules! {
     ),
     DecisionPluginMissing => error(
         "decision-plugin-missing",
-        "nothing in the gateway reads the decision: the gateway answers every request with 502, and sends the \
-         decision's header on",
+        "nothing in the gateway reads the decision, so the gateway sends each request, with the decision's header, to the \
+         route's own upstream; a closed port gives 502",
         "put kube-coders-upstream on the route, or use forward mode",
     ),
     DecisionPluginUnused => error(
@@ -396,18 +396,18 @@ rules! {
     ),
     ReadDifferently => error(
         "read-differently",
-        "the gateway reads YAML 1.1, in which this value is another one than it looks like and than in YAML 1.2",
+        "the gateway reads YAML 1.1, in which this value has another meaning than in YAML 1.2",
         "quote texts, and write numbers in decimal digits without a leading 0",
     ),
     IdTwice => error(
         "id-twice",
-        "only one of the two is in force",
+        "the gateway uses only one of the two objects",
         "give each its own id",
     ),
     ReferenceMissing => warning(
         "reference-missing",
-        "what it adds to the route, such as a login, could not be checked",
-        "name its file too",
+        "no file contains the object, so what it adds to the route, such as a login, was not checked",
+        "name the file that contains the object, too",
     ),
     ReferenceBroken => error(
         "reference-broken",
@@ -421,12 +421,13 @@ rules! {
     ),
     RunnerUnset => error(
         "runner-unset",
-        "the gateway does not know the runner, and answers 503",
+        "the gateway does not know where the runner is, so it answers 503",
         "set ext-plugin.path_for_test to the runner's socket, or set ext-plugin.cmd",
     ),
     PluginNotListed => error(
         "plugin-not-listed",
-        "the gateway silently skips a plugin that it does not load, on every route",
+        "the gateway does not load the plugin: it rejects each route that names it (with apisix.yaml), or runs the route \
+         without it (with etcd)",
         "add it to plugins of config.yaml, and for kube-coders-upstream apisix.extra_lua_path",
     ),
     UnderscoresOn => warning(
@@ -437,7 +438,7 @@ rules! {
     ),
     ForwardedByAnybody => warning(
         "forwarded-by-anybody",
-        "any client can claim that plain HTTP was HTTPS, which host it meant, or which address the log shows",
+        "any client can pass plain HTTP off as HTTPS, choose the host, or choose the address that the log shows",
         "list only the addresses of your load balancers, or none",
     ),
     AdminOpen => error(
