@@ -43,3 +43,8 @@ pub use route::gateway;
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// Compiles the plugin of the guide for plugin authors as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/writing-plugins.md")]
+struct WritingPlugins;

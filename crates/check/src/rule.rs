@@ -341,8 +341,8 @@ rules! {
     ),
     DecisionPluginMissing => error(
         "decision-plugin-missing",
-        "nothing in the gateway reads the decision, so the gateway sends each request, with the decision's header, to the \
-         route's own upstream; a closed port gives 502",
+        "nothing in the gateway reads the decision, so the gateway sends each request, with the decision's header, to \
+         the route's own upstream; a closed port gives 502",
         "put kube-coders-upstream on the route, or use forward mode",
     ),
     DecisionPluginUnused => error(
@@ -426,8 +426,8 @@ rules! {
     ),
     PluginNotListed => error(
         "plugin-not-listed",
-        "the gateway does not load the plugin: it rejects each route that names it (with apisix.yaml), or runs the route \
-         without it (with etcd)",
+        "the gateway does not load the plugin: it rejects each route that names it (with apisix.yaml), or runs the \
+         route without it (with etcd)",
         "add it to plugins of config.yaml, and for kube-coders-upstream apisix.extra_lua_path",
     ),
     UnderscoresOn => warning(
