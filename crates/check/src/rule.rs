@@ -100,7 +100,7 @@ rules! {
     ),
     ConfRefused => error(
         "conf-refused",
-        "the runner refuses the conf, so the gateway answers every request to the route with 503",
+        "the runner rejects the conf, so every request to the route gets 503",
         "correct the field that the message names; docs/user-upstream.md lists all fields",
     ),
     OneForAll => warning(
@@ -110,8 +110,8 @@ rules! {
     ),
     PluginUnknown => warning(
         "plugin-unknown",
-        "this program has no plugin of that name, so its conf was not checked; a runner without the plugin answers \
-         503",
+        "this program has no plugin of that name, so its conf was not checked; at a runner \
+         without the plugin, requests get 503",
         "run the check with the program that has the plugin",
     ),
     NoLogin => error(
@@ -179,7 +179,8 @@ rules! {
     ),
     SessionSecretMissing => error(
         "session-secret-missing",
-        "APISIX 3.18 refuses the route; older versions invent a secret for each worker and restart, which logs all users out",
+        "APISIX 3.18 refuses the route; older versions invent a secret for each worker and restart, which logs all \
+         users out",
         "set \"session\": {\"secret\": \"$env://SESSION_SECRET\"}, at least 16 characters, the same on every gateway",
     ),
     SecretInClear => error(
@@ -291,7 +292,7 @@ rules! {
     // Where requests go.
     UpstreamMissing => error(
         "upstream-missing",
-        "the gateway answers 503 to every request",
+        "the gateway has no destination, so every request gets 503",
         "use the forwarder, by default {\"127.0.0.1:9181\": 1}; in direct mode {\"127.0.0.1:1\": 1}",
     ),
     UpstreamOpen => error(
@@ -316,7 +317,7 @@ rules! {
     ),
     RunnerNotCalled => error(
         "runner-not-called",
-        "the runner is not called, so the forwarder answers all requests with 403 stamp-refused",
+        "the gateway does not call the runner, so every request gets 403 stamp-refused from the forwarder",
         "put user-upstream into ext-plugin-pre-req of the route or its service",
     ),
     RouteShadowed => warning(
@@ -347,7 +348,7 @@ rules! {
     ),
     DecisionPluginUnused => error(
         "decision-plugin-unused",
-        "the runner writes no decision in forward mode: the gateway answers every request with 503 decision-missing",
+        "the runner writes no decision in forward mode, so every request gets 503 decision-missing",
         "set \"upstream_mode\": \"direct\" in the conf, or remove kube-coders-upstream from the route",
     ),
     RememberedInVain => warning(
@@ -358,7 +359,7 @@ rules! {
     DecisionDropped => error(
         "decision-dropped",
         "kube-coders-upstream drops the runner's decision as if a client had sent it, or looks for it before the \
-         runner made it: the gateway answers every request with 503",
+         runner made it: every request gets 503",
         "give ext-plugin-pre-req \"_meta\": {\"priority\": 2597}, and leave kube-coders-upstream at its own 2598",
     ),
     LuaChooses => error(
@@ -411,7 +412,7 @@ rules! {
     ),
     ReferenceBroken => error(
         "reference-broken",
-        "the gateway knows no such object and answers every request to the route with an error",
+        "the gateway knows no such object, so every request to the route gets an error",
         "use the id of an object in the file",
     ),
     NotTerminated => error(
@@ -421,7 +422,7 @@ rules! {
     ),
     RunnerUnset => error(
         "runner-unset",
-        "the gateway does not know where the runner is, so it answers 503",
+        "the gateway does not know where the runner is, so requests get 503",
         "set ext-plugin.path_for_test to the runner's socket, or set ext-plugin.cmd",
     ),
     PluginNotListed => error(
