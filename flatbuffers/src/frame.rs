@@ -9,6 +9,13 @@ pub const HEADER: usize = 4;
 pub const MAX_PAYLOAD: usize = (1 << 24) - 1;
 
 /// What a payload is. An answer has its call's kind, or is an error.
+///
+/// ```
+/// use apisix_ext_plugin::frame::FrameKind;
+///
+/// assert_eq!(FrameKind::try_from(2), Ok(FrameKind::RequestCall));
+/// assert_eq!(FrameKind::ExtraInfo as u8, 3);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum FrameKind {
@@ -42,6 +49,14 @@ impl TryFrom<u8> for FrameKind {
 /// A frame begins with a byte that is no kind.
 ///
 /// What follows it can't be trusted to be a length, so the connection is lost.
+///
+/// ```
+/// use apisix_ext_plugin::frame::FrameHeader;
+///
+/// // An HTTP client has connected to the socket.
+/// let error = FrameHeader::decode(*b"GET ").unwrap_err();
+/// assert_eq!(error.to_string(), "frame of kind 71, which is none from 0 to 4");
+/// ```
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("frame of kind {kind}, which is none from 0 to 4")]
 pub struct HeaderError {
@@ -49,6 +64,15 @@ pub struct HeaderError {
 }
 
 /// The header in front of a payload.
+///
+/// ```
+/// use apisix_ext_plugin::frame::{FrameHeader, FrameKind};
+///
+/// let header = FrameHeader { kind: FrameKind::RequestCall, length: 300 };
+/// assert_eq!(header.encode(), Some([2, 0, 1, 44]));
+/// assert_eq!(FrameHeader::decode([2, 0, 1, 44])?, header);
+/// # Ok::<(), apisix_ext_plugin::frame::HeaderError>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrameHeader {
     /// What the payload is.

@@ -8,6 +8,22 @@ use crate::generated::a6;
 use crate::payload::{Encoder, ErrorCode, MalformedPayload, NameValue, Question};
 
 /// A client's request as a gateway tells it.
+///
+/// ```
+/// use apisix_ext_plugin::gateway_side::RequestParts;
+/// use apisix_ext_plugin::payload::Encoder;
+///
+/// let request = RequestParts {
+///     id: 7,
+///     conf_token: 1,
+///     src_ip: vec![192, 0, 2, 1],
+///     path: b"/hello".to_vec(),
+///     headers: vec![(b"host".to_vec(), b"gateway.test".to_vec())],
+///     ..RequestParts::default()
+/// };
+/// let mut encoder = Encoder::new();
+/// encoder.request_call(&request);
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RequestParts {
     /// The call's number.
@@ -27,6 +43,18 @@ pub struct RequestParts {
 }
 
 /// What a runner answered to a request call.
+///
+/// ```
+/// use apisix_ext_plugin::gateway_side::{RequestAnswer, decode_request_answer};
+/// use apisix_ext_plugin::payload::{Encoder, StopParts};
+///
+/// let mut encoder = Encoder::new();
+/// encoder.stop(7, StopParts { status: 403, headers: &[], body: b"" });
+///
+/// let (id, answer) = decode_request_answer(encoder.payload())?;
+/// assert_eq!((id, answer), (7, RequestAnswer::Stop { status: 403, headers: vec![], body: vec![] }));
+/// # Ok::<(), apisix_ext_plugin::payload::MalformedPayload>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RequestAnswer {
     /// The request goes on unchanged.
@@ -45,6 +73,19 @@ pub enum RequestAnswer {
 }
 
 /// The changes of a request. Absent and empty fields stay as they were.
+///
+/// ```
+/// use apisix_ext_plugin::gateway_side::{RequestAnswer, Rewrite, decode_request_answer};
+/// use apisix_ext_plugin::payload::{Encoder, RewriteParts};
+///
+/// let mut encoder = Encoder::new();
+/// encoder.rewrite(7, RewriteParts { path: Some(b"/new"), ..RewriteParts::default() });
+///
+/// let (_, answer) = decode_request_answer(encoder.payload())?;
+/// let expected = Rewrite { path: Some(b"/new".to_vec()), ..Rewrite::default() };
+/// assert_eq!(answer, RequestAnswer::Rewrite(expected));
+/// # Ok::<(), apisix_ext_plugin::payload::MalformedPayload>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rewrite {
     /// The new path, decoded.
@@ -60,6 +101,18 @@ pub struct Rewrite {
 }
 
 /// What a runner answered to a response call.
+///
+/// ```
+/// use apisix_ext_plugin::gateway_side::{ResponseAnswer, decode_response_answer};
+/// use apisix_ext_plugin::payload::{Encoder, ResponseParts};
+///
+/// let mut encoder = Encoder::new();
+/// encoder.response(7, ResponseParts { status: 410, headers: &[], body: b"" });
+///
+/// let (_, answer) = decode_response_answer(encoder.payload())?;
+/// assert_eq!(answer, ResponseAnswer { status: 410, headers: vec![], body: vec![] });
+/// # Ok::<(), apisix_ext_plugin::payload::MalformedPayload>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResponseAnswer {
     /// The new status; 0 leaves it as it was.
@@ -100,6 +153,16 @@ pub(crate) fn with_value(entry: NameValue<'_>) -> (Vec<u8>, Vec<u8>) {
 
 /// Reads an error answer.
 ///
+/// ```
+/// use apisix_ext_plugin::gateway_side::decode_error;
+/// use apisix_ext_plugin::payload::{Encoder, ErrorCode};
+///
+/// let mut encoder = Encoder::new();
+/// encoder.error(ErrorCode::CONF_TOKEN_NOT_FOUND);
+/// assert_eq!(decode_error(encoder.payload())?, ErrorCode::CONF_TOKEN_NOT_FOUND);
+/// # Ok::<(), apisix_ext_plugin::payload::MalformedPayload>(())
+/// ```
+///
 /// # Errors
 ///
 /// A payload that is not one.
@@ -109,6 +172,16 @@ pub fn decode_error(payload: &[u8]) -> Result<ErrorCode, MalformedPayload> {
 
 /// Reads the conf token of an answer to PrepareConf.
 ///
+/// ```
+/// use apisix_ext_plugin::gateway_side::decode_prepared;
+/// use apisix_ext_plugin::payload::Encoder;
+///
+/// let mut encoder = Encoder::new();
+/// encoder.prepared(1234);
+/// assert_eq!(decode_prepared(encoder.payload())?, 1234);
+/// # Ok::<(), apisix_ext_plugin::payload::MalformedPayload>(())
+/// ```
+///
 /// # Errors
 ///
 /// A payload that is not one.
@@ -117,6 +190,16 @@ pub fn decode_prepared(payload: &[u8]) -> Result<u32, MalformedPayload> {
 }
 
 /// Reads the call's number and the answer to a request call.
+///
+/// ```
+/// use apisix_ext_plugin::gateway_side::{RequestAnswer, decode_request_answer};
+/// use apisix_ext_plugin::payload::Encoder;
+///
+/// let mut encoder = Encoder::new();
+/// encoder.unchanged(7);
+/// assert_eq!(decode_request_answer(encoder.payload())?, (7, RequestAnswer::Unchanged));
+/// # Ok::<(), apisix_ext_plugin::payload::MalformedPayload>(())
+/// ```
 ///
 /// # Errors
 ///
@@ -145,6 +228,18 @@ pub fn decode_request_answer(payload: &[u8]) -> Result<(u32, RequestAnswer), Mal
 
 /// Reads the call's number and the answer to a response call.
 ///
+/// ```
+/// use apisix_ext_plugin::gateway_side::decode_response_answer;
+/// use apisix_ext_plugin::payload::{Encoder, ResponseParts};
+///
+/// let mut encoder = Encoder::new();
+/// encoder.response(7, ResponseParts { status: 0, headers: &[], body: b"a new page" });
+///
+/// let (id, answer) = decode_response_answer(encoder.payload())?;
+/// assert_eq!((id, &answer.body[..]), (7, &b"a new page"[..]));
+/// # Ok::<(), apisix_ext_plugin::payload::MalformedPayload>(())
+/// ```
+///
 /// # Errors
 ///
 /// A payload that is not one.
@@ -159,6 +254,16 @@ pub fn decode_response_answer(payload: &[u8]) -> Result<(u32, ResponseAnswer), M
 }
 
 /// Reads the runner's question; `None` for an unknown kind of question.
+///
+/// ```
+/// use apisix_ext_plugin::gateway_side::decode_question;
+/// use apisix_ext_plugin::payload::{Encoder, Question};
+///
+/// let mut encoder = Encoder::new();
+/// encoder.question(Question::RequestBody);
+/// assert_eq!(decode_question(encoder.payload())?, Some(Question::RequestBody));
+/// # Ok::<(), apisix_ext_plugin::payload::MalformedPayload>(())
+/// ```
 ///
 /// # Errors
 ///

@@ -3,6 +3,14 @@
 use thiserror::Error;
 
 /// A payload that is not what its kind says.
+///
+/// ```
+/// use apisix_ext_plugin::payload::{MalformedPayload, RequestCall};
+///
+/// // The first four bytes lead to the table, and byte 9 is not there.
+/// let error = RequestCall::decode(&[9, 0, 0, 0]).unwrap_err();
+/// assert_eq!(error, MalformedPayload::OutOfBounds { at: 9 });
+/// ```
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum MalformedPayload {
     /// A reference leads out of the payload.
@@ -23,4 +31,11 @@ pub enum MalformedPayload {
 }
 
 /// A name with its value.
+///
+/// ```
+/// use apisix_ext_plugin::payload::NameValue;
+///
+/// let set: NameValue<'_> = (b"x-user", Some(b"alice"));
+/// let removed: NameValue<'_> = (b"x-userinfo", None);
+/// ```
 pub type NameValue<'f> = (&'f [u8], Option<&'f [u8]>);

@@ -9,6 +9,14 @@ use crate::generated::a6;
 use crate::table::PayloadTable;
 
 /// The code of an error answer.
+///
+/// ```
+/// use apisix_ext_plugin::payload::{Encoder, ErrorCode};
+///
+/// // The gateway prepares the route again, and then repeats the call.
+/// let mut encoder = Encoder::new();
+/// encoder.error(ErrorCode::CONF_TOKEN_NOT_FOUND);
+/// ```
 pub use crate::generated::a6::err::Code as ErrorCode;
 pub use crate::malformed::{MalformedPayload, NameValue};
 
@@ -16,6 +24,16 @@ pub use crate::malformed::{MalformedPayload, NameValue};
 const KEPT: usize = 64 * 1024;
 
 /// A route's plugins with their confs, in their order.
+///
+/// ```
+/// use apisix_ext_plugin::payload::{Encoder, PrepareConf};
+///
+/// let mut encoder = Encoder::new();
+/// encoder.prepare_conf_call("route#1#ext-plugin-pre-req#1", &[(b"hello", b"{}")]);
+/// let call = PrepareConf::decode(encoder.payload())?;
+/// assert_eq!(call.confs, [(&b"hello"[..], &b"{}"[..])]);
+/// # Ok::<(), apisix_ext_plugin::payload::MalformedPayload>(())
+/// ```
 #[derive(Debug)]
 pub struct PrepareConf<'f> {
     /// The route's key: `route#<id>#<plugin>#<version>`.
@@ -40,6 +58,19 @@ impl<'f> PrepareConf<'f> {
 }
 
 /// A client's request.
+///
+/// ```
+/// use apisix_ext_plugin::gateway_side::RequestParts;
+/// use apisix_ext_plugin::payload::{Encoder, RequestCall};
+///
+/// let mut encoder = Encoder::new();
+/// let headers = vec![(b"x-name".to_vec(), b"alice".to_vec())];
+/// encoder.request_call(&RequestParts { id: 7, headers, ..RequestParts::default() });
+///
+/// let call = RequestCall::decode(encoder.payload())?;
+/// assert_eq!((call.id, call.headers[0].1), (7, &b"alice"[..]));
+/// # Ok::<(), apisix_ext_plugin::payload::MalformedPayload>(())
+/// ```
 #[derive(Debug)]
 pub struct RequestCall<'f> {
     /// The call's number, which the answer repeats.
@@ -79,6 +110,17 @@ impl<'f> RequestCall<'f> {
 }
 
 /// An upstream's response.
+///
+/// ```
+/// use apisix_ext_plugin::payload::{Encoder, ResponseCall};
+///
+/// let mut encoder = Encoder::new();
+/// encoder.response_call(7, 1, 404, &[(b"server", Some(b"nginx"))]);
+///
+/// let call = ResponseCall::decode(encoder.payload())?;
+/// assert_eq!((call.id, call.conf_token, call.status), (7, 1, 404));
+/// # Ok::<(), apisix_ext_plugin::payload::MalformedPayload>(())
+/// ```
 #[derive(Debug)]
 pub struct ResponseCall<'f> {
     /// The call's number, which the answer repeats.
@@ -109,6 +151,16 @@ impl<'f> ResponseCall<'f> {
 }
 
 /// What the runner may ask while it holds a call.
+///
+/// ```
+/// use apisix_ext_plugin::gateway_side::decode_question;
+/// use apisix_ext_plugin::payload::{Encoder, Question};
+///
+/// let mut encoder = Encoder::new();
+/// encoder.question(Question::Variable("route_id"));
+/// assert_eq!(decode_question(encoder.payload())?, Some(Question::Variable("route_id")));
+/// # Ok::<(), apisix_ext_plugin::payload::MalformedPayload>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Question<'a> {
     /// An nginx or APISIX variable.
@@ -121,6 +173,15 @@ pub enum Question<'a> {
 
 /// Reads the gateway's answer to a question; `None` if the gateway has no such thing.
 ///
+/// ```
+/// use apisix_ext_plugin::payload::{Encoder, decode_extra_info};
+///
+/// let mut encoder = Encoder::new();
+/// encoder.extra_info(Some(b"42"));
+/// assert_eq!(decode_extra_info(encoder.payload())?, Some(&b"42"[..]));
+/// # Ok::<(), apisix_ext_plugin::payload::MalformedPayload>(())
+/// ```
+///
 /// # Errors
 ///
 /// A payload that is not such an answer.
@@ -129,6 +190,14 @@ pub fn decode_extra_info(payload: &[u8]) -> Result<Option<&[u8]>, MalformedPaylo
 }
 
 /// The parts of a `Stop`.
+///
+/// ```
+/// use apisix_ext_plugin::payload::{Encoder, StopParts};
+///
+/// let headers: [(&[u8], Option<&[u8]>); 1] = [(b"content-type", Some(b"text/plain"))];
+/// let mut encoder = Encoder::new();
+/// encoder.stop(7, StopParts { status: 403, headers: &headers, body: b"not you" });
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct StopParts<'a> {
     /// The status.
@@ -140,6 +209,14 @@ pub struct StopParts<'a> {
 }
 
 /// The parts of a `Rewrite`. What is empty or absent stays as it was.
+///
+/// ```
+/// use apisix_ext_plugin::payload::{Encoder, RewriteParts};
+///
+/// let headers: [(&[u8], Option<&[u8]>); 2] = [(b"x-user", Some(b"alice")), (b"x-userinfo", None)];
+/// let mut encoder = Encoder::new();
+/// encoder.rewrite(7, RewriteParts { headers: &headers, ..RewriteParts::default() });
+/// ```
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RewriteParts<'a> {
     /// The new path, decoded.
@@ -155,6 +232,14 @@ pub struct RewriteParts<'a> {
 }
 
 /// The parts of an answer about a response.
+///
+/// ```
+/// use apisix_ext_plugin::payload::{Encoder, ResponseParts};
+///
+/// let headers: [(&[u8], Option<&[u8]>); 1] = [(b"content-type", Some(b"text/html"))];
+/// let mut encoder = Encoder::new();
+/// encoder.response(7, ResponseParts { status: 0, headers: &headers, body: b"a new page" });
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct ResponseParts<'a> {
     /// 0 leaves the status as it was.
@@ -166,6 +251,18 @@ pub struct ResponseParts<'a> {
 }
 
 /// Makes payloads, one after another, in the same memory.
+///
+/// ```
+/// use apisix_ext_plugin::frame::{FrameHeader, FrameKind};
+/// use apisix_ext_plugin::payload::Encoder;
+///
+/// let mut encoder = Encoder::new();
+/// encoder.unchanged(7);
+/// let payload = encoder.payload();
+/// let header = FrameHeader { kind: FrameKind::RequestCall, length: payload.len() };
+/// let header = header.encode().expect("a payload that a frame can hold");
+/// let frame = [&header[..], payload].concat();
+/// ```
 pub struct Encoder {
     pub(crate) builder: FlatBufferBuilder<'static>,
 }
