@@ -40,9 +40,34 @@ pub trait Carrier: Send + Sync + 'static {
 }
 
 /// What [`Carrier::carry`] returns.
+///
+/// ```
+/// use apisix_plugin_runner::{Carried, Carrier, CarrierFuture, Choice, HeaderName};
+///
+/// struct PortOnly;
+///
+/// impl Carrier for PortOnly {
+///     fn carry<'a>(&'a self, choice: Choice<'a>) -> CarrierFuture<'a> {
+///         Box::pin(async move {
+///             let port = choice.upstream().port().to_string();
+///             Ok(Carried::new(HeaderName::from_static("x-upstream-port"), port))
+///         })
+///     }
+/// }
+/// ```
 pub type CarrierFuture<'a> = Pin<Box<dyn Future<Output = Result<Carried, CarrierError>> + Send + 'a>>;
 
 /// A choice of upstream, together with the other changes of its call.
+///
+/// ```
+/// use apisix_plugin_runner::{Choice, HeaderName};
+///
+/// /// Names the upstream, and the headers that must reach it.
+/// fn value(choice: Choice<'_>) -> String {
+///     let headers: Vec<_> = choice.set_headers().map(HeaderName::as_str).collect();
+///     format!("{} {}", choice.upstream(), headers.join(","))
+/// }
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Choice<'a> {
     upstream: &'a Upstream,
@@ -79,6 +104,14 @@ impl<'a> Choice<'a> {
 }
 
 /// The header that carries a choice.
+///
+/// ```
+/// use apisix_plugin_runner::{Carried, HeaderName, Upstream};
+///
+/// let upstream: Upstream = "http://code-alice:8443".parse()?;
+/// let carried = Carried::new(HeaderName::from_static("x-upstream"), upstream.to_string());
+/// # Ok::<(), apisix_plugin_runner::UpstreamError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Carried {
     pub(crate) name: HeaderName,
@@ -94,6 +127,14 @@ impl Carried {
 }
 
 /// Why a request can't go to the upstream that a plugin chose.
+///
+/// ```
+/// use apisix_plugin_runner::CarrierError;
+///
+/// // The user asked for a name that does not exist, so the log line is no error.
+/// let error = CarrierError::new("upstream-not-found", "code-alice has no address").expected();
+/// assert_eq!(error.code(), "upstream-not-found");
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CarrierError {
     code: &'static str,

@@ -172,6 +172,19 @@ fn runtime() -> Result<Runtime, CommandFailure> {
 
 /// Whether a runner answers at this socket, as an exit code. A failure is explained on
 /// standard error after the program's name.
+///
+/// ```
+/// use std::path::Path;
+/// use std::process::ExitCode;
+///
+/// use apisix_plugin_runner::command::health;
+///
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// // Also explained on standard error.
+/// let code = health("my-plugins", Path::new("/nonexistent/runner.sock")).await;
+/// assert_ne!(code, ExitCode::SUCCESS);
+/// # });
+/// ```
 pub async fn health(program: &str, socket: &std::path::Path) -> ExitCode {
     let why = match timeout(HEALTH_DEADLINE, Gateway::connect(socket).probe()).await {
         Ok(Ok(())) => return ExitCode::SUCCESS,
@@ -184,6 +197,13 @@ pub async fn health(program: &str, socket: &std::path::Path) -> ExitCode {
 
 /// Raises the limit of open files as far as this process may, and warns if that is fewer
 /// than its limits on connections need.
+///
+/// ```
+/// use apisix_plugin_runner::command::raise_open_files;
+///
+/// // One descriptor for each connection of the gateway, and some for everything else.
+/// raise_open_files(4096 + 64);
+/// ```
 pub fn raise_open_files(needed: usize) {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;

@@ -11,6 +11,17 @@ const MAX_FIELD: usize = 200;
 
 /// Why a conf is rejected. It names the field, the position and what was expected, and
 /// never shows the conf's content, because a conf may hold a secret.
+///
+/// ```
+/// use apisix_plugin_runner::config::parse_conf;
+///
+/// #[derive(Debug, serde::Deserialize)]
+/// struct LimitConfig { most: u16 }
+///
+/// let error = parse_conf::<LimitConfig>(br#"{"most": 70000}"#).unwrap_err();
+/// assert_eq!((&*error.field, error.position), ("most", Some((1, 14))));
+/// assert_eq!(error.message, "invalid value: integer, expected u16");
+/// ```
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error("{}{message}{}", FieldPrefix(.field), PositionSuffix(*.position))]
 pub struct ConfError {

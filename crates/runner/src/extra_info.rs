@@ -14,6 +14,28 @@ use crate::call_context::CallContext;
 use crate::connection::ReadError;
 
 /// Why a question has no answer.
+///
+/// ```
+/// use apisix_plugin_runner::gateway::{ClientRequest, Gateway, Route};
+/// use apisix_plugin_runner::{Action, AskError, Plugin, PluginError, Request};
+///
+/// struct Asks;
+///
+/// impl Plugin for Asks {
+///     const NAME: &'static str = "asks";
+///     type Config = ();
+///
+///     async fn on_request(&self, (): &(), request: &mut Request<'_>) -> Result<Action, PluginError> {
+///         assert!(matches!(request.var("").await, Err(AskError::NoName)));
+///         Ok(Action::Continue)
+///     }
+/// }
+///
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// let route = Route::new("asks").plugin("asks", "null");
+/// Gateway::new().plugin(Asks).call(&route, &ClientRequest::get("/")).await.forwarded();
+/// # });
+/// ```
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum AskError {

@@ -9,6 +9,16 @@ use crate::stop::Stop;
 pub const RUNNER_FAILED: &str = "runner-failed";
 
 /// A call that could not be decided.
+///
+/// ```
+/// use apisix_plugin_runner::{FailedCall, Stop, StatusCode};
+///
+/// /// The page for a browser.
+/// fn page(call: FailedCall<'_>) -> Stop {
+///     let text = format!("Something went wrong ({}). Request: {}", call.code(), call.request_id());
+///     Stop::new(StatusCode::SERVICE_UNAVAILABLE).body(text)
+/// }
+/// ```
 #[derive(Clone, Copy)]
 pub struct FailedCall<'a> {
     code: &'static str,
@@ -69,6 +79,21 @@ impl<'a> FailedCall<'a> {
 
 /// Makes the answers to calls that could not be decided, for a program that has pages of
 /// its own. By default the runner sends a problem document (RFC 9457) with status 503.
+///
+/// ```
+/// use apisix_plugin_runner::{FailedCall, FailureAnswers, Runner, StatusCode, Stop};
+///
+/// struct ShortPages;
+///
+/// impl FailureAnswers for ShortPages {
+///     fn answer(&self, call: FailedCall<'_>) -> Stop {
+///         let text = format!("Please try again. Request: {}", call.request_id());
+///         Stop::new(StatusCode::SERVICE_UNAVAILABLE).body(text)
+///     }
+/// }
+///
+/// let runner = Runner::named("my-plugins", "1.0.0").failure_answers(ShortPages);
+/// ```
 pub trait FailureAnswers: Send + Sync + 'static {
     /// The answer to this call.
     fn answer(&self, call: FailedCall<'_>) -> Stop;

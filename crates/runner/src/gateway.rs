@@ -116,6 +116,28 @@ impl Carrier for NamesUpstream {
 /// It keeps 32 idle connections, prepares a route once under a lock of all
 /// routes, repeats a call whose token is unknown, and applies a rewrite as the
 /// real one does. It waits for an answer as long as the real one, 60 s.
+///
+/// ```
+/// use apisix_plugin_runner::gateway::{ClientRequest, Gateway, Route};
+/// use apisix_plugin_runner::{Action, Plugin, PluginError, Request, StatusCode, Stop};
+///
+/// struct Closed;
+///
+/// impl Plugin for Closed {
+///     const NAME: &'static str = "closed";
+///     type Config = ();
+///
+///     async fn on_request(&self, (): &(), _: &mut Request<'_>) -> Result<Action, PluginError> {
+///         Ok(Stop::new(StatusCode::FORBIDDEN).into())
+///     }
+/// }
+///
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// let gateway = Gateway::new().plugin(Closed);
+/// let route = Route::new("all").plugin("closed", "null");
+/// assert_eq!(gateway.call(&route, &ClientRequest::get("/")).await.status(), Some(403));
+/// # });
+/// ```
 pub struct Gateway {
     connector: Connector,
     carried: Vec<(HeaderName, CarriedReader)>,
@@ -480,6 +502,14 @@ impl Drop for Gateway {
 }
 
 /// Whether a gateway hands on requests with this method.
+///
+/// ```
+/// use apisix_plugin_runner::Method;
+/// use apisix_plugin_runner::gateway::hands_on;
+///
+/// assert!(hands_on(&Method::GET));
+/// assert!(!hands_on(&Method::CONNECT));
+/// ```
 #[must_use]
 pub fn hands_on(method: &http::Method) -> bool {
     crate::request::method_number(method).is_some()

@@ -289,6 +289,17 @@ impl<P: Plugin> PreparedPlugin for P {
 }
 
 /// A plugin's verdict about a request.
+///
+/// ```
+/// use apisix_plugin_runner::{Action, StatusCode, Stop};
+///
+/// fn verdict(is_member: bool) -> Action {
+///     match is_member {
+///         true => Action::Continue,
+///         false => Stop::new(StatusCode::FORBIDDEN).into(),
+///     }
+/// }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// The request goes on, with the recorded changes.

@@ -10,6 +10,13 @@ pub const REQUEST_ID_WAIT: Duration = Duration::from_millis(500);
 const MAX_LENGTH: usize = 128;
 
 /// The given id if it is fit to be shown, else a random one.
+///
+/// ```
+/// use apisix_plugin_runner::request_id::shown_request_id;
+///
+/// assert_eq!(shown_request_id(Some(b"4f1c2a")), "4f1c2a");
+/// assert_eq!(shown_request_id(Some(b"two\nlines")).len(), 32);
+/// ```
 pub fn shown_request_id(given: Option<&[u8]>) -> String {
     given.and_then(sane_request_id).map_or_else(random_request_id, str::to_owned)
 }
@@ -21,6 +28,13 @@ fn sane_request_id(id: &[u8]) -> Option<&str> {
 }
 
 /// A random id of 32 hexadecimal digits, the form of the gateway's own ids.
+///
+/// ```
+/// use apisix_plugin_runner::request_id::random_request_id;
+///
+/// let id = random_request_id();
+/// assert!(id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()));
+/// ```
 pub fn random_request_id() -> String {
     let mut bytes = [0; 16];
     // Without random numbers the id is all zeros: it names a request, it guards nothing.

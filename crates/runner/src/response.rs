@@ -17,6 +17,26 @@ const GATEWAYS_OWN: [&str; 3] = ["connection", "content-length", "transfer-encod
 ///
 /// The gateway asks about responses on routes with `ext-plugin-post-resp`, which
 /// should have no WebSockets: there the gateway asks the upstream twice.
+///
+/// ```
+/// use apisix_plugin_runner::{Action, Plugin, PluginError, Request, Response};
+///
+/// /// Hides the upstream's software from clients.
+/// struct HideServer;
+///
+/// impl Plugin for HideServer {
+///     const NAME: &'static str = "hide-server";
+///     type Config = ();
+///
+/// #   async fn on_request(&self, (): &(), _: &mut Request<'_>) -> Result<Action, PluginError> { Ok(Action::Continue) }
+///     async fn on_response(&self, (): &(), response: &mut Response<'_>) -> Result<(), PluginError> {
+///         if response.header("server").is_some() {
+///             response.remove_header("server")?;
+///         }
+///         Ok(())
+///     }
+/// }
+/// ```
 pub struct Response<'f> {
     pub(crate) id: u32,
     status: u16,

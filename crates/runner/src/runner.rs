@@ -64,6 +64,17 @@ pub struct Runner {
 }
 
 /// Why a runner did not start.
+///
+/// ```
+/// use apisix_plugin_runner::{RunError, Runner, Settings};
+///
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// let runner = Runner::named("my-plugins", "1.0.0");
+/// let ran = runner.run(Settings::new("/nonexistent/runner.sock"), std::future::pending()).await;
+/// let Err(RunError::Socket { path, error }) = ran else { panic!("{ran:?}") };
+/// assert_eq!(error.to_string(), "its folder does not exist: make it, or choose another path");
+/// # });
+/// ```
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum RunError {
@@ -255,6 +266,21 @@ fn succession_of(companion: Option<&CompanionParts>) -> Arc<Succession> {
 }
 
 /// How a runner is told to end.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use apisix_plugin_runner::Control;
+/// use tokio_util::sync::CancellationToken;
+///
+/// let (stop, now) = (CancellationToken::new(), CancellationToken::new());
+/// let control = Control::new(stop.clone(), now.clone());
+/// // A service manager starts the next runner right after it has told this one to end.
+/// let control = control.successor_wait(|| Duration::from_millis(400));
+///
+/// stop.cancel(); // Finish the calls in flight.
+/// now.cancel(); // End at once.
+/// ```
 #[derive(Clone)]
 pub struct Control {
     stop: CancellationToken,
@@ -281,6 +307,37 @@ impl Control {
 
 /// A TCP service beside the runner in the same process, whose connections pass to the next
 /// runner together with the gateway's.
+///
+/// ```
+/// use std::pin::Pin;
+/// use std::sync::Arc;
+/// use std::time::Duration;
+///
+/// use apisix_plugin_runner::Companion;
+/// use tokio::net::{TcpListener, TcpStream};
+/// use tokio_util::sync::CancellationToken;
+///
+/// /// Closes each connection that it accepts.
+/// struct Closes(TcpListener);
+///
+/// impl Companion for Closes {
+///     fn serve(
+///         self: Arc<Self>,
+///         stop: CancellationToken,
+///         _drain: Duration,
+///     ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+///         Box::pin(async move {
+///             while let Some(accepted) = stop.run_until_cancelled(self.0.accept()).await {
+///                 drop(accepted);
+///             }
+///         })
+///     }
+///
+///     fn admit(self: Arc<Self>, connection: TcpStream, _stop: &CancellationToken) {
+///         drop(connection);
+///     }
+/// }
+/// ```
 pub trait Companion: Send + Sync + 'static {
     /// Serves its listener until `stop`, then drains for at most `drain`.
     fn serve(
@@ -294,6 +351,19 @@ pub trait Companion: Send + Sync + 'static {
 }
 
 /// A companion, and the succession by which it hands its connections over.
+///
+/// ```
+/// use std::os::fd::OwnedFd;
+/// use std::sync::Arc;
+///
+/// use apisix_plugin_runner::listener::Succession;
+/// use apisix_plugin_runner::{Companion, CompanionParts};
+///
+/// /// `shared` is a duplicate of the descriptor that the companion listens on.
+/// fn parts(companion: Arc<dyn Companion>, shared: OwnedFd) -> CompanionParts {
+///     CompanionParts { companion, succession: Succession::new(Some(shared)) }
+/// }
+/// ```
 pub struct CompanionParts {
     /// The companion.
     pub companion: Arc<dyn Companion>,
@@ -302,6 +372,16 @@ pub struct CompanionParts {
 }
 
 /// A start in progress, and the runner that serves the socket now.
+///
+/// ```
+/// use apisix_plugin_runner::{Control, RunError, Runner, Settings, Start};
+///
+/// /// As [`Runner::run`], for a program that has tokens to stop it.
+/// async fn serve(runner: Runner, settings: Settings, control: &Control) -> Result<(), RunError> {
+///     let start = Start::at(&settings).await.prepare()?;
+///     runner.serve(start, settings, None, control).await
+/// }
+/// ```
 pub struct Start {
     incumbent: Incumbent,
     socket: SocketFile,
@@ -309,6 +389,21 @@ pub struct Start {
 }
 
 /// What a companion inherits from the previous runner.
+///
+/// ```
+/// use std::io;
+/// use std::net::TcpListener;
+///
+/// use apisix_plugin_runner::Start;
+///
+/// /// The previous runner's listener, or a new one if there is none.
+/// fn listener(start: &mut Start) -> io::Result<TcpListener> {
+///     match start.companion_listener().listener {
+///         Some(listener) => Ok(listener),
+///         None => TcpListener::bind("127.0.0.1:8080"),
+///     }
+/// }
+/// ```
 #[derive(Debug)]
 pub struct InheritedListener {
     /// The predecessor's, with the connections in its queue.
@@ -380,6 +475,16 @@ enum Purpose {
 }
 
 /// A start whose sockets are prepared.
+///
+/// ```
+/// use apisix_plugin_runner::{PreparedStart, RunError, Settings, Start};
+///
+/// /// Fails if the socket can't be made. The runner that serves there now keeps it until
+/// /// [`Runner::serve`](apisix_plugin_runner::Runner::serve).
+/// async fn prepared(settings: &Settings) -> Result<PreparedStart, RunError> {
+///     Start::at(settings).await.prepare()
+/// }
+/// ```
 pub struct PreparedStart {
     predecessor: Option<Predecessor>,
     sockets: Vec<(SocketFile, Purpose, PreparedFile)>,

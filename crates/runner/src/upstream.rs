@@ -25,6 +25,14 @@ pub const MIN_TIMEOUT: Duration = Duration::from_millis(1);
 const MAX_TIMEOUT: Duration = Duration::from_secs(86_400);
 
 /// How a workspace is spoken to.
+///
+/// ```
+/// use apisix_plugin_runner::Scheme;
+///
+/// let scheme: Scheme = "https".parse()?;
+/// assert_eq!((scheme, scheme.as_str()), (Scheme::Https, "https"));
+/// # Ok::<(), apisix_plugin_runner::UpstreamError>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Scheme {
     /// HTTP/1.1 without TLS.
@@ -60,6 +68,16 @@ impl FromStr for Scheme {
 ///
 /// Labels hold letters, digits, `-` and `_`, one to 63 of them, and a name at
 /// most 253 bytes.
+///
+/// ```
+/// use apisix_plugin_runner::HostName;
+///
+/// let name: HostName = "Code-Alice.Example".parse()?;
+/// assert_eq!(name.as_str(), "code-alice.example");
+/// let address: HostName = "[::1]".parse()?;
+/// assert_eq!(address.as_ip(), Some(std::net::Ipv6Addr::LOCALHOST.into()));
+/// # Ok::<(), apisix_plugin_runner::UpstreamError>(())
+/// ```
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct HostName(Arc<str>);
 
@@ -125,6 +143,13 @@ impl FromStr for HostName {
 ///
 /// A name whose last label is a number would be read as an IPv4 address by some
 /// (RFC 1123, section 2.1), and `1.2.3` or `0x7f.1` is never meant.
+///
+/// ```
+/// use apisix_plugin_runner::upstream::is_numeric;
+///
+/// assert!(is_numeric("1") && is_numeric("0x7f"));
+/// assert!(!is_numeric("1a"));
+/// ```
 #[must_use]
 pub fn is_numeric(label: &str) -> bool {
     match label.strip_prefix("0x").or_else(|| label.strip_prefix("0X")) {
@@ -146,6 +171,15 @@ impl fmt::Debug for HostName {
 }
 
 /// How a request gets to its upstream.
+///
+/// ```
+/// use apisix_plugin_runner::{Upstream, UpstreamMode};
+///
+/// let upstream: Upstream = "http://code-alice:8443".parse()?;
+/// let upstream = upstream.in_mode("direct".parse()?);
+/// assert_eq!(upstream.mode(), Some(UpstreamMode::Direct));
+/// # Ok::<(), apisix_plugin_runner::UpstreamError>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum UpstreamMode {
     /// Through a forwarder, which the route has as its upstream.
@@ -179,6 +213,18 @@ impl FromStr for UpstreamMode {
 }
 
 /// How long to wait for an upstream; `None` leaves it to the carrier's settings.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use apisix_plugin_runner::Upstream;
+/// use apisix_plugin_runner::upstream::Timeouts;
+///
+/// let timeouts = Timeouts { connect: Some(Duration::from_secs(2)), ..Timeouts::default() };
+/// let upstream: Upstream = "http://code-alice:8443".parse()?;
+/// assert_eq!(upstream.with_timeouts(timeouts).timeouts().read, None);
+/// # Ok::<(), apisix_plugin_runner::UpstreamError>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Timeouts {
     /// To connect to it, over all its addresses.
@@ -325,6 +371,17 @@ impl Upstream {
 
 /// A timeout from 1 ms to a day.
 ///
+/// ```
+/// use std::time::Duration;
+///
+/// use apisix_plugin_runner::UpstreamError;
+/// use apisix_plugin_runner::upstream::checked_timeout;
+///
+/// let second = Duration::from_secs(1);
+/// assert_eq!(checked_timeout(second), Ok(second));
+/// assert_eq!(checked_timeout(Duration::ZERO), Err(UpstreamError::Timeout));
+/// ```
+///
 /// # Errors
 ///
 /// Any other.
@@ -371,6 +428,14 @@ impl fmt::Display for Upstream {
 /// Why a text is no upstream.
 ///
 /// The text itself is not repeated: it may come from a client.
+///
+/// ```
+/// use apisix_plugin_runner::{Upstream, UpstreamError};
+///
+/// assert_eq!("ftp://files:21".parse::<Upstream>(), Err(UpstreamError::Scheme));
+/// assert_eq!("http://code-alice".parse::<Upstream>(), Err(UpstreamError::Port));
+/// assert_eq!("http://a b:80".parse::<Upstream>(), Err(UpstreamError::Host));
+/// ```
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum UpstreamError {

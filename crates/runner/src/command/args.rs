@@ -41,6 +41,15 @@ pub(crate) enum Subcommand {
 }
 
 /// Where the runner listens.
+///
+/// ```
+/// use apisix_plugin_runner::command::{Environment, SocketArgs};
+///
+/// let environment = Environment::without_gateway("my-plugins");
+/// let path = SocketArgs::default().path(&environment)?;
+/// assert_eq!(path.to_str(), Some("/run/my-plugins/runner.sock"));
+/// # Ok::<(), apisix_plugin_runner::command::Mistakes>(())
+/// ```
 #[derive(Clone, Debug, Default, Args)]
 #[group(skip)]
 pub struct SocketArgs {
@@ -50,6 +59,22 @@ pub struct SocketArgs {
 }
 
 /// The settings of `run`.
+///
+/// ```
+/// use apisix_plugin_runner::command::{Environment, RunArgs};
+/// use clap::Parser;
+///
+/// #[derive(Parser)]
+/// struct MyCommand {
+///     #[command(flatten)]
+///     run: RunArgs,
+/// }
+///
+/// let typed = MyCommand::parse_from(["my-plugins", "--listen-address", "unix:/tmp/my.sock"]);
+/// let (settings, filter) = typed.run.settings(&Environment::without_gateway("my-plugins"))?;
+/// assert_eq!(settings.socket_path().to_str(), Some("/tmp/my.sock"));
+/// # Ok::<(), apisix_plugin_runner::command::Mistakes>(())
+/// ```
 #[derive(Clone, Debug, Default, Args)]
 #[group(skip)]
 pub struct RunArgs {
@@ -116,6 +141,20 @@ pub struct RunArgs {
 }
 
 /// One request to a running runner.
+///
+/// ```
+/// use apisix_plugin_runner::command::CallArgs;
+/// use clap::Parser;
+///
+/// #[derive(Parser)]
+/// struct MyCall {
+///     #[command(flatten)]
+///     call: CallArgs,
+/// }
+///
+/// let typed = MyCall::parse_from(["call", "--plugin", "hello", "--conf", "null", "/path"]);
+/// assert_eq!((&*typed.call.plugin, &*typed.call.request.target), ("hello", "/path"));
+/// ```
 #[derive(Clone, Debug, Args)]
 #[group(skip)]
 pub struct CallArgs {
@@ -133,6 +172,22 @@ pub struct CallArgs {
 }
 
 /// A request and the conf of its plugin.
+///
+/// ```
+/// use apisix_plugin_runner::command::{RequestArgs, client_request};
+/// use clap::Parser;
+///
+/// #[derive(Parser)]
+/// struct MyCall {
+///     #[command(flatten)]
+///     request: RequestArgs,
+/// }
+///
+/// let typed = MyCall::parse_from(["call", "--conf", "null", "--header", "x-name: alice"]);
+/// let request = client_request(&typed.request)?;
+/// assert_eq!(request.header_value("x-name"), Some(&b"alice"[..]));
+/// # Ok::<(), apisix_plugin_runner::command::CallCommandError>(())
+/// ```
 #[derive(Clone, Debug, Args)]
 #[group(skip)]
 pub struct RequestArgs {
@@ -257,6 +312,16 @@ fn default_socket(program: &str) -> String {
 
 /// Lets the help of each command that takes a socket say where this program listens by
 /// default.
+///
+/// ```
+/// use apisix_plugin_runner::command::{SocketArgs, with_default_socket};
+/// use clap::{Args as _, Command};
+///
+/// let health = SocketArgs::augment_args(Command::new("health"));
+/// let program = with_default_socket(Command::new("my-plugins").subcommand(health), "my-plugins");
+/// let help = program.find_subcommand("health").map(|health| health.clone().render_long_help());
+/// assert!(help.is_some_and(|help| help.to_string().contains("unix:/run/my-plugins/runner.sock")));
+/// ```
 #[must_use]
 pub fn with_default_socket(mut command: clap::Command, program: &str) -> clap::Command {
     let takes_socket = |command: &&clap::Command| {

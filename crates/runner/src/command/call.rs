@@ -14,6 +14,13 @@ use crate::gateway::{CallError, ClientRequest, ForwardedRequest, Gateway, Reques
 use crate::request::method_number;
 
 /// Why there is no decision.
+///
+/// ```
+/// use apisix_plugin_runner::command::{CallCommandError, flag_text};
+///
+/// let error = flag_text("--conf", "@/nonexistent").unwrap_err();
+/// assert!(matches!(error, CallCommandError::Argument { flag: "--conf", .. }));
+/// ```
 #[derive(Debug, Error)]
 pub enum CallCommandError {
     /// An argument is wrong.
@@ -83,6 +90,20 @@ pub(super) async fn call(
 /// Sends a request to the runner and prints the decision. `note` adds words to the line
 /// that names the upstream.
 ///
+/// ```
+/// use std::path::Path;
+/// use std::process::ExitCode;
+///
+/// use apisix_plugin_runner::command::{CallCommandError, ask};
+/// use apisix_plugin_runner::gateway::{ClientRequest, Gateway};
+///
+/// /// Prints what the runner at this socket decides about `GET /`.
+/// async fn print(socket: &Path) -> Result<ExitCode, CallCommandError> {
+///     let (gateway, request) = (Gateway::connect(socket), ClientRequest::get("/"));
+///     ask(&gateway, socket, ("hello", "null"), &request, &mut std::io::stdout(), |_| None).await
+/// }
+/// ```
+///
 /// # Errors
 ///
 /// As [`CallCommandError`] lists them.
@@ -105,6 +126,21 @@ pub async fn ask(
 }
 
 /// What a program adds to a printed decision.
+///
+/// ```
+/// use apisix_plugin_runner::command::Note;
+/// use apisix_plugin_runner::gateway::ForwardedRequest;
+///
+/// /// Prints the host after the upstream, and hides the header that carries the choice.
+/// fn note(forwarded: &ForwardedRequest) -> Option<Note> {
+///     let upstream = forwarded.upstream.as_ref()?;
+///     Some(Note {
+///         upstream: format!(" at {}", upstream.host()),
+///         hidden: vec!["x-upstream"],
+///         ..Note::default()
+///     })
+/// }
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct Note {
     /// Words after the upstream, such as its addresses.
@@ -117,6 +153,17 @@ pub struct Note {
 
 /// What a decision of the direct carrier says besides the upstream. The header itself is
 /// not shown.
+///
+/// ```
+/// use apisix_plugin_runner::command::decision_note;
+/// use apisix_plugin_runner::gateway::{ClientRequest, Gateway, Route};
+///
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// let outcome = Gateway::new().call(&Route::new("r"), &ClientRequest::get("/")).await;
+/// let note = decision_note(&outcome.forwarded());
+/// assert_eq!(note.upstream, "", "no plugin chose an upstream");
+/// # });
+/// ```
 #[cfg(feature = "direct")]
 #[must_use]
 pub fn decision_note(forwarded: &ForwardedRequest) -> Note {
@@ -141,6 +188,21 @@ fn decision_note(_: &ForwardedRequest) -> Note {
 }
 
 /// The request that was typed.
+///
+/// ```
+/// use apisix_plugin_runner::command::{RequestArgs, client_request};
+/// use clap::Parser;
+///
+/// #[derive(Parser)]
+/// struct MyCall {
+///     #[command(flatten)]
+///     request: RequestArgs,
+/// }
+///
+/// let typed = MyCall::parse_from(["call", "--conf", "null", "--method", "CONNECT"]);
+/// let error = client_request(&typed.request).unwrap_err();
+/// assert_eq!(error.to_string(), "--method \"CONNECT\": not a method that a gateway hands on");
+/// ```
 ///
 /// # Errors
 ///
@@ -173,6 +235,13 @@ pub fn client_request(args: &RequestArgs) -> Result<ClientRequest, CallCommandEr
 }
 
 /// The text of a flag, or of the file that it names as `@FILE`.
+///
+/// ```
+/// use apisix_plugin_runner::command::flag_text;
+///
+/// assert_eq!(flag_text("--conf", "{}")?, "{}");
+/// # Ok::<(), apisix_plugin_runner::command::CallCommandError>(())
+/// ```
 ///
 /// # Errors
 ///

@@ -7,6 +7,14 @@ use std::time::Duration;
 use crate::upstream::MIN_TIMEOUT;
 
 /// Everything that is wrong with the settings, one mistake a line.
+///
+/// ```
+/// use apisix_plugin_runner::command::Mistakes;
+///
+/// let mistakes = Mistakes::one("--port 0: not a number from 1 to 65535".to_owned());
+/// let mistakes = mistakes.and(Mistakes::one("--host \"\": empty".to_owned()));
+/// assert_eq!(mistakes.to_string(), "--port 0: not a number from 1 to 65535\n--host \"\": empty");
+/// ```
 #[derive(Debug, PartialEq, Eq)]
 pub struct Mistakes(Vec<String>);
 
@@ -34,6 +42,19 @@ impl Mistakes {
 }
 
 /// Checks settings one by one and keeps what is wrong.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use apisix_plugin_runner::command::Checker;
+///
+/// let mut checker = Checker::default();
+/// let workers = checker.count("--workers", "many", 64);
+/// let pause = checker.duration("--pause", "5", Duration::from_secs(60));
+/// let mistakes = checker.finish(workers.zip(pause)).unwrap_err().to_string();
+/// assert_eq!(mistakes.lines().next(), Some("--workers \"many\": not a number from 1 to 64"));
+/// assert_eq!(mistakes.lines().count(), 2);
+/// ```
 #[derive(Default)]
 pub struct Checker(Vec<String>);
 
@@ -96,6 +117,13 @@ impl Checker {
 }
 
 /// Reads a number between two bounds.
+///
+/// ```
+/// use apisix_plugin_runner::command::number_between;
+///
+/// assert_eq!(number_between("8", 1, 64), Ok(8));
+/// assert_eq!(number_between("0", 1, 64), Err("not a number from 1 to 64".to_owned()));
+/// ```
 ///
 /// # Errors
 ///

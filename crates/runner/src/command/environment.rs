@@ -6,6 +6,25 @@ use super::checker::Mistakes;
 
 /// The program's name, and what the gateway says in the environment of a runner that it
 /// starts.
+///
+/// ```
+/// use apisix_plugin_runner::command::{Environment, RunArgs};
+/// use clap::Parser;
+///
+/// #[derive(Parser)]
+/// struct MyCommand {
+///     #[command(flatten)]
+///     run: RunArgs,
+/// }
+///
+/// // A gateway that starts a runner says where it listens.
+/// let environment = Environment {
+///     listen_address: Some("unix:/usr/local/apisix/conf/apisix-1.sock".to_owned()),
+///     ..Environment::without_gateway("my-plugins")
+/// };
+/// let typed = MyCommand::parse_from(["my-plugins"]);
+/// assert!(typed.run.socket.is_spawned(&environment));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Environment {
     /// The program's name. Its socket is `/run/<name>/runner.sock` by default.

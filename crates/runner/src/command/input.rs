@@ -11,6 +11,16 @@ const MAX_INPUT: u64 = 16 * 1024 * 1024;
 
 /// Reads a file, or standard input if the name is `-`, up to 16 MiB.
 ///
+/// ```
+/// use apisix_plugin_runner::command::read_input;
+///
+/// let folder = tempfile::tempdir()?;
+/// let file = folder.path().join("conf.json");
+/// std::fs::write(&file, "{}")?;
+/// assert_eq!(read_input(&file.to_string_lossy())?, b"{}");
+/// # Ok::<(), std::io::Error>(())
+/// ```
+///
 /// # Errors
 ///
 /// A file that can't be read or is longer.
@@ -23,6 +33,13 @@ pub fn read_input(file: &str) -> io::Result<Vec<u8>> {
 }
 
 /// The text of an argument that is a text, or `@` and a file's name.
+///
+/// ```
+/// use apisix_plugin_runner::command::text_or_file;
+///
+/// assert_eq!(text_or_file("{}").as_deref(), Ok("{}"));
+/// assert!(text_or_file("@/nonexistent").is_err());
+/// ```
 ///
 /// # Errors
 ///

@@ -35,6 +35,13 @@ const CHATTY: [&str; 9] = [
 ];
 
 /// Which lines go to the log.
+///
+/// ```
+/// use apisix_plugin_runner::command::LogFilter;
+///
+/// assert!(LogFilter::parse("info,hello=debug").is_ok());
+/// assert!(LogFilter::parse("loud").is_err());
+/// ```
 #[derive(Clone, Debug)]
 pub struct LogFilter(Targets);
 
@@ -74,6 +81,16 @@ impl LogFilter {
 
 /// The subscriber of a program's log. Lines that are still queued are written when it is
 /// dropped.
+///
+/// ```
+/// use apisix_plugin_runner::command::{LogFilter, LogWriter};
+///
+/// # fn main() -> Result<(), String> {
+/// let _written = LogWriter::install(&LogFilter::parse("info,hello=debug")?);
+/// tracing::info!("the log is on standard error");
+/// # Ok(())
+/// # }
+/// ```
 pub struct LogWriter {
     _written: WorkerGuard,
 }

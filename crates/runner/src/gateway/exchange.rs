@@ -26,6 +26,18 @@ const IN_QUERY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b
 const IN_PATH: &AsciiSet = &IN_QUERY.remove(b'/');
 
 /// A client's request as it comes to the gateway.
+///
+/// ```
+/// use apisix_plugin_runner::Method;
+/// use apisix_plugin_runner::gateway::ClientRequest;
+///
+/// let request = ClientRequest::new(Method::POST, "/notes?draft=1")
+///     .header("content-type", "text/plain")
+///     .added_header("x-userinfo", "e30=") // as openid-connect sets it
+///     .variable("route_id", "notes")
+///     .body("hello");
+/// assert_eq!(request.header_value("content-type"), Some(&b"text/plain"[..]));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientRequest {
     pub(crate) method: Method,
@@ -224,6 +236,18 @@ impl ClientRequest {
 }
 
 /// A request as the gateway sends it to the route's upstream.
+///
+/// ```
+/// use apisix_plugin_runner::gateway::{ClientRequest, Gateway, Route};
+///
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// let request = ClientRequest::get("/a?b=1").header("x-name", "alice");
+/// let forwarded = Gateway::new().call(&Route::new("r"), &request).await.forwarded();
+/// assert_eq!(forwarded.target, b"/a?b=1");
+/// assert_eq!(forwarded.header("x-name"), Some(&b"alice"[..]));
+/// assert_eq!(forwarded.upstream, None, "no plugin chose one");
+/// # });
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForwardedRequest {
     /// The method, which no runner can change.

@@ -16,6 +16,14 @@ pub(super) const READ: Duration = Duration::from_secs(60);
 pub(super) const MAX_BODY: usize = 16 * 1024 * 1024;
 
 /// A route with a runner's plugins.
+///
+/// ```
+/// use apisix_plugin_runner::gateway::Route;
+///
+/// let route = Route::new("greetings")
+///     .plugin("greet", r#"{"header": "x-name"}"#)
+///     .plugin("body-guard", r#"{"most": 1024}"#);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
     pub(super) id: String,
@@ -70,6 +78,19 @@ impl Route {
 }
 
 /// What became of a client's request.
+///
+/// ```
+/// use apisix_plugin_runner::gateway::{ClientRequest, Gateway, Outcome, Route};
+///
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// // The runner has no such plugin, so the gateway gets no conf token.
+/// let route = Route::new("r").plugin("missing", "null");
+/// match Gateway::new().call(&route, &ClientRequest::get("/")).await {
+///     Outcome::Forward(forwarded) => panic!("sent to the upstream: {forwarded:?}"),
+///     Outcome::Answer(answer) => assert_eq!(answer.status, 503),
+/// }
+/// # });
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// It goes on to the upstream.
@@ -118,6 +139,14 @@ impl Outcome {
 }
 
 /// An answer to the client, or an upstream's response.
+///
+/// ```
+/// use apisix_plugin_runner::gateway::ClientResponse;
+///
+/// let mut response = ClientResponse::new(200);
+/// response.headers.push(("content-type".to_owned(), b"text/html".to_vec()));
+/// assert_eq!(response.header("content-type"), Some(&b"text/html"[..]));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientResponse {
     /// The status.
@@ -143,6 +172,15 @@ impl ClientResponse {
 }
 
 /// Why a call to the runner failed, as a gateway would log it.
+///
+/// ```
+/// use apisix_plugin_runner::gateway::{CallError, Gateway};
+///
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// let error = Gateway::connect("/nonexistent/runner.sock").probe().await.unwrap_err();
+/// assert!(matches!(error, CallError::Connect(_)), "{error}");
+/// # });
+/// ```
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum CallError {

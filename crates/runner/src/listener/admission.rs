@@ -26,6 +26,16 @@ pub(crate) struct Admission {
 }
 
 /// The gateway that started this process: the parent of its workers.
+///
+/// ```
+/// use apisix_plugin_runner::Settings;
+/// use apisix_plugin_runner::listener::GatewayProcess;
+///
+/// // The gateway started this runner by its privileged agent, which is this process's parent.
+/// let parent = std::os::unix::process::parent_id();
+/// let gateway = i32::try_from(parent).ok().and_then(GatewayProcess::above);
+/// let settings = Settings::new("/run/my-plugins/runner.sock").gateway(gateway);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GatewayProcess {
     master: i32,

@@ -6,6 +6,14 @@ use super::log_throttle::LogThrottle;
 
 /// A limit, and how often it made a connection end without an answer. The log has one line a
 /// minute, not one for each connection.
+///
+/// ```
+/// use apisix_plugin_runner::listener::LimitLog;
+///
+/// let log = LimitLog::new(4096, "--max-connections");
+/// log.turn_away(); // Writes a line with the limit, the flag and the count.
+/// log.turn_away(); // Counted, and reported with the next line, a minute later.
+/// ```
 #[derive(Debug)]
 pub struct LimitLog {
     limit: usize,

@@ -14,6 +14,16 @@ use crate::listener::event_descriptor::register;
 const PARENT_CHECK: Duration = Duration::from_millis(250);
 
 /// Returns once this process has another parent than this one; never without a parent.
+///
+/// ```
+/// use apisix_plugin_runner::listener::death_of;
+///
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// // Nothing is waited for here: this process is not its own parent.
+/// let own = rustix::process::getpid();
+/// assert_eq!(death_of(Some(own)).await, own);
+/// # });
+/// ```
 pub async fn death_of(parent: Option<Pid>) -> Pid {
     let Some(parent) = parent else { return std::future::pending().await };
     end_of(parent, || getppid() != Some(parent)).await;
@@ -22,6 +32,18 @@ pub async fn death_of(parent: Option<Pid>) -> Pid {
 
 /// Returns once a process has ended: at the kernel's word (pidfd_open(2)), or, without
 /// pidfds, when a look says so.
+///
+/// ```
+/// use apisix_plugin_runner::listener::end_of;
+///
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// let mut child = std::process::Command::new("true").spawn()?;
+/// let process = rustix::process::Pid::from_child(&child);
+/// end_of(process, || false).await;
+/// assert!(child.wait()?.success());
+/// # Ok::<(), std::io::Error>(())
+/// # }).unwrap();
+/// ```
 pub async fn end_of(process: Pid, has_ended: impl Fn() -> bool) {
     if let Ok(watched) = watched(process) {
         // The number could be another process's by now, so it is compared once more.

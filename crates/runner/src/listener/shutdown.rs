@@ -7,6 +7,18 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 /// How everything is told to end.
+///
+/// ```no_run
+/// use apisix_plugin_runner::Control;
+/// use apisix_plugin_runner::listener::Shutdown;
+///
+/// # async fn run() -> std::io::Result<()> {
+/// let shutdown = Shutdown::default();
+/// tokio::spawn(shutdown.on_signals()?);
+/// let control = Control::new(shutdown.stop, shutdown.now);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct Shutdown {
     /// Stop accepting, finish what is in flight.
@@ -16,6 +28,16 @@ pub struct Shutdown {
 }
 
 /// SIGTERM, SIGINT, and SIGHUP, which says that the terminal is gone.
+///
+/// ```no_run
+/// use apisix_plugin_runner::listener::Signals;
+///
+/// # async fn wait() -> std::io::Result<()> {
+/// let mut signals = Signals::new()?;
+/// println!("{} came", signals.next().await);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Signals {
     terminate: Signal,
     interrupt: Signal,

@@ -102,6 +102,17 @@ impl BoundFile {
 }
 
 /// Why there is no socket.
+///
+/// ```
+/// use apisix_plugin_runner::listener::BindError;
+/// use apisix_plugin_runner::{RunError, Settings, Start};
+///
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// let settings = Settings::new("/nonexistent/runner.sock");
+/// let prepared = Start::at(&settings).await.prepare();
+/// assert!(matches!(prepared, Err(RunError::Socket { error: BindError::NoFolder, .. })));
+/// # });
+/// ```
 #[derive(Debug, Error)]
 pub enum BindError {
     /// The path is too long for a unix socket.

@@ -70,6 +70,21 @@ pub(crate) fn takeover_path(socket: &Path) -> PathBuf {
 }
 
 /// What a runner knows of the runner that takes over from it.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use apisix_plugin_runner::listener::Succession;
+/// use tokio::net::TcpStream;
+///
+/// /// What a companion does with a quiet connection while it drains.
+/// async fn hand_over(succession: &Arc<Succession>, connection: TcpStream) {
+///     succession.ready().await;
+///     if succession.hand_over_requests(&connection).await {
+///         drop(connection); // The next runner has it.
+///     }
+/// }
+/// ```
 pub struct Succession {
     state: watch::Sender<SuccessionState>,
     /// The companion's, as long as it listens.
