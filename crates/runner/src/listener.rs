@@ -18,5 +18,5 @@ pub use limit_log::LimitLog;
 pub use process_end::{death_of, end_of};
 #[cfg(feature = "cli")]
 pub use shutdown::{Shutdown, Signals};
-pub use socket_file::{BindError, SocketFile};
+pub use socket_file::BindError;
 pub use takeover::Succession;

@@ -16,7 +16,7 @@ pub(crate) struct Import {
 
 /// What a path leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Definition {
+pub(crate) enum Definition {
     Module(ModuleIndex),
     /// An item that this module defines.
     ItemOf(ModuleIndex),
@@ -56,6 +56,11 @@ pub(crate) fn of(tree: &Tree) -> Vec<Import> {
         }
     }
     imports
+}
+
+/// What `path` leads to if it is written in the module `at`; nothing if that is outside of the tree.
+pub(crate) fn definition(tree: &Tree, at: ModuleIndex, path: &[String]) -> Option<Definition> {
+    PathSearch::new(tree).path(at, path)
 }
 
 /// One search, which remembers where it has been: two modules may import all of each other.

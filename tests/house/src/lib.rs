@@ -2,7 +2,7 @@
 //!
 //! `cargo` asks for the packages, `modules` reads the source files of one library or
 //! program, `workspace` has them all, `imports` follows each path to the module that defines what it names,
-//! and `circles`, `boxes`, `names`, `test_code` and `crates` each look for one kind of
+//! and `circles`, `boxes`, `names`, `test_code`, `crates` and `examples` each look for one kind of
 //! finding. `cargo run -p kube-coders-house` prints all findings, also those of rules
 //! that don't hold yet.
 //!
@@ -22,6 +22,7 @@ mod boxes;
 mod names;
 mod test_code;
 mod crates;
+mod examples;
 mod rules;
 
 pub use error::Error;

@@ -33,10 +33,14 @@ pub(crate) struct Module {
     pub(crate) file: PathBuf,
     /// Whether its text is in its parent's file.
     pub(crate) inline: bool,
+    /// Whether it is declared with `pub mod`.
+    pub(crate) public: bool,
     pub(crate) children: BTreeMap<String, ModuleIndex>,
     /// What it defines, by name.
     pub(crate) items: BTreeSet<String>,
     pub(crate) types: Vec<Mention<String>>,
+    /// Its types and functions that are declared with `pub`.
+    pub(crate) public_items: Vec<Mention<DocumentedItem>>,
     pub(crate) uses: Vec<Mention<UseItem>>,
     /// Paths of two segments or more, outside of `use`.
     pub(crate) paths: Vec<Mention<Vec<String>>>,
@@ -49,6 +53,13 @@ pub(crate) struct Mention<T> {
     pub(crate) what: T,
 }
 
+/// An item and the text of its documentation.
+#[derive(Debug, Clone)]
+pub(crate) struct DocumentedItem {
+    pub(crate) name: String,
+    pub(crate) docs: String,
+}
+
 #[derive(Debug, Clone)]
 pub(crate) struct UseItem {
     pub(crate) path: Vec<String>,
@@ -57,6 +68,8 @@ pub(crate) struct UseItem {
     pub(crate) glob: bool,
     /// Whether others may import the name from here.
     pub(crate) reexport: bool,
+    /// The documentation of a `pub use`; none for narrower ones.
+    pub(crate) public_docs: Option<String>,
 }
 
 impl Tree {
@@ -100,9 +113,11 @@ impl Tree {
             parent,
             file,
             inline,
+            public: false,
             children: BTreeMap::new(),
             items: BTreeSet::new(),
             types: Vec::new(),
+            public_items: Vec::new(),
             uses: Vec::new(),
             paths: Vec::new(),
         });
@@ -124,19 +139,21 @@ impl Tree {
                 Item::Mod(module) => {
                     let name = unraw(&module.ident);
                     let below = folder.join(&name);
-                    if let Some((_, items)) = module.content {
+                    let child = if let Some((_, items)) = module.content {
                         let child = self.add(name, Some(place), file.to_owned(), true);
                         self.read_items(child, items, file, &below)?;
+                        child
                     } else if let Some(path) = path_attribute(&module.attrs) {
                         // Relative to the file, and what is below is found from there.
                         let path = file.parent().unwrap_or(Path::new("")).join(path);
                         let below = path.parent().unwrap_or(Path::new("")).to_owned();
-                        self.read_module(name, Some(place), path, below)?;
+                        self.read_module(name, Some(place), path, below)?
                     } else {
                         let flat = folder.join(format!("{name}.rs"));
                         let path = if flat.is_file() { flat } else { below.join("mod.rs") };
-                        self.read_module(name, Some(place), path, below)?;
-                    }
+                        self.read_module(name, Some(place), path, below)?
+                    };
+                    self.modules[child].public = is_public(&module.vis, &module.attrs);
                 }
                 other => {
                     let module = &mut self.modules[place];
@@ -145,6 +162,10 @@ impl Tree {
                         let name = unraw(name);
                         if is_type {
                             module.types.push(Mention { line, what: name.clone() });
+                        }
+                        if let Some(docs) = public_docs(&other) {
+                            let what = DocumentedItem { name: name.clone(), docs };
+                            module.public_items.push(Mention { line, what });
                         }
                         module.items.insert(name);
                     }
@@ -198,6 +219,35 @@ fn defined(item: &Item) -> Option<(&syn::Ident, bool)> {
     }
 }
 
+/// The documentation of a type or function that is declared with `pub`.
+fn public_docs(item: &Item) -> Option<String> {
+    let visibility = match item {
+        Item::Struct(item) => &item.vis,
+        Item::Enum(item) => &item.vis,
+        Item::Union(item) => &item.vis,
+        Item::Trait(item) => &item.vis,
+        Item::Type(item) => &item.vis,
+        Item::Fn(item) => &item.vis,
+        _ => return None,
+    };
+    is_public(visibility, attributes(item)).then(|| docs(attributes(item)))
+}
+
+/// Whether other crates see it, and a reader of the documentation too.
+fn is_public(visibility: &Visibility, attributes: &[Attribute]) -> bool {
+    let is_hidden = |attribute: &Attribute| {
+        attribute.path().is_ident("doc")
+            && attribute.parse_args::<syn::Ident>().is_ok_and(|word| word == "hidden")
+    };
+    matches!(visibility, Visibility::Public(_)) && !attributes.iter().any(is_hidden)
+}
+
+/// The text of the `///` lines.
+fn docs(attributes: &[Attribute]) -> String {
+    let lines: Vec<String> = attributes.iter().filter_map(|attribute| text_of(attribute, "doc")).collect();
+    lines.join("\n")
+}
+
 fn attributes(item: &Item) -> &[Attribute] {
     match item {
         Item::Const(item) => &item.attrs,
@@ -241,13 +291,18 @@ fn can_be_shipped(condition: &Meta) -> bool {
 }
 
 fn path_attribute(attributes: &[Attribute]) -> Option<String> {
-    attributes.iter().find_map(|attribute| match &attribute.meta {
-        Meta::NameValue(pair) if pair.path.is_ident("path") => match &pair.value {
+    attributes.iter().find_map(|attribute| text_of(attribute, "path"))
+}
+
+/// The text of `#[name = "text"]`.
+fn text_of(attribute: &Attribute, name: &str) -> Option<String> {
+    match &attribute.meta {
+        Meta::NameValue(pair) if pair.path.is_ident(name) => match &pair.value {
             Expr::Lit(syn::ExprLit { lit: Lit::Str(text), .. }) => Some(text.value()),
             _ => None,
         },
         _ => None,
-    })
+    }
 }
 
 /// Collects what a module's items import and mention.
@@ -262,18 +317,21 @@ impl ItemReader<'_> {
         }
     }
 
-    fn use_tree(&mut self, tree: &UseTree, before: &[String], reexport: bool) {
+    fn use_tree(&mut self, tree: &UseTree, before: &[String], reexport: bool, public_docs: Option<&str>) {
         let mut add = |line: usize, path: Vec<String>, name: Option<String>, glob: bool| {
-            self.module.uses.push(Mention { line, what: UseItem { path, name, glob, reexport } });
+            let public_docs = public_docs.map(str::to_owned);
+            self.module
+                .uses
+                .push(Mention { line, what: UseItem { path, name, glob, reexport, public_docs } });
         };
         match tree {
             UseTree::Path(path) => {
                 let before = [before, &[unraw(&path.ident)]].concat();
-                self.use_tree(&path.tree, &before, reexport);
+                self.use_tree(&path.tree, &before, reexport, public_docs);
             }
             UseTree::Group(group) => {
                 for tree in &group.items {
-                    self.use_tree(tree, before, reexport);
+                    self.use_tree(tree, before, reexport, public_docs);
                 }
             }
             UseTree::Glob(star) => add(star.star_token.spans[0].start().line, before.to_vec(), None, true),
@@ -356,7 +414,9 @@ impl<'ast> Visit<'ast> for ItemReader<'_> {
     fn visit_item_use(&mut self, item: &'ast syn::ItemUse) {
         // `::name` is another crate.
         if item.leading_colon.is_none() {
-            self.use_tree(&item.tree, &[], !matches!(item.vis, Visibility::Inherited));
+            let public_docs = is_public(&item.vis, &item.attrs).then(|| docs(&item.attrs));
+            let reexport = !matches!(item.vis, Visibility::Inherited);
+            self.use_tree(&item.tree, &[], reexport, public_docs.as_deref());
         }
     }
 

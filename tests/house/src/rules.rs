@@ -3,7 +3,7 @@
 use crate::crates::Budget;
 use crate::error::Error;
 use crate::workspace::Workspace;
-use crate::{boxes, circles, crates, names, test_code};
+use crate::{boxes, circles, crates, examples, names, test_code};
 
 /// Modules on the top level of `src/`, which a reader of the product meets first.
 const MOST_BOXES: usize = 20;
@@ -16,6 +16,9 @@ const TEST_PACKAGES: &[&str] = &["kube-coders-test-support"];
 
 /// Type names that say enough only together with their module: `token::Error`.
 const NAMES_OF_MANY: &[&str] = &["Error", "Result"];
+
+/// Packages whose documentation strangers read.
+const PUBLISHED: &[&str] = &["apisix-ext-plugin", "apisix-plugin-runner"];
 
 /// What a plugin of fifteen lines is built with.
 const PLUGIN_AUTHOR: Budget = Budget {
@@ -81,5 +84,11 @@ pub const RULES: &[Rule] = &[
         says: "a plugin author's build stays small and compiles no C",
         enforced: true,
         look: |workspace| crates::over(workspace, &PLUGIN_AUTHOR),
+    },
+    Rule {
+        name: "examples",
+        says: "each public type and function of a published crate has an example that is compiled",
+        enforced: false,
+        look: |workspace| examples::missing(workspace, PUBLISHED),
     },
 ];

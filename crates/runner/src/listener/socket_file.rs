@@ -24,15 +24,15 @@ const LOCK_PAUSE: Duration = Duration::from_millis(2);
 
 /// Where a unix socket is made, and who may open it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SocketFile {
+pub(crate) struct SocketFile {
     /// Its path.
-    pub path: PathBuf,
+    pub(crate) path: PathBuf,
     /// Permission bits. To connect takes the right to write.
-    pub mode: u32,
+    pub(crate) mode: u32,
     /// The number of its owner, or the user of this process.
-    pub owner: Option<u32>,
+    pub(crate) owner: Option<u32>,
     /// The number of its group, or the group of this process.
-    pub group: Option<u32>,
+    pub(crate) group: Option<u32>,
 }
 
 /// A socket that listens beside its path, where nobody looks for it yet; removed on
