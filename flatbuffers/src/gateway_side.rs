@@ -1,6 +1,7 @@
-//! The other end: calls encoded and answers decoded, as a gateway does it.
+//! The gateway's side: encodes calls and decodes answers.
 //!
-//! For the stand-in and for the commands that speak to a running runner.
+//! Use it for a stand-in for the gateway in tests, and for commands that call a running
+//! runner. The calls are methods of [`Encoder`].
 
 use flatbuffers::{ForwardsUOffset, Vector};
 

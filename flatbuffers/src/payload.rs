@@ -1,7 +1,7 @@
-//! Payloads: FlatBuffers bytes ↔ typed values, as the runner sees them.
+//! The runner's side: decodes calls and encodes answers.
 //!
-//! Nothing of a payload is believed before it is checked. The schema is
-//! `ext-plugin.fbs`; text that a client may have sent is bytes.
+//! Each field is checked before it is used. Text that a client may have sent is bytes. The
+//! schema is `ext-plugin.fbs`.
 
 use flatbuffers::{FlatBufferBuilder, ForwardsUOffset, Vector, WIPOffset};
 

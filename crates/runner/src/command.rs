@@ -1,4 +1,17 @@
 //! The command line of a program: `run`, `call` and `health`.
+//!
+//! [`Runner::main`] does all of it. A program with commands or settings of its own uses the
+//! parts:
+//!
+//! | I want to | use |
+//! |---|---|
+//! | take the arguments of `run` | [`RunArgs`], [`Environment`] |
+//! | report mistakes in my own settings together with the runner's | [`Checker`], [`Mistakes`], [`RunArgs::check`] |
+//! | write the log | [`LogFilter`], [`LogWriter`] |
+//! | have descriptors for all connections | [`raise_open_files`] |
+//! | take the arguments of `call`, and print a decision | [`CallArgs`], [`client_request`], [`ask`] |
+//! | take a text that may be in a file | [`text_or_file`], [`read_input`] |
+//! | do `health` | [`SocketArgs`], [`health`] |
 
 mod args;
 mod call;

@@ -23,9 +23,12 @@
 //!     }
 //! }
 //!
+//! # #[cfg(feature = "cli")]
 //! fn main() -> std::process::ExitCode {
 //!     Runner::named(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION")).plugin(Hello).main()
 //! }
+//! # #[cfg(not(feature = "cli"))]
+//! # fn main() {}
 //! ```
 //!
 //! Run it with `run --listen-address unix:/tmp/hello.sock`, name the socket in the
@@ -34,17 +37,36 @@
 //!
 //! # Where to look
 //!
-//! | for | see |
+//! Write a plugin:
+//!
+//! | I want to | use |
 //! |---|---|
-//! | what a plugin may read and change | [`Request`], [`Response`], [`Stop`] |
-//! | a value made once of a config | [`PreparedPlugin`] |
-//! | background work, a hook at the start and the end | [`Plugin::start`], [`Plugin::stop`], [`Tasks`] |
-//! | choosing the upstream | [`Request::set_upstream`], [`Carrier`], [`direct`] |
-//! | letting the gateway cache decisions | [`Request::cache_for`] |
-//! | tests without a gateway | [`gateway`] |
-//! | a runner inside a larger program | [`Runner::run`], [`Settings`] |
-//! | the config of a conf, and its errors | [`config`] |
-//! | reading a file that a conf names | [`read_bounded`] |
+//! | decide about requests | [`Plugin::on_request`], [`Action`] |
+//! | read and change a request | [`Request`] |
+//! | ask the gateway for a variable or the body | [`Request::var`], [`Request::body`] |
+//! | answer in place of the upstream | [`Stop`] |
+//! | change responses | [`Plugin::on_response`], [`Response`] |
+//! | choose the upstream | [`Request::set_upstream`], [`Upstream`], and a [`Carrier`] such as [`direct::Direct`] |
+//! | let the gateway cache a decision | [`Request::cache_for`], [`CacheKey`] |
+//! | read a config, and reject a wrong one | [`Plugin::Config`], [`Plugin::check`], [`config`] |
+//! | make a value of the config once for each route | [`PreparedPlugin`] |
+//! | read a file that a config names | [`read_bounded`] |
+//! | run background work that ends with the runner | [`Plugin::start`], [`Plugin::stop`], [`Tasks`] |
+//! | report that a call failed | [`PluginError`] |
+//! | test a plugin without a gateway | [`gateway`] |
+//!
+//! Make a program of plugins:
+//!
+//! | I want to | use |
+//! |---|---|
+//! | get a command line, a log and signal handling | [`Runner::main`] |
+//! | add commands or settings of my own | [`command`] |
+//! | run a runner inside a larger program | [`Runner::run`], [`Settings`] |
+//! | send pages of my own for calls that failed | [`FailureAnswers`], [`Runner::failure_answers`] |
+//! | show the request id that the logs show | [`request_id`] |
+//! | stop a runner by tokens, or in two steps | [`Runner::serve`], [`Start`], [`Control`] |
+//! | wait for signals, or for the end of the gateway | [`listener`] |
+//! | pass connections of a TCP service on to the next runner | [`Companion`], [`listener::Succession`] |
 //!
 //! # Features
 //!

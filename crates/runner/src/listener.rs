@@ -1,5 +1,12 @@
-//! The unix socket that the gateway calls: its file, its peers, its connections, and the
-//! way from one runner to the next.
+//! Parts for programs that start a runner with [`Runner::serve`](crate::Runner::serve).
+//!
+//! | I want to | use |
+//! |---|---|
+//! | drain at the first signal, and end at the second | [`Shutdown`], [`Signals`] |
+//! | serve the workers of the gateway that started this process | [`GatewayProcess`] |
+//! | learn that the parent or another process has ended | [`death_of`], [`end_of`] |
+//! | hand connections of a TCP service over to the next runner | [`Succession`] |
+//! | log connections over a limit, but not each of them | [`LimitLog`] |
 
 pub(crate) mod admission;
 mod event_descriptor;

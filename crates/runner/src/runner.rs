@@ -50,9 +50,12 @@ const TASKS_DEADLINE: Duration = Duration::from_secs(1);
 /// # }
 /// use apisix_plugin_runner::Runner;
 ///
+/// # #[cfg(feature = "cli")]
 /// fn main() -> std::process::ExitCode {
 ///     Runner::named(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION")).plugin(Greet).main()
 /// }
+/// # #[cfg(not(feature = "cli"))]
+/// # fn main() {}
 /// ```
 #[derive(Clone)]
 pub struct Runner {
