@@ -7,11 +7,17 @@
 FROM rust:1.95.0-slim-bookworm AS build
 ARG TARGETARCH
 WORKDIR /src
-COPY Cargo.toml Cargo.lock README.md ./
+COPY Cargo.toml Cargo.lock ./
 COPY flatbuffers flatbuffers
-COPY crates crates
-# A member of the workspace, whose manifest cargo reads.
-COPY tests/house tests/house
+COPY crates/check crates/check
+COPY crates/identity crates/identity
+COPY crates/runner crates/runner
+# Members of the workspace that are not built here. Cargo needs the manifest of each, and a
+# source file that the manifest stands for.
+COPY crates/test-support/Cargo.toml crates/test-support/
+COPY crates/test-support/src/lib.rs crates/test-support/src/
+COPY tests/house/Cargo.toml tests/house/
+COPY tests/house/src/lib.rs tests/house/src/
 # The route that `check --migrate` prints.
 COPY apisix-conf/standalone/apisix.yaml apisix-conf/standalone/
 COPY src src

@@ -570,11 +570,20 @@ class Image(Case):
         for path in self.not_empty([path for source in sources for path in source.rglob("*.rs")]):
             # A module's tests stand at its end, and are not built for the image.
             shipped = re.split(r"^#\[cfg\(test\)\]\n", path.read_text(encoding="utf-8"), flags=re.MULTILINE)[0]
+            # A page that is tested as documentation is not built either.
+            shipped = re.sub(r"^#\[cfg\([^\n]*\bdoctest\b.*\n#\[doc = include_str.*\n", "", shipped, flags=re.MULTILINE)
             said = re.findall(r'(?:include_(?:str|bytes)!\(|#\[path = )"([^"]+)"', shipped)
             if "tests" not in path.parts and path.name != "tests.rs":
                 included += [(path.parent / one).resolve() for one in said]
         for path in self.not_empty(included):
             self.assertTrue(any(path.is_relative_to(one) for one in copied), path)
+
+    def test_each_member_of_the_workspace_is_copied_with_a_source_file(self):
+        copied = [ROOT / source for source in self.copied()]
+        (members,) = re.findall(r"^members = \[(.+)\]$", read("Cargo.toml"), re.MULTILINE)
+        for member in self.not_empty(re.findall(r'"([^"]+)"', members)):
+            for file in (ROOT / member / "Cargo.toml", ROOT / member / "src" / "lib.rs"):
+                self.assertTrue(any(file.is_relative_to(one) for one in copied), file)
 
     def test_all_that_is_copied_is_there_and_in_the_context(self):
         context = read(".dockerignore").split("\n")
