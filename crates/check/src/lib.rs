@@ -1,14 +1,52 @@
-//! What is wrong or dangerous in a gateway's configuration.
+//! Finds mistakes and risks in an APISIX gateway's configuration for kube-coders.
 //!
-//! Files become documents, documents a gateway's objects, objects its routes with all that
-//! is in force on them; the modules below look at those one after the other.
+//! This crate is for the command `kube-coders check`, and for tools that check
+//! configuration before they apply it. It takes the text of files and returns findings.
+//! Each finding has a place, a consequence and a cure.
 //!
-//! # Invariants
+//! ```
+//! use apisix_plugin_runner::UpstreamMode;
+//! use kube_coders_check::{File, Options, check};
 //!
-//! - It opens no file and no socket: it gets texts and gives findings.
-//! - Of the rest of the program it uses `kube-coders-identity`, which has the conf of `user-upstream`,
-//!   and the types of an upstream. What a plugin says of its conf is asked for.
-//! - No finding repeats a secret.
+//! let file = File {
+//!     name: "apisix.yaml".to_owned(),
+//!     text: r#"
+//! routes:
+//!   - id: workspaces
+//!     uri: /*
+//!     plugins:
+//!       ext-plugin-pre-req:
+//!         conf: [{name: no-such-plugin, value: "{}"}]
+//!     upstream:
+//!       nodes: {"127.0.0.1:9181": 1}
+//! #END
+//! "#.to_owned(),
+//! };
+//! let options = Options {
+//!     mode: UpstreamMode::Forward,
+//!     forwarder: ([127, 0, 0, 1], 9181).into(),
+//!     gateway_version: None,
+//! };
+//! // The runner that the files are for has no plugin at all.
+//! let report = check(&[file], options, &|_plugin, _conf| None)?;
+//! assert!(report.has_errors());
+//! assert!(report.text().contains("no-such-plugin"));
+//! # Ok::<(), kube_coders_check::CheckError>(())
+//! ```
+//!
+//! # Where to look
+//!
+//! | I want to | use |
+//! |---|---|
+//! | check files together | [`check()`], [`File`], [`Options`] |
+//! | have the confs of a runner's plugins checked | [`Judge`] |
+//! | print findings for people, programs or code review | [`Report::text`], [`Report::json`], [`Report::sarif`] |
+//! | replace a Lua function that chooses the upstream | [`migrated`] |
+//! | print a text from a file safely | [`shown`] |
+//! | compare with the runner's names and limits | [`runner_facts`] |
+//!
+//! The crate opens no file and no socket. No finding repeats a secret. The rules are listed
+//! in `apisix-conf/CHECKS.md`.
 
 mod addresses;
 mod checked;
@@ -49,6 +87,20 @@ use rule::{Rule, Severity};
 pub use version::Version;
 
 /// Why nothing can be checked.
+///
+/// ```
+/// use apisix_plugin_runner::UpstreamMode;
+/// use kube_coders_check::{CheckError, File, Options, check};
+///
+/// let options = Options {
+///     mode: UpstreamMode::Forward,
+///     forwarder: ([127, 0, 0, 1], 9181).into(),
+///     gateway_version: None,
+/// };
+/// let file = File { name: "notes.yaml".to_owned(), text: "text: hello".to_owned() };
+/// let error = check(&[file], options, &|_, _| None).unwrap_err();
+/// assert!(matches!(error, CheckError::Files(_)), "not a gateway's configuration");
+/// ```
 #[derive(Debug, Error)]
 pub enum CheckError {
     /// What is wrong with files, a line each.
@@ -60,6 +112,12 @@ pub enum CheckError {
 }
 
 /// A file's name and its text.
+///
+/// ```
+/// use kube_coders_check::File;
+///
+/// let file = File { name: "apisix.yaml".to_owned(), text: "routes: []\n#END\n".to_owned() };
+/// ```
 #[derive(Clone, Debug)]
 pub struct File {
     /// As it is shown.
@@ -69,6 +127,15 @@ pub struct File {
 }
 
 /// What was found in files.
+///
+/// ```
+/// use kube_coders_check::Report;
+///
+/// /// What a program prints, and whether it fails.
+/// fn shown(report: &Report) -> (String, bool) {
+///     (report.text(), report.has_errors())
+/// }
+/// ```
 #[derive(Debug)]
 pub struct Report {
     findings: Vec<Finding>,
@@ -102,6 +169,21 @@ impl Report {
 }
 
 /// Checks files together.
+///
+/// ```
+/// use apisix_plugin_runner::UpstreamMode;
+/// use kube_coders_check::{File, Options, check};
+///
+/// let options = Options {
+///     mode: UpstreamMode::Forward,
+///     forwarder: ([127, 0, 0, 1], 9181).into(),
+///     gateway_version: "3.18".parse().ok(),
+/// };
+/// let file = File { name: "apisix.yaml".to_owned(), text: "routes: []\n#END\n".to_owned() };
+/// let report = check(&[file], options, &|_plugin, _conf| None)?;
+/// assert!(!report.has_errors());
+/// # Ok::<(), kube_coders_check::CheckError>(())
+/// ```
 ///
 /// # Errors
 ///
@@ -193,6 +275,13 @@ fn needs_runner(route: &GatewayRoute<'_>, checked: &Checked<'_>) -> bool {
 /// The standalone file of our route, in place of the first route whose Lua function chooses
 /// the upstream.
 ///
+/// ```
+/// use kube_coders_check::{CheckError, File, migrated};
+///
+/// let file = File { name: "apisix.yaml".to_owned(), text: "routes: []\n#END\n".to_owned() };
+/// assert!(matches!(migrated(&[file]), Err(CheckError::NothingToMigrate)));
+/// ```
+///
 /// # Errors
 ///
 /// As [`check()`], or no route has such a function.
@@ -231,3 +320,8 @@ fn objects<'d>(files: &'d [(&'d str, Vec<Node>)]) -> Result<Objects<'d>, CheckEr
     }
     if wrong.is_empty() { Ok(objects) } else { Err(CheckError::Files(wrong)) }
 }
+
+/// Compiles the README's example as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -38,6 +38,13 @@ pub(super) fn text(findings: &[Finding], files: usize) -> String {
 
 /// A text that may come from anywhere, without what moves a terminal's cursor, begins a
 /// line, or turns the direction of writing.
+///
+/// ```
+/// use kube_coders_check::shown;
+///
+/// assert_eq!(shown("apisix.yaml"), "apisix.yaml");
+/// assert!(!shown("a\u{1b}[2Jb").contains('\u{1b}'), "a terminal must not obey a file");
+/// ```
 pub fn shown(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for character in text.chars() {

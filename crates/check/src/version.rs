@@ -4,6 +4,15 @@ use std::fmt;
 use std::str::FromStr;
 
 /// As much of a version as anything depends on.
+///
+/// ```
+/// use kube_coders_check::Version;
+///
+/// let version: Version = "v3.18.0-debian".parse()?;
+/// assert!(version > "3.9".parse()?);
+/// assert_eq!(version.to_string(), "3.18");
+/// # Ok::<(), &str>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version {
     /// 3 in 3.18.0.

@@ -20,6 +20,14 @@ const SUBJECT: &str = "sub";
 const USERNAME: &str = "preferred_username";
 
 /// Reads an object of claims and keeps the wanted ones.
+///
+/// ```
+/// use kube_coders_identity::claims::{Wanted, decode};
+///
+/// let claims = decode(br#"{"sub": "alice", "email": "alice@example.com"}"#, &Wanted::new(["email"]))?;
+/// assert!(claims.subject() == "alice" && claims.claim("email").is_some());
+/// # Ok::<(), kube_coders_identity::claims::ClaimsError>(())
+/// ```
 pub fn decode(json: &[u8], wanted: &Wanted) -> Result<Claims, ClaimsError> {
     // Serde's JSON does not look into the strings that it reads over.
     let json = str::from_utf8(json).map_err(|_| ClaimsError::NotJson)?;
@@ -35,6 +43,14 @@ pub fn decode(json: &[u8], wanted: &Wanted) -> Result<Claims, ClaimsError> {
 }
 
 /// The top-level claims to keep; always with the subject and the user name.
+///
+/// ```
+/// use kube_coders_identity::claims::Wanted;
+///
+/// let wanted = Wanted::new(["groups"]);
+/// assert!(wanted.adds("groups") && !wanted.adds("picture"));
+/// assert!(!wanted.adds("sub"), "the subject is read, and no other source may add it");
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted(Box<[Box<str>]>);
 
@@ -57,6 +73,16 @@ impl Wanted {
 }
 
 /// The wanted claims of one identity.
+///
+/// ```
+/// use kube_coders_identity::claims::{ClaimPath, Wanted, decode};
+///
+/// let json = br#"{"sub": "alice", "realm_access": {"roles": ["dev"]}, "team": {"name": "blue"}}"#;
+/// let claims = decode(json, &Wanted::new(["team"]))?.with_subject()?;
+/// let team = ClaimPath::parse("team.name").expect("a path");
+/// assert_eq!((claims.subject(), claims.text(&team)), ("alice", Some("blue")));
+/// # Ok::<(), kube_coders_identity::claims::ClaimsError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Claims {
     subject: Box<str>,
@@ -127,6 +153,17 @@ impl Claims {
 }
 
 /// What is at a path.
+///
+/// ```
+/// use kube_coders_identity::claims::{ClaimPath, Found, Wanted, decode};
+///
+/// let claims = decode(br#"{"sub": "alice", "team": "blue"}"#, &Wanted::new(["team"]))?;
+/// let found = |path: &str| ClaimPath::parse(path).map(|path| claims.find(&path));
+/// assert!(matches!(found("team"), Some(Found::Claim(_))));
+/// assert_eq!(found("team.name"), Some(Found::NoObject));
+/// assert_eq!(found("other"), Some(Found::Nothing));
+/// # Ok::<(), kube_coders_identity::claims::ClaimsError>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Found<'c> {
     /// The claim's value.
@@ -138,6 +175,15 @@ pub enum Found<'c> {
 }
 
 /// The value of a claim.
+///
+/// ```
+/// use kube_coders_identity::claims::{Claim, Wanted, decode};
+///
+/// let claims = decode(br#"{"sub": "alice", "team": "blue", "age": 7}"#, &Wanted::new(["team", "age"]))?;
+/// assert_eq!(claims.claim("team"), Some(&Claim::Text("blue".into())));
+/// assert_eq!(claims.claim("age"), Some(&Claim::Number(7.0)));
+/// # Ok::<(), kube_coders_identity::claims::ClaimsError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub enum Claim {
     /// A JSON string.
@@ -153,6 +199,14 @@ pub enum Claim {
 }
 
 /// The path of a claim: `sub`, or `resource_access.apisix.roles`.
+///
+/// ```
+/// use kube_coders_identity::claims::ClaimPath;
+///
+/// let path = ClaimPath::parse("resource_access.apisix.roles").expect("a path");
+/// assert_eq!((path.name(), &*path.to_string()), ("resource_access", "resource_access.apisix.roles"));
+/// assert_eq!(ClaimPath::parse("two..dots"), None);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClaimPath {
     name: Box<str>,
@@ -192,6 +246,14 @@ impl fmt::Display for ClaimPath {
 }
 
 /// Why there are no claims.
+///
+/// ```
+/// use kube_coders_identity::claims::{ClaimsError, Wanted, decode};
+///
+/// let decoded = |json: &str| decode(json.as_bytes(), &Wanted::new([]));
+/// assert_eq!(decoded(r#"{"sub": "alice", "sub": "bob"}"#), Err(ClaimsError::Repeated));
+/// assert_eq!(decoded("{}").and_then(|claims| claims.with_subject()), Err(ClaimsError::Subject));
+/// ```
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum ClaimsError {
     /// The text does not parse as JSON, or is not UTF-8.

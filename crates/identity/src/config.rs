@@ -42,6 +42,15 @@ use timeout::TimeoutFields;
 ///
 /// An unknown field and a wrong type are refused too. The error names the field
 /// and its place; no message repeats a value of a conf that is refused.
+///
+/// ```
+/// use apisix_plugin_runner::config::parse_conf;
+/// use kube_coders_identity::UserUpstreamConfig;
+///
+/// let conf = br#"{"identity": {"trust": "gateway"}, "upstream": "http://code-{sub}"}"#;
+/// let error = parse_conf::<UserUpstreamConfig>(conf).err().map(|error| error.field);
+/// assert_eq!(error.as_deref(), Some("upstream"), "the port is missing");
+/// ```
 #[derive(Deserialize)]
 #[serde(try_from = "Object<ConfFields>")]
 pub struct UserUpstreamConfig {

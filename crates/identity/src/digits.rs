@@ -3,12 +3,25 @@
 use std::str::FromStr;
 
 /// Whether a text is one ASCII digit or more.
+///
+/// ```
+/// use kube_coders_identity::is_digits;
+///
+/// assert!(is_digits(b"8443") && !is_digits(b"+8443") && !is_digits(b""));
+/// ```
 #[must_use]
 pub fn is_digits(text: &[u8]) -> bool {
     !text.is_empty() && text.iter().all(u8::is_ascii_digit)
 }
 
 /// The number that these digits say, if they say one that fits.
+///
+/// ```
+/// use kube_coders_identity::parse_digits;
+///
+/// assert_eq!(parse_digits::<u16>(b"8443"), Some(8443));
+/// assert_eq!(parse_digits::<u16>(b"70000"), None);
+/// ```
 #[must_use]
 pub fn parse_digits<N: FromStr>(text: &[u8]) -> Option<N> {
     if !is_digits(text) {

@@ -8,6 +8,15 @@ use super::token::TokenError;
 use super::userinfo::UserinfoError;
 
 /// Why it is not known who a user is.
+///
+/// ```
+/// use kube_coders_identity::identity_error::IdentityError;
+/// use kube_coders_identity::token::TokenError;
+///
+/// let expired = IdentityError::from(TokenError::Expired);
+/// assert!(expired.is_lasting(), "it stays expired");
+/// assert!(!IdentityError::from(TokenError::NotYetValid).is_lasting());
+/// ```
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum IdentityError {
     /// The gateway is trusted, and the request does not carry its header.

@@ -31,6 +31,15 @@ const NO_SOURCES: [&str; 6] = ["cookie", "host", "origin", "connection", "upgrad
 const MAX_SOURCES: usize = 8;
 
 /// The headers that may hold the token, in the order in which they are looked at.
+///
+/// ```
+/// use kube_coders_identity::identity_headers::TokenSources;
+///
+/// let sources: TokenSources = serde_json::from_str(r#"["x-id-token", "authorization"]"#)?;
+/// assert_eq!(sources.names()[0], "x-id-token");
+/// assert!(serde_json::from_str::<TokenSources>(r#"["cookie"]"#).is_err());
+/// # Ok::<(), serde_json::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenSources(Vec<HeaderName>);
 
@@ -85,6 +94,16 @@ impl<'de> Deserialize<'de> for TokenSources {
 }
 
 /// The identity headers of one request.
+///
+/// ```
+/// use kube_coders_identity::identity_headers::{TokenSources, find};
+///
+/// let values = |name: &str| (name == "x-userinfo").then_some(&b"e30="[..]).into_iter();
+/// let sources = TokenSources::none();
+/// let found = find(values, [], &sources, &[])?;
+/// assert_eq!((found.userinfo, found.token), (Some(&b"e30="[..]), None));
+/// # Ok::<(), kube_coders_identity::identity_headers::HeadersError>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct IdentityHeaders<'f> {
     /// The value of `x-userinfo`: base64 of a JSON object, not yet decoded.
@@ -94,6 +113,13 @@ pub struct IdentityHeaders<'f> {
 }
 
 /// The first token that was found.
+///
+/// ```
+/// use kube_coders_identity::identity_headers::TokenHeader;
+///
+/// let token = TokenHeader { text: b"eyJhbGciOi", source: 0 };
+/// assert!(token.is_in(b"Bearer eyJhbGciOi"));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TokenHeader<'f> {
     /// The token without a `Bearer` before it.
@@ -111,6 +137,15 @@ impl TokenHeader<'_> {
 }
 
 /// Why a request's identity headers are ambiguous.
+///
+/// ```
+/// use kube_coders_identity::identity_headers::{TokenSources, find};
+///
+/// let no_values = |_: &str| std::iter::empty();
+/// let sources = TokenSources::none();
+/// let error = find(no_values, [&b"x_userinfo"[..]], &sources, &[]).unwrap_err();
+/// assert_eq!(error.to_string(), "a header has the name of x-userinfo with `_` for `-`");
+/// ```
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum HeadersError {
     /// The request has two headers of this name.
@@ -126,6 +161,16 @@ pub enum HeadersError {
 ///
 /// `reserved` are headers that something behind the caller believes. A request that has
 /// the name of one of them, or of an identity header, with `_` for `-` is refused.
+///
+/// ```
+/// use kube_coders_identity::identity_headers::{TokenSources, find};
+///
+/// let values = |name: &str| (name == "authorization").then_some(&b"Bearer eyJhbGciOi"[..]).into_iter();
+/// let sources = TokenSources::default();
+/// let found = find(values, [], &sources, &[])?;
+/// assert_eq!(found.token.map(|token| token.text), Some(&b"eyJhbGciOi"[..]));
+/// # Ok::<(), kube_coders_identity::identity_headers::HeadersError>(())
+/// ```
 ///
 /// # Errors
 ///

@@ -48,6 +48,19 @@ const KEYS_WAIT: Duration = Duration::from_secs(2);
 const MAX_WAITING: usize = 1024;
 
 /// The issuers whose keys are in use. Confs of the same source share one.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use kube_coders_identity::keys::{Issuer, Issuers, Source};
+/// use reqwest::dns::Resolve;
+///
+/// /// Two confs with the same source share the keys and the requests for them.
+/// fn issuers_of(confs: &[Source], names: &Arc<dyn Resolve>) -> Vec<Arc<Issuer>> {
+///     let issuers = Issuers::default();
+///     confs.iter().map(|source| issuers.get(source, names)).collect()
+/// }
+/// ```
 #[derive(Default)]
 pub struct Issuers(Mutex<HashMap<Source, Weak<Issuer>>>);
 
@@ -87,6 +100,23 @@ impl Issuers {
 }
 
 /// An issuer and its keys.
+///
+/// ```
+/// use jsonwebtoken::Algorithm;
+/// use kube_coders_identity::claims::Wanted;
+/// use kube_coders_identity::keys::{Issuer, VerifyError};
+/// use kube_coders_identity::token::Token;
+/// use kube_coders_test_support::{Signer, key_set};
+///
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// let signer = Signer::new("key-1", Algorithm::ES256);
+/// let issuer = Issuer::of_keys(key_set(std::slice::from_ref(&signer)));
+/// let text = signer.token(&serde_json::json!({"sub": "alice"}));
+/// let token = Token::decode(text.as_bytes(), &Wanted::new([])).map_err(VerifyError::Token)?;
+/// assert_eq!(issuer.verify(token).await?.subject(), "alice");
+/// # Ok::<(), VerifyError>(())
+/// # }).unwrap();
+/// ```
 pub struct Issuer {
     shared: Arc<IssuerState>,
     /// Places of calls that wait for keys.
@@ -127,6 +157,15 @@ struct Demand {
 }
 
 /// Why a token's signature can't be checked or is wrong.
+///
+/// ```
+/// use kube_coders_identity::identity_error::IdentityError;
+/// use kube_coders_identity::keys::VerifyError;
+///
+/// // The client can't help it, so the answer is 503 and not 401.
+/// let error: IdentityError = VerifyError::KeysUnavailable.into();
+/// assert_eq!(error, IdentityError::KeysUnavailable);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VerifyError {
     /// The issuer's keys could not be fetched.
@@ -212,6 +251,21 @@ impl Issuer {
 }
 
 /// The claims of a token that is signed with one of these keys.
+///
+/// ```
+/// use jsonwebtoken::Algorithm;
+/// use kube_coders_identity::claims::Wanted;
+/// use kube_coders_identity::keys::{KeySet, verify_with_set};
+/// use kube_coders_identity::token::{Token, TokenError};
+/// use kube_coders_test_support::{Signer, key_set};
+///
+/// let signers = ["key-1", "key-2"].map(|id| Signer::new(id, Algorithm::ES256));
+/// let keys = KeySet::decode(key_set(&signers[..1]).as_bytes()).expect("a set of keys");
+/// let text = signers[1].token(&serde_json::json!({"sub": "alice"}));
+/// let token = Token::decode(text.as_bytes(), &Wanted::new([]))?;
+/// assert_eq!(verify_with_set(&keys, token), Err(TokenError::UnknownKey));
+/// # Ok::<(), TokenError>(())
+/// ```
 pub fn verify_with_set(keys: &KeySet, token: Token<'_>) -> Result<Claims, TokenError> {
     verify_with(&keys.candidates(&token), token).map_err(|tried| match tried {
         Tried::Wrong(_) => TokenError::Signature,

@@ -36,6 +36,19 @@ pub fn label(prefix: &str, value: &str, suffix: &str) -> Option<String> {
 
 /// Puts the label of a value, with the rest of its label around it, at the end
 /// of a name, and says whether there is one; if not, the name is as it was.
+///
+/// ```
+/// use kube_coders_identity::label::push_label;
+///
+/// let mut name = String::new();
+/// assert!(push_label(&mut name, "code-", "alice", ""));
+/// assert_eq!(name, "code-alice");
+///
+/// // The hash tells `Alice` from `alice`.
+/// name.clear();
+/// assert!(push_label(&mut name, "code-", "Alice", ""));
+/// assert_eq!(name, "code-alice---3bc51062973c458d");
+/// ```
 #[must_use]
 pub fn push_label(name: &mut String, prefix: &str, value: &str, suffix: &str) -> bool {
     let room = MAX_LABEL.saturating_sub(prefix.len() + suffix.len());

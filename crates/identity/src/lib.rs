@@ -1,16 +1,39 @@
-//! Who a user is and what their workspace is called: from the headers of a request and
-//! the conf of `user-upstream` to claims that are believed, a verdict of the policy, and
-//! a host name.
+//! Identifies a user, and computes the name of the user's workspace.
 //!
-//! # Invariants
+//! This crate is for programs that must name a workspace as kube-coders does: the shipped
+//! plugin, its `explain` command, and tools that create workspaces.
 //!
-//! - Nothing here knows a gateway, a plugin, a resolver of ours or Kubernetes. Of the
-//!   rest of the program it uses [`HeaderName`](http::HeaderName) and the types
-//!   of an upstream.
-//! - A claim of a token is believed only after its signature was checked.
-//! - The only connections are those to an issuer, for its keys (`keys`), with names that
-//!   the caller's resolver looks up.
-//! - No error repeats a claim, a token or a value of a conf.
+//! ```
+//! use apisix_plugin_runner::config::parse_conf;
+//! use kube_coders_identity::{UserUpstreamConfig, claims};
+//!
+//! let config: UserUpstreamConfig = parse_conf(br#"{
+//!     "identity": {"trust": "gateway"},
+//!     "upstream": "http://code-{sub}.workspaces:8443",
+//!     "deny": {"subjects": ["mallory"]}
+//! }"#)?;
+//! let claims = claims::decode(br#"{"sub": "alice"}"#, &config.wanted)?.with_subject()?;
+//! config.policy.decide(&claims)?;
+//! assert_eq!(config.upstream.render(&claims)?.to_string(), "http://code-alice.workspaces:8443");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Where to look
+//!
+//! | I want to | use |
+//! |---|---|
+//! | read the conf of the plugin `user-upstream` | [`UserUpstreamConfig`] |
+//! | find the headers that identify a user | [`identity_headers::find`] |
+//! | read claims from `X-Userinfo` | [`userinfo::decode`] |
+//! | read claims from a token, and check it | [`token::Token`], [`keys::Issuer`], [`KeySet`] |
+//! | decide whether a user may use a workspace | [`policy::Policy`] |
+//! | compute a workspace's host name or upstream | [`HostTemplate`], [`Template`] |
+//! | compute one label of a name | [`label::push_label`] |
+//! | explain why a user is not identified | [`identity_error::IdentityError`] |
+//!
+//! A claim of a token counts only after the token's signature has been checked. The crate
+//! connects only to an issuer, for its keys, and looks up names with the caller's resolver.
+//! No error repeats a claim, a token or a value of a conf.
 
 pub mod claims;
 pub mod userinfo;
@@ -36,3 +59,8 @@ pub use login_link::LoginLink;
 pub use pem_file::read_pem_file;
 pub use reqwest::Url;
 pub use template::{HostTemplate, Template, TemplateError};
+
+/// Compiles the README's example as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

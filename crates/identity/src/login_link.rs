@@ -10,6 +10,13 @@ const DEFAULT: &str = "/logout";
 const MAX_LINK: usize = 2048;
 
 /// A path at the gateway, or an https URL.
+///
+/// ```
+/// use kube_coders_identity::LoginLink;
+///
+/// assert_eq!(LoginLink::default().as_str(), "/logout");
+/// assert!(serde_json::from_str::<LoginLink>(r#""//elsewhere.example""#).is_err());
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoginLink(Box<str>);
 

@@ -12,6 +12,14 @@ const MAX_FILE: u64 = 4 * 1024 * 1024;
 
 /// Reads a file that may hold certificates.
 ///
+/// ```
+/// use std::path::Path;
+///
+/// use kube_coders_identity::read_pem_file;
+///
+/// assert!(read_pem_file(Path::new("/nonexistent.pem")).is_err());
+/// ```
+///
 /// # Errors
 ///
 /// The path leads to no readable file of at most 4 MiB.

@@ -13,6 +13,13 @@ use super::claims::{Claim, ClaimPath, Claims, Found};
 const MAX_VALUES: usize = 10_000;
 
 /// Rules about identities, as they are written in `allow` and `deny`.
+///
+/// ```
+/// use kube_coders_identity::policy::Rules;
+///
+/// let allow: Rules = serde_json::from_str(r#"{"groups": ["/developers"]}"#)?;
+/// # Ok::<(), serde_json::Error>(())
+/// ```
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "an object")]
 pub struct Rules {
@@ -30,6 +37,13 @@ pub struct Rules {
 
 /// In which claims groups and roles stand, as it is written in `claims`: paths
 /// such as `resource_access.apisix.roles`.
+///
+/// ```
+/// use kube_coders_identity::policy::ClaimPaths;
+///
+/// let paths: ClaimPaths = serde_json::from_str(r#"{"roles": "resource_access.apisix.roles"}"#)?;
+/// # Ok::<(), serde_json::Error>(())
+/// ```
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default, expecting = "an object")]
 pub struct ClaimPaths {
@@ -99,6 +113,18 @@ impl RuleKind {
 }
 
 /// The rules of a conf.
+///
+/// ```
+/// use kube_coders_identity::claims::{Wanted, decode};
+/// use kube_coders_identity::policy::{ClaimPaths, Policy, Rules};
+///
+/// let allow: Rules = serde_json::from_str(r#"{"groups": ["/developers"]}"#).expect("rules");
+/// let policy = Policy::new(allow, Rules::default(), ClaimPaths::default())?;
+/// let wanted = Wanted::new(policy.claim_names());
+/// let claims = decode(br#"{"sub": "alice", "groups": ["/developers"]}"#, &wanted).expect("claims");
+/// assert_eq!(policy.decide(&claims), Ok(()));
+/// # Ok::<(), String>(())
+/// ```
 #[derive(Debug)]
 pub struct Policy {
     allow: Vec<(RuleKind, Values)>,
@@ -107,6 +133,17 @@ pub struct Policy {
 }
 
 /// Which rule turned an identity away.
+///
+/// ```
+/// use kube_coders_identity::claims::{Wanted, decode};
+/// use kube_coders_identity::policy::{ClaimPaths, Denied, Policy, Rules};
+///
+/// let deny: Rules = serde_json::from_str(r#"{"subjects": ["mallory"]}"#).expect("rules");
+/// let policy = Policy::new(Rules::default(), deny, ClaimPaths::default())?;
+/// let claims = decode(br#"{"sub": "mallory"}"#, &Wanted::new([])).expect("claims");
+/// assert_eq!(policy.decide(&claims), Err(Denied::OneOf("subjects")));
+/// # Ok::<(), String>(())
+/// ```
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum Denied {
     /// `allow` has this list, and the identity has none of its values.

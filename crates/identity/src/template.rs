@@ -16,6 +16,17 @@ use apisix_plugin_runner::upstream::{
 };
 
 /// An upstream with holes: `http://code-{sub}.workspaces:8443`.
+///
+/// ```
+/// use kube_coders_identity::Template;
+/// use kube_coders_identity::claims::{Wanted, decode};
+///
+/// let template = Template::parse("http://code-{sub}.workspaces:8443")?;
+/// let claims = decode(br#"{"sub": "alice"}"#, &Wanted::new(template.claim_names())).expect("claims");
+/// let upstream = template.render(&claims).map(|upstream| upstream.to_string());
+/// assert_eq!(upstream.as_deref(), Ok("http://code-alice.workspaces:8443"));
+/// # Ok::<(), kube_coders_identity::TemplateError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Template {
     scheme: Scheme,
@@ -104,6 +115,15 @@ fn parse_port(text: &str) -> Option<u16> {
 }
 
 /// A host name with holes: `code-{sub}.workspaces`.
+///
+/// ```
+/// use kube_coders_identity::HostTemplate;
+///
+/// let template = HostTemplate::parse("code-{sub}.workspaces")?;
+/// let name = template.render_value("alice").map(|name| name.to_string());
+/// assert_eq!(name.as_deref(), Ok("code-alice.workspaces"));
+/// # Ok::<(), kube_coders_identity::TemplateError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostTemplate {
     holes: Box<[Hole]>,
@@ -287,6 +307,13 @@ fn check_literal(text: &str, at: usize) -> Result<(), TemplateError> {
 }
 
 /// Why a text is not a template. Positions count the text's bytes from 0.
+///
+/// ```
+/// use kube_coders_identity::{HostTemplate, TemplateError};
+///
+/// assert_eq!(HostTemplate::parse("code-{sub").err(), Some(TemplateError::Unclosed { at: 5 }));
+/// assert_eq!(HostTemplate::parse("Code-{sub}").err(), Some(TemplateError::Character { at: 0 }));
+/// ```
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum TemplateError {
     /// The scheme, the port, or a host without holes is wrong.
@@ -359,6 +386,17 @@ pub enum TemplateError {
 }
 
 /// Why a template has no upstream for these claims.
+///
+/// ```
+/// use kube_coders_identity::Template;
+/// use kube_coders_identity::claims::{Wanted, decode};
+/// use kube_coders_identity::template::RenderError;
+///
+/// let template = Template::parse("http://code-{team}:8443")?;
+/// let claims = decode(br#"{"sub": "alice"}"#, &Wanted::new(template.claim_names())).expect("claims");
+/// assert_eq!(template.render(&claims), Err(RenderError::NoClaim));
+/// # Ok::<(), kube_coders_identity::TemplateError>(())
+/// ```
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum RenderError {
     /// The identity lacks a claim that a hole names, or its value is not a text.

@@ -42,11 +42,29 @@ const ALGORITHMS: [(&str, Algorithm); 9] = [
 pub const CHECKED_CLAIMS: [&str; 6] = ["iss", "aud", "azp", "exp", "nbf", "iat"];
 
 /// The algorithm of this name, if a token may be signed with it.
+///
+/// ```
+/// use kube_coders_identity::token::algorithm;
+///
+/// assert!(algorithm("ES256").is_some());
+/// assert_eq!(algorithm("HS256"), None, "the runner shares no secret with an issuer");
+/// ```
 pub fn algorithm(name: &str) -> Option<Algorithm> {
     ALGORITHMS.iter().find(|(known, _)| *known == name).map(|(_, algorithm)| *algorithm)
 }
 
 /// What a token has to say of itself.
+///
+/// ```
+/// use kube_coders_identity::token::Expected;
+///
+/// // A token that `https://id.example.com` issued for the client `apisix`.
+/// let expected = Expected {
+///     issuer: "https://id.example.com".into(),
+///     audience: ["apisix".into()].into(),
+///     authorized_parties: [].into(),
+/// };
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expected {
     /// What `iss` is.
@@ -58,6 +76,23 @@ pub struct Expected {
 }
 
 /// A token whose signature was not checked.
+///
+/// ```
+/// use jsonwebtoken::Algorithm;
+/// use kube_coders_identity::claims::Wanted;
+/// use kube_coders_identity::keys::{KeySet, verify_with_set};
+/// use kube_coders_identity::token::Token;
+/// use kube_coders_test_support::{Signer, key_set};
+///
+/// let signer = Signer::new("key-1", Algorithm::ES256);
+/// let text = signer.token(&serde_json::json!({"sub": "alice"}));
+/// let token = Token::decode(text.as_bytes(), &Wanted::new([]))?;
+/// assert_eq!(token.key_id.as_deref(), Some("key-1"), "as the token claims");
+///
+/// let keys = KeySet::decode(key_set(&[signer]).as_bytes()).expect("a set of keys");
+/// assert_eq!(verify_with_set(&keys, token)?.subject(), "alice");
+/// # Ok::<(), kube_coders_identity::token::TokenError>(())
+/// ```
 #[derive(Debug)]
 pub struct Token<'t> {
     /// The algorithm that the token claims to be signed with: one of the asymmetric ones that are allowed.
@@ -194,6 +229,14 @@ fn is_token_type(typ: &str) -> bool {
 }
 
 /// Why a token is not believed.
+///
+/// ```
+/// use kube_coders_identity::claims::Wanted;
+/// use kube_coders_identity::token::{Token, TokenError};
+///
+/// let error = Token::decode(b"an-opaque-token", &Wanted::new([])).err();
+/// assert_eq!(error, Some(TokenError::Opaque));
+/// ```
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum TokenError {
     /// Nothing of the token was read.

@@ -17,6 +17,15 @@ const STANDARD: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, EITHER
 const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, EITHER_PADDING);
 
 /// Reads the header's value and keeps the wanted claims.
+///
+/// ```
+/// use kube_coders_identity::claims::Wanted;
+/// use kube_coders_identity::userinfo::decode;
+///
+/// let claims = decode(b"eyJzdWIiOiAiYWxpY2UifQ==", &Wanted::new([]))?;
+/// assert_eq!(claims.subject(), "alice");
+/// # Ok::<(), kube_coders_identity::userinfo::UserinfoError>(())
+/// ```
 pub fn decode(value: &[u8], wanted: &Wanted) -> Result<Claims, UserinfoError> {
     if value.len() > MAX_USERINFO {
         return Err(UserinfoError::TooLong);
@@ -28,6 +37,13 @@ pub fn decode(value: &[u8], wanted: &Wanted) -> Result<Claims, UserinfoError> {
 }
 
 /// What is wrong with a userinfo.
+///
+/// ```
+/// use kube_coders_identity::claims::Wanted;
+/// use kube_coders_identity::userinfo::{UserinfoError, decode};
+///
+/// assert_eq!(decode(b"{\"sub\"", &Wanted::new([])), Err(UserinfoError::NotBase64));
+/// ```
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum UserinfoError {
     /// Nothing of the header was read.

@@ -26,6 +26,19 @@ const MAX_TEXT: usize = 2048;
 const MAX_LIST: usize = 64;
 
 /// Whose word is believed.
+///
+/// ```
+/// use apisix_plugin_runner::config::parse_conf;
+/// use kube_coders_identity::identity_error::IdentityError;
+/// use kube_coders_identity::identity_headers::IdentityHeaders;
+/// use kube_coders_identity::{IdentityConfig, UserUpstreamConfig};
+///
+/// let conf = br#"{"identity": {"trust": "gateway"}, "upstream": "http://code-{sub}:8443"}"#;
+/// let identity = parse_conf::<UserUpstreamConfig>(conf)?.identity;
+/// assert!(matches!(identity, IdentityConfig::Gateway));
+/// assert_eq!(identity.look_at(&IdentityHeaders::default()), Err(IdentityError::NoUserinfo));
+/// # Ok::<(), apisix_plugin_runner::ConfError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "Object<IdentityFields>")]
 pub enum IdentityConfig {
@@ -36,6 +49,21 @@ pub enum IdentityConfig {
 }
 
 /// Which tokens are believed.
+///
+/// ```
+/// use apisix_plugin_runner::config::parse_conf;
+/// use kube_coders_identity::{IdentityConfig, UserUpstreamConfig};
+///
+/// let conf = br#"{
+///     "identity": {"trust": "verified", "issuer": "https://id.example.com", "audience": ["apisix"]},
+///     "upstream": "http://code-{sub}:8443"
+/// }"#;
+/// let IdentityConfig::Verified(verified) = parse_conf::<UserUpstreamConfig>(conf)?.identity else {
+///     panic!("the conf says \"verified\"")
+/// };
+/// assert_eq!(verified.keys.discovery.path(), "/.well-known/openid-configuration");
+/// # Ok::<(), apisix_plugin_runner::ConfError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verified {
     /// The headers that may hold the token, in the order in which they are searched.

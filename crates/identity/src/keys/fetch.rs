@@ -29,6 +29,20 @@ const MAX_BODY: usize = 512 * 1024;
 const MAX_REDIRECTS: usize = 3;
 
 /// Where an issuer's keys come from, and what is trusted on the way.
+///
+/// ```
+/// use kube_coders_identity::Url;
+/// use kube_coders_identity::keys::Source;
+///
+/// let discovery = "http://keycloak.login.svc:8080/realms/dev/.well-known/openid-configuration";
+/// let source = Source {
+///     issuer: "https://id.example.com/realms/dev".into(),
+///     discovery: Url::parse(discovery).expect("a URL"),
+///     allow_http: true,
+///     ca_file: None,
+/// };
+/// assert!(source.may_ask(&source.discovery));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Source {
     /// The `iss` of its tokens.
@@ -51,6 +65,19 @@ struct Discovery {
 }
 
 /// What an issuer gave.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use kube_coders_identity::keys::Source;
+/// use reqwest::dns::Resolve;
+///
+/// /// The number of keys that an issuer publishes now.
+/// async fn count(source: &Source, names: &Arc<dyn Resolve>) -> Option<usize> {
+///     let fetched = source.fetch(names).await.ok()?;
+///     Some(fetched.keys.len())
+/// }
+/// ```
 pub struct Fetched {
     /// The keys that can check signatures; at least one.
     pub keys: KeySet,
@@ -86,6 +113,15 @@ pub enum FetchError {
 }
 
 /// Why a file gives no certificates to trust.
+///
+/// ```
+/// use std::path::Path;
+///
+/// use kube_coders_identity::keys::read_ca_file;
+///
+/// let error = read_ca_file(Path::new("/nonexistent.pem")).unwrap_err();
+/// assert!(error.to_string().starts_with("identity.ca_file: "));
+/// ```
 #[derive(Debug, Error)]
 #[error("identity.ca_file: {0}")]
 pub struct CaFileError(String);
@@ -102,6 +138,16 @@ fn chain(error: &reqwest::Error) -> String {
 }
 
 /// Reads the certificates of a file in PEM form.
+///
+/// ```
+/// use kube_coders_identity::keys::read_ca_file;
+///
+/// let folder = tempfile::tempdir()?;
+/// let file = folder.path().join("ca.pem");
+/// std::fs::write(&file, "no certificate")?;
+/// assert!(read_ca_file(&file).is_err());
+/// # Ok::<(), std::io::Error>(())
+/// ```
 pub fn read_ca_file(path: &Path) -> Result<Vec<Certificate>, CaFileError> {
     let pem = read_pem_file(path).map_err(|error| CaFileError(error.to_string()))?;
     match Certificate::from_pem_bundle(&pem) {

@@ -18,6 +18,16 @@ const MAX_KEYS: usize = 256;
 const MIN_MODULUS: usize = 256;
 
 /// The keys that can check a signature of ours.
+///
+/// ```
+/// use jsonwebtoken::Algorithm;
+/// use kube_coders_identity::KeySet;
+/// use kube_coders_test_support::{Signer, key_set};
+///
+/// let text = key_set(&[Signer::new("key-1", Algorithm::ES256)]);
+/// assert_eq!(KeySet::decode(text.as_bytes()).map(|keys| keys.len()), Ok(1));
+/// assert!(KeySet::decode(br#"{"keys": []}"#).is_err());
+/// ```
 #[derive(Default)]
 pub struct KeySet(Vec<Key>);
 
