@@ -90,7 +90,7 @@ pub struct Claims {
 }
 
 impl Claims {
-    /// The same, if they have a subject of 1 to 255 characters.
+    /// Accepts the claims only if they have a subject of 1 to 255 characters.
     pub fn with_subject(self) -> Result<Self, ClaimsError> {
         match self.subject() {
             "" => Err(ClaimsError::Subject),

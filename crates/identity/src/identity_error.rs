@@ -52,8 +52,8 @@ impl From<VerifyError> for IdentityError {
 }
 
 impl IdentityError {
-    /// Whether the same headers come to the same for a while, whoever's clock
-    /// goes on and whatever keys come.
+    /// Whether the same headers lead to this error again, even after a moment and with new
+    /// keys.
     pub fn is_lasting(&self) -> bool {
         match self {
             Self::Token(error) => {

@@ -65,8 +65,8 @@ const MAX_WAITING: usize = 1024;
 pub struct Issuers(Mutex<HashMap<Source, Weak<Issuer>>>);
 
 impl Issuers {
-    /// The issuer of this source; from now on its keys are kept, for as long as
-    /// somebody holds it.
+    /// The issuer of this source. Its keys are fetched and renewed as long as a returned
+    /// value exists.
     ///
     /// # Panics
     ///

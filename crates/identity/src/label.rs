@@ -27,7 +27,7 @@ pub const MIN_ROOM: usize = 1 + SEPARATOR.len() + HASH_DIGITS;
 /// value is empty or longer than 255 characters.
 ///
 /// `prefix` and `suffix` have to be parts of a lower-case label and leave room
-/// for [`MIN_ROOM`] bytes; there is no label where they do not.
+/// for [`MIN_ROOM`] bytes; otherwise there is no label.
 #[cfg(test)]
 pub fn label(prefix: &str, value: &str, suffix: &str) -> Option<String> {
     let mut name = String::new();

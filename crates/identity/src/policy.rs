@@ -23,19 +23,19 @@ const MAX_VALUES: usize = 10_000;
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "an object")]
 pub struct Rules {
-    /// Groups, byte for byte as they stand in the claim: Keycloak's begin with
-    /// `/` where its mapper writes full paths. By default nothing is asked.
+    /// Groups, byte for byte as in the claim. Keycloak's begin with `/` if its mapper writes
+    /// full paths. By default the policy does not look at groups.
     #[serde(default)]
     groups: Option<Values>,
-    /// Roles, byte for byte. By default nothing is asked.
+    /// Roles, byte for byte. By default the policy does not look at roles.
     #[serde(default)]
     roles: Option<Values>,
-    /// Subjects, byte for byte. By default nothing is asked.
+    /// Subjects, byte for byte. By default the policy does not look at subjects.
     #[serde(default)]
     subjects: Option<Values>,
 }
 
-/// In which claims groups and roles stand, as it is written in `claims`: paths
+/// Which claims hold groups and roles, as written in `claims`: paths
 /// such as `resource_access.apisix.roles`.
 ///
 /// ```
@@ -49,7 +49,7 @@ pub struct Rules {
 pub struct ClaimPaths {
     /// `groups` by default.
     groups: ClaimPath,
-    /// `realm_access.roles` by default, where Keycloak has the realm's roles.
+    /// `realm_access.roles` by default, in which Keycloak has the realm's roles.
     roles: ClaimPath,
 }
 

@@ -196,7 +196,7 @@ impl HostTemplate {
         self.render_with(|path| claims.text(path).ok_or(RenderError::NoClaim))
     }
 
-    /// The host name with one value in every hole, whatever claim it asks for.
+    /// The host name with this value in every hole. The names of the claims do not matter.
     pub fn render_value(&self, value: &str) -> Result<HostName, RenderError> {
         self.render_with(|_| Ok(value))
     }

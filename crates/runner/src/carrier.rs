@@ -20,7 +20,7 @@ use crate::upstream::Upstream;
 /// ```
 /// use apisix_plugin_runner::{Carried, Carrier, CarrierError, Choice, HeaderName, CarrierFuture};
 ///
-/// /// Names the upstream in a header that a proxy behind the gateway trusts.
+/// /// Names the upstream in a header for a proxy that trusts the gateway.
 /// struct PlainHeader;
 ///
 /// impl Carrier for PlainHeader {

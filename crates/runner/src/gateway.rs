@@ -291,7 +291,7 @@ impl Gateway {
     /// Calls the runner for a request and does what it says.
     ///
     /// A call that fails becomes the answer that a client would get: 503, or 500
-    /// where the runner's answer is malformed.
+    /// if the runner's answer is malformed.
     pub async fn call(&self, route: &Route, request: &ClientRequest) -> Outcome {
         match self.try_call(route, request).await {
             Ok(outcome) => outcome,
@@ -303,7 +303,7 @@ impl Gateway {
         }
     }
 
-    /// Calls the runner for a request, and says why where that fails.
+    /// Calls the runner for a request, and reports why a call failed.
     ///
     /// # Errors
     ///

@@ -76,7 +76,7 @@ impl<'f> Response<'f> {
         self.status
     }
 
-    /// The first value of a header, whatever the case of its name.
+    /// The first value of a header. The case of the name does not matter.
     #[must_use]
     pub fn header(&self, name: impl AsRef<str>) -> Option<&'f [u8]> {
         self.headers.first(name.as_ref())
@@ -92,7 +92,7 @@ impl<'f> Response<'f> {
         self.headers.all()
     }
 
-    /// An nginx or APISIX variable; `None` where there is none of this name.
+    /// An nginx or APISIX variable; `None` if there is none of this name.
     ///
     /// # Errors
     ///
@@ -101,7 +101,7 @@ impl<'f> Response<'f> {
         self.extra_info.variable(name).await
     }
 
-    /// The response's body, whole; `None` where there is none.
+    /// The response's whole body; `None` if there is none.
     ///
     /// # Errors
     ///

@@ -308,8 +308,8 @@ impl Control {
     }
 }
 
-/// A TCP service beside the runner in the same process, whose connections pass to the next
-/// runner together with the gateway's.
+/// A TCP service in the runner's process, whose connections pass to the next runner
+/// together with the gateway's.
 ///
 /// ```
 /// use std::pin::Pin;

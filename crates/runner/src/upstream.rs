@@ -42,7 +42,7 @@ pub enum Scheme {
 }
 
 impl Scheme {
-    /// The scheme as it stands before `://`.
+    /// The scheme as it is written before `://`.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -82,7 +82,8 @@ impl FromStr for Scheme {
 pub struct HostName(Arc<str>);
 
 impl HostName {
-    /// A name that is known to be one: `text.parse::<HostName>()` returns it unchanged.
+    /// Takes a text that is known to be a name: `text.parse::<HostName>()` would return it
+    /// unchanged.
     #[must_use]
     pub fn from_checked(text: Arc<str>) -> Self {
         debug_assert!(
@@ -92,7 +93,7 @@ impl HostName {
         Self(text)
     }
 
-    /// The name as text; an IPv6 address stands without brackets.
+    /// The name as text. An IPv6 address has no brackets.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -439,10 +440,10 @@ impl fmt::Display for Upstream {
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum UpstreamError {
-    /// Neither `http://` nor `https://` stands at the start.
+    /// The text does not start with `http://` or `https://`.
     #[error("an upstream starts with http:// or https://")]
     Scheme,
-    /// Between scheme and port stands neither a DNS name nor an IP address.
+    /// The text between scheme and port is neither a DNS name nor an IP address.
     #[error("the upstream's host is neither a DNS name nor an IP address (IPv6 in brackets)")]
     Host,
     /// The subject is empty or too long.

@@ -144,7 +144,7 @@ impl IdentityConfig {
 #[serde(deny_unknown_fields, expecting = "an object")]
 struct IdentityFields {
     /// `"gateway"` or `"verified"`. Has no default: whose word is believed is the
-    /// operator's decision.
+    /// administrator's decision.
     trust: Trust,
     /// The `iss` of the tokens, byte for byte. Needed for `verified`.
     #[serde(default)]

@@ -221,7 +221,7 @@ impl Source {
         attempt.follow()
     }
 
-    /// Whether a URL has TLS, or needs none by the operator's word.
+    /// Whether a URL has TLS, or the administrator permits it without.
     pub fn may_ask(&self, url: &Url) -> bool {
         match url.scheme() {
             "https" => true,

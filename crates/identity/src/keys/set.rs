@@ -17,7 +17,7 @@ const MAX_KEYS: usize = 256;
 /// How long an RSA modulus is at least, in bytes (RFC 7518, section 3.3: 2048 bits).
 const MIN_MODULUS: usize = 256;
 
-/// The keys that can check a signature of ours.
+/// The keys of an issuer that can check signatures.
 ///
 /// ```
 /// use jsonwebtoken::Algorithm;
@@ -81,8 +81,7 @@ struct Set {
 }
 
 impl KeySet {
-    /// Reads a JWKS. Keys for something else, or of a kind that nobody here
-    /// knows, are left out.
+    /// Reads a JWKS. Keys for other purposes and of unknown kinds are left out.
     pub fn decode(json: &[u8]) -> Result<Self, KeySetError> {
         let set: Set = serde_json::from_slice(json).map_err(|_| KeySetError::NoSet)?;
         let listed = set.keys.len();

@@ -227,7 +227,7 @@ impl SocketArgs {
         }
     }
 
-    /// Whether a gateway started this process, and so says where it listens.
+    /// Whether a gateway started this process and gave it the address to listen at.
     #[must_use]
     pub fn is_spawned(&self, environment: &Environment) -> bool {
         self.address(environment).2
@@ -246,8 +246,8 @@ impl RunArgs {
         checker.finish(settings)
     }
 
-    /// The same as [`settings`](Self::settings), for a program that checks settings of its
-    /// own as well.
+    /// Checks the settings with a program's own checker, so that one start shows the mistakes
+    /// of both. `None` if a setting is wrong.
     pub fn check(&self, environment: &Environment, checker: &mut Checker) -> Option<(Settings, LogFilter)> {
         let (name, address, is_spawned) = self.socket.address(environment);
         let path = checker.check(name, &address, socket_path(&address));
@@ -310,8 +310,7 @@ fn default_socket(program: &str) -> String {
     format!("unix:/run/{program}/runner.sock")
 }
 
-/// Lets the help of each command that takes a socket say where this program listens by
-/// default.
+/// Names this program's default socket in the help of each command that takes a socket.
 ///
 /// ```
 /// use apisix_plugin_runner::command::{SocketArgs, with_default_socket};

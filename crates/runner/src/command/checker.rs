@@ -33,7 +33,7 @@ impl Mistakes {
         Self(vec![mistake])
     }
 
-    /// Adds the other mistakes behind these.
+    /// Adds the other mistakes after these.
     #[must_use]
     pub fn and(mut self, others: Self) -> Self {
         self.0.extend(others.0);

@@ -256,7 +256,7 @@ pub struct ForwardedRequest {
     pub target: Vec<u8>,
     /// Names in lower case.
     pub headers: Vec<(String, Vec<u8>)>,
-    /// `None` where there is none.
+    /// `None` if there is none.
     pub body: Option<Bytes>,
     /// What the gateway adds to the upstream's response.
     pub response_headers: Vec<(String, Vec<u8>)>,

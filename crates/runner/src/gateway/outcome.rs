@@ -153,7 +153,7 @@ pub struct ClientResponse {
     pub status: u16,
     /// Names in lower case, repeated ones in their order.
     pub headers: Vec<(String, Vec<u8>)>,
-    /// Empty where there is none.
+    /// Empty if there is none.
     pub body: Vec<u8>,
 }
 
@@ -184,7 +184,7 @@ impl ClientResponse {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum CallError {
-    /// Nobody listens, or not in time.
+    /// No runner listens, or it does not accept in time.
     #[error("connecting to the runner: {0}")]
     Connect(std::io::Error),
     /// The runner closed the connection instead of answering.
@@ -193,7 +193,7 @@ pub enum CallError {
     /// The runner did not answer within a gateway's 60 s.
     #[error("the runner did not answer within {} s", READ.as_secs())]
     Timeout,
-    /// The runner does not know the conf token, whatever it was just given.
+    /// The runner does not know the conf token that it has just given.
     #[error("the runner does not know the conf token that it gave")]
     UnknownToken,
     /// The runner answered with an error.

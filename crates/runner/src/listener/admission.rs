@@ -43,7 +43,7 @@ pub struct GatewayProcess {
 
 impl GatewayProcess {
     /// The gateway above a process that its privileged agent started: the
-    /// parent's parent. `None` where there is no such process any more.
+    /// parent's parent. `None` if that process has ended.
     pub fn above(parent: i32) -> Option<Self> {
         let master = parent_of(parent)?;
         (master > 0).then_some(Self { master })

@@ -13,7 +13,8 @@ use crate::listener::event_descriptor::register;
 /// How often the parent is looked at on a kernel without pidfds (before Linux 5.3).
 const PARENT_CHECK: Duration = Duration::from_millis(250);
 
-/// Returns once this process has another parent than this one; never without a parent.
+/// Returns once this process has another parent than this one. Never returns without a
+/// parent.
 ///
 /// ```
 /// use apisix_plugin_runner::listener::death_of;
@@ -30,8 +31,8 @@ pub async fn death_of(parent: Option<Pid>) -> Pid {
     parent
 }
 
-/// Returns once a process has ended: at the kernel's word (pidfd_open(2)), or, without
-/// pidfds, when a look says so.
+/// Returns once a process has ended. On a kernel without pidfds (before Linux 5.3), it asks
+/// `has_ended` four times a second.
 ///
 /// ```
 /// use apisix_plugin_runner::listener::end_of;

@@ -6,7 +6,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-/// How everything is told to end.
+/// Tells all parts of a program to end.
 ///
 /// ```no_run
 /// use apisix_plugin_runner::Control;
@@ -21,13 +21,13 @@ use tracing::info;
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct Shutdown {
-    /// Stop accepting, finish what is in flight.
+    /// Stop accepting, and finish what is in flight.
     pub stop: CancellationToken,
-    /// Do not even finish.
+    /// End without finishing.
     pub now: CancellationToken,
 }
 
-/// SIGTERM, SIGINT, and SIGHUP, which says that the terminal is gone.
+/// The signals that end a program: SIGTERM, SIGINT, and SIGHUP if the terminal closes.
 ///
 /// ```no_run
 /// use apisix_plugin_runner::listener::Signals;
