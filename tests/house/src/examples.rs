@@ -17,8 +17,13 @@ pub(crate) fn missing(workspace: &Workspace, packages: &[&str]) -> Result<Vec<St
             findings.push(format!("the workspace has no library {name}"));
             continue;
         };
-        let mut surface = PublicSurface { tree, been: BTreeSet::new(), findings: BTreeSet::new() };
+        let mut surface =
+            PublicSurface { tree, been: BTreeSet::new(), findings: BTreeSet::new(), has_items: false };
         surface.add_module(ROOT);
+        // A rule over an empty list would always hold.
+        if !surface.has_items {
+            findings.push(format!("{name} has no public item"));
+        }
         for (place, line, name) in surface.findings {
             let file = workspace.shown(&tree.modules[place].file);
             findings.push(format!("{file}:{line}: {name} has no example"));
@@ -33,6 +38,7 @@ struct PublicSurface<'a> {
     been: BTreeSet<ModuleIndex>,
     /// Module, line and name.
     findings: BTreeSet<(ModuleIndex, usize, &'a str)>,
+    has_items: bool,
 }
 
 impl<'a> PublicSurface<'a> {
@@ -54,6 +60,7 @@ impl<'a> PublicSurface<'a> {
 
     fn add_item(&mut self, at: ModuleIndex, item: &'a Mention<DocumentedItem>) {
         let DocumentedItem { name, docs } = &item.what;
+        self.has_items = true;
         if !has_example(docs) {
             self.findings.insert((at, item.line, name));
         }
@@ -72,10 +79,12 @@ impl<'a> PublicSurface<'a> {
                     self.add_item(module, item);
                 } else if !defined.items.contains(name) {
                     // Generated code is not read.
+                    self.has_items = true;
                     self.findings.insert((at, mention.line, name));
                 }
             }
-            Some(Definition::ItemOf(_)) | None => {}
+            Some(Definition::ItemOf(_)) => self.has_items = true,
+            None => {}
         }
     }
 }
@@ -171,7 +180,8 @@ mod tests {
     }
 
     #[test]
-    fn a_package_without_a_library_is_a_finding() {
+    fn a_package_without_a_library_or_a_public_item_is_a_finding() {
         check(&[("src/main.rs", "fn main() {}")], &["the workspace has no library one"]);
+        check(&[("src/lib.rs", "pub(crate) struct A;")], &["one has no public item"]);
     }
 }

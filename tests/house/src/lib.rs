@@ -14,6 +14,7 @@
 
 mod error;
 mod cargo;
+mod attributes;
 mod modules;
 mod workspace;
 mod imports;
