@@ -47,7 +47,9 @@
 //! | answer in place of the upstream | [`Stop`] |
 //! | change responses | [`Plugin::on_response`], [`Response`] |
 //! | choose the upstream | [`Request::set_upstream`], [`Upstream`], and a [`Carrier`] such as [`direct::Direct`] |
-//! | let the gateway cache a decision | [`Request::cache_for`], [`CacheKey`] |
+//! | remove session cookies from a request | [`Request::remove_cookies`], [`CookieNames`] |
+//! | tell whether a person or a program reads the response | [`Request::is_navigation`], [`accept`] |
+//! | let the gateway cache a decision | [`Request::cache_for`], [`Plugin::cache_key`], [`CacheKey`] |
 //! | read a config, and reject a wrong one | [`Plugin::Config`], [`Plugin::check`], [`config`] |
 //! | make a value of the config once for each route | [`PreparedPlugin`] |
 //! | read a file that a config names | [`read_bounded`] |
