@@ -2,6 +2,13 @@
 //! response.
 
 /// A weight in thousandths, as in `;q=0.8` (RFC 9110, section 12.4.2).
+///
+/// ```
+/// use apisix_plugin_runner::accept::{FULL_WEIGHT, Weight};
+///
+/// let half: Weight = 500; // `;q=0.5`
+/// assert!(half < FULL_WEIGHT);
+/// ```
 pub type Weight = u16;
 
 /// The weight of an item that names none.

@@ -125,6 +125,15 @@ impl Changes {
 
 /// A change that the protocol can't carry, or that the gateway would carry out
 /// as something else.
+///
+/// ```
+/// use apisix_plugin_runner::{ChangeError, StatusCode, Stop};
+///
+/// let stop = Stop::new(StatusCode::OK);
+/// assert_eq!(stop.clone().header("two words", "a"), Err(ChangeError::Name));
+/// let error = stop.header("x-name", "a\r\nb").unwrap_err();
+/// assert_eq!(error.to_string(), "the value for header \"x-name\" holds a CR, LF or NUL");
+/// ```
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ChangeError {

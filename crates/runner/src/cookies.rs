@@ -82,6 +82,14 @@ impl CookieNames {
 }
 
 /// What [`CookieNames::remove_from`] leaves of a request's cookies.
+///
+/// ```
+/// use apisix_plugin_runner::{CookieNames, EditedCookies};
+///
+/// let left = |cookies: &'static str| CookieNames::default().remove_from([cookies.as_bytes()].into_iter());
+/// assert_eq!(left("theme=dark"), EditedCookies::Unchanged);
+/// assert_eq!(left("session=x"), EditedCookies::Removed);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EditedCookies {
     /// The request has none of the named cookies.

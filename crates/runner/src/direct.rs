@@ -49,9 +49,46 @@ const MAX_COOKIES: usize = 64;
 const MAX_HEADER: usize = 16 * 1024;
 
 /// What [`Resolve::resolve`] returns.
+///
+/// ```
+/// use apisix_plugin_runner::HostName;
+/// use apisix_plugin_runner::direct::{Resolve, ResolveFuture, SystemResolver};
+///
+/// /// Looks every name up in one zone.
+/// struct InZone(&'static str);
+///
+/// impl Resolve for InZone {
+///     fn resolve<'a>(&'a self, host: &'a HostName) -> ResolveFuture<'a> {
+///         Box::pin(async move {
+///             let name = format!("{host}.{}", self.0).parse().unwrap_or_else(|_| host.clone());
+///             SystemResolver.resolve(&name).await
+///         })
+///     }
+/// }
+/// ```
 pub type ResolveFuture<'a> = Pin<Box<dyn Future<Output = Result<Arc<[IpAddr]>, CarrierError>> + Send + 'a>>;
 
 /// Finds the addresses of a host.
+///
+/// ```
+/// use std::collections::HashMap;
+/// use std::net::IpAddr;
+/// use std::sync::Arc;
+///
+/// use apisix_plugin_runner::direct::{Resolve, ResolveFuture};
+/// use apisix_plugin_runner::{CarrierError, HostName};
+///
+/// /// Knows its hosts from a table.
+/// struct Table(HashMap<HostName, IpAddr>);
+///
+/// impl Resolve for Table {
+///     fn resolve<'a>(&'a self, host: &'a HostName) -> ResolveFuture<'a> {
+///         let not_found = || CarrierError::new("upstream-not-found", "not in the table").expected();
+///         let found = self.0.get(host).map(|address| Arc::from([*address])).ok_or_else(not_found);
+///         Box::pin(async { found })
+///     }
+/// }
+/// ```
 pub trait Resolve: Send + Sync + 'static {
     /// The addresses, the preferred one first, at least one.
     ///
@@ -63,6 +100,16 @@ pub trait Resolve: Send + Sync + 'static {
 
 /// Asks the operating system's resolver for each call. Use it for a plugin whose hosts are
 /// addresses, or that has few calls.
+///
+/// ```
+/// use apisix_plugin_runner::direct::{Resolve, SystemResolver};
+///
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// let addresses = SystemResolver.resolve(&"127.0.0.1".parse()?).await?;
+/// assert_eq!(&*addresses, [std::net::Ipv4Addr::LOCALHOST]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # }).unwrap();
+/// ```
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemResolver;
 
@@ -303,6 +350,14 @@ impl<'d> CachedDecision<'d> {
 
 /// Reads the upstream and its addresses from a decision's header, for people who look at
 /// an answer.
+///
+/// ```
+/// use apisix_plugin_runner::direct::decided;
+///
+/// let header = br#"{"v": 1, "scheme": "http", "host": "code-alice", "port": 8443, "addresses": ["10.0.0.7"]}"#;
+/// let (upstream, addresses) = decided(header).expect("a decision");
+/// assert_eq!((&*upstream.to_string(), addresses.len()), ("http://code-alice:8443", 1));
+/// ```
 #[must_use]
 pub fn decided(header: &[u8]) -> Option<(Upstream, Vec<IpAddr>)> {
     #[derive(Deserialize)]

@@ -68,6 +68,28 @@ pub const MAX_FRAME_HEADERS: usize = 100;
 /// Changes are sent after the last plugin. Getters keep returning the original request. If
 /// two plugins change the same thing, the later one wins. Changes that the gateway can't
 /// apply return an error.
+///
+/// ```
+/// use apisix_plugin_runner::{Action, Plugin, PluginError, Request, StatusCode, Stop};
+///
+/// /// Tells the upstream on which route a request came.
+/// struct NameRoute;
+///
+/// impl Plugin for NameRoute {
+///     const NAME: &'static str = "name-route";
+///     type Config = ();
+///
+///     async fn on_request(&self, (): &(), request: &mut Request<'_>) -> Result<Action, PluginError> {
+///         if request.path().starts_with(b"/internal/") {
+///             return Ok(Stop::new(StatusCode::NOT_FOUND).into());
+///         }
+///         if let Some(route) = request.var("route_id").await? {
+///             request.set_header("x-route", route)?;
+///         }
+///         Ok(Action::Continue)
+///     }
+/// }
+/// ```
 pub struct Request<'f> {
     pub(crate) id: u32,
     method: Method,

@@ -89,7 +89,7 @@ pub const RULES: &[Rule] = &[
     Rule {
         name: "examples",
         says: "each public type and function of a library crate has an example that is compiled",
-        enforced: false,
+        enforced: true,
         look: |workspace| examples::missing(workspace, DOCUMENTED),
     },
 ];
