@@ -21,11 +21,12 @@ use crate::call_context::{CallContext, within};
 use crate::carrier::{Carried, Carrier, CarrierError, Choice};
 use crate::chains::{Chain, ChainId, ConfCache};
 use crate::connection::{Connection, Frame};
+use crate::contained_drop::{contain_drop, panic_text};
 use crate::extra_info::{Ask, AskError, AskLimits, Asked, ExtraInfo};
 use crate::failure::{FailedCall, FailureAnswers, ProblemAnswers, RUNNER_FAILED};
 use crate::plugin::{Action, PluginError};
 use crate::poll_once::now_or_never;
-use crate::registry::{PREPARE_DEADLINE, Prepared, Registry, panic_text};
+use crate::registry::{PREPARE_DEADLINE, Prepared, Registry};
 use crate::request::{NotCached, Request};
 use crate::request_id::{REQUEST_ID_WAIT, shown_request_id};
 use crate::response::Response;
@@ -332,24 +333,28 @@ impl Dispatcher {
 
     /// Runs a call's plugins: a panic and a missed deadline end this call alone.
     async fn run<T>(&self, verdict: impl Future<Output = Result<T, PluginError>>) -> Result<T, CallFailure> {
-        let mut verdict = pin!(verdict);
-        let mut caught = pin!(std::future::poll_fn(|task| {
-            match catch_unwind(AssertUnwindSafe(|| verdict.as_mut().poll(task))) {
-                Ok(poll) => poll.map(Ok),
-                Err(panic) => Poll::Ready(Err(panic)),
+        let mut verdict = pin!(Some(verdict));
+        let decided = {
+            let mut caught = pin!(std::future::poll_fn(|task| {
+                let mut verdict = verdict.as_mut().as_pin_mut().expect("it is dropped only below");
+                match catch_unwind(AssertUnwindSafe(|| verdict.as_mut().poll(task))) {
+                    Ok(poll) => poll.map(Ok),
+                    Err(panic) => Poll::Ready(Err(panic)),
+                }
+            }));
+            // Most plugins decide at once, without a timer to be set.
+            match now_or_never(caught.as_mut()) {
+                Some(caught) => Ok(caught),
+                None => timeout(self.limits.deadline, caught).await,
             }
-        }));
-        // Most plugins decide at once, without a timer to be set.
-        let caught = match now_or_never(caught.as_mut()) {
-            Some(caught) => caught,
-            None => match timeout(self.limits.deadline, caught).await {
-                Ok(caught) => caught,
-                Err(_) => return Err(CallFailure::Deadline(self.limits.deadline)),
-            },
         };
-        match caught {
-            Ok(verdict) => verdict.map_err(CallFailure::Plugin),
-            Err(panic) => Err(CallFailure::Panic(panic_text(&*panic).to_owned())),
+        match decided {
+            Ok(Ok(verdict)) => verdict.map_err(CallFailure::Plugin),
+            Ok(Err(panic)) => Err(CallFailure::Panic(panic_text(&*panic).to_owned())),
+            Err(_) => {
+                contain_drop("a plugin's future", || verdict.set(None));
+                Err(CallFailure::Deadline(self.limits.deadline))
+            }
         }
     }
 

@@ -23,8 +23,9 @@ use crate::tasks::Tasks;
 /// A call whose plugin fails, panics or takes too long is answered with 503 and the code
 /// `runner-failed`; other calls are not affected. At the deadline the runner drops the
 /// plugin's future, which is possible only while the future waits: code that blocks its
-/// thread holds up other calls too. A program built with `panic = "abort"` ends at a
-/// panic.
+/// thread holds up other calls too. A destructor that panics is treated like any other
+/// panic, but one that panics while another panic unwinds ends the process. A program
+/// built with `panic = "abort"` ends at any panic.
 ///
 /// ```
 /// use apisix_plugin_runner::{Action, Plugin, PluginError, Request};

@@ -17,6 +17,7 @@ use tokio::time::timeout;
 
 use crate::cache::CacheKey;
 use crate::config::{ConfError, parse_conf};
+use crate::contained_drop::{ContainedDrop, panic_text};
 use crate::plugin::{Action, PluginError, PreparedPlugin};
 use crate::request::Request;
 use crate::response::Response;
@@ -55,7 +56,7 @@ struct WithPrepared<P: PreparedPlugin> {
     deadline: Option<Duration>,
     cache_key: Option<CacheKey>,
     is_not_cached: AtomicBool,
-    prepared: P::Prepared,
+    prepared: ContainedDrop<P::Prepared>,
 }
 
 impl<P: PreparedPlugin> ErasedPlugin for P {
@@ -63,9 +64,10 @@ impl<P: PreparedPlugin> ErasedPlugin for P {
         Box::pin(async move {
             let config = parse_conf::<P::Config>(&conf)?;
             let prepared = PreparedPlugin::prepare(&*self, config).await;
-            let prepared = prepared.map_err(|error| ConfError::whole(error.to_string()))?;
+            // Contained before other code of the plugin's runs, which may panic as well.
+            let prepared = ContainedDrop::new(prepared.map_err(|error| ConfError::whole(error.to_string()))?);
             let deadline = PreparedPlugin::deadline(&*self);
-            let cache_key = PreparedPlugin::cache_key(&*self, &prepared);
+            let cache_key = PreparedPlugin::cache_key(&*self, prepared.get());
             let is_not_cached = AtomicBool::new(false);
             Ok(Box::new(WithPrepared { plugin: self, deadline, cache_key, is_not_cached, prepared }) as _)
         })
@@ -98,11 +100,11 @@ impl<P: PreparedPlugin> Prepared for WithPrepared<P> {
     }
 
     fn on_request<'a>(&'a self, request: &'a mut Request<'_>) -> BoxFuture<'a, Result<Action, PluginError>> {
-        Box::pin(self.plugin.on_request(&self.prepared, request))
+        Box::pin(self.plugin.on_request(self.prepared.get(), request))
     }
 
     fn on_response<'a>(&'a self, response: &'a mut Response<'_>) -> BoxFuture<'a, Result<(), PluginError>> {
-        Box::pin(self.plugin.on_response(&self.prepared, response))
+        Box::pin(self.plugin.on_response(self.prepared.get(), response))
     }
 }
 
@@ -210,10 +212,4 @@ fn join_text(error: JoinError) -> String {
         Ok(panic) => panic_text(&*panic).to_owned(),
         Err(error) => error.to_string(),
     }
-}
-
-/// The text of a panic.
-pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no text")
 }
