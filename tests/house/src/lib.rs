@@ -2,8 +2,8 @@
 //!
 //! `cargo` asks for the packages, `modules` reads the source files of one library or
 //! program, `workspace` has them all, `imports` follows each path to the module that defines what it names,
-//! and `circles`, `boxes`, `names`, `test_code`, `crates` and `examples` each look for one kind of
-//! finding. `cargo run -p kube-coders-house` prints all findings, also those of rules
+//! and `circles`, `arrows`, `reach`, `hidden`, `boxes`, `names`, `test_code`, `crates` and `examples`
+//! each look for one kind of finding. `cargo run -p kube-coders-house` prints all findings, also those of rules
 //! that don't hold yet.
 //!
 //! Invariants: nothing here writes a file or builds anything; test modules are left
@@ -19,6 +19,9 @@ mod modules;
 mod workspace;
 mod imports;
 mod circles;
+mod arrows;
+mod reach;
+mod hidden;
 mod boxes;
 mod names;
 mod test_code;

@@ -193,6 +193,11 @@ impl Tree {
         }
     }
 
+    /// The files of its modules, once each.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &Path> {
+        self.modules.iter().filter(|module| !module.inline).map(|module| module.file.as_path())
+    }
+
     pub(crate) fn is_below(&self, place: ModuleIndex, ancestor: ModuleIndex) -> bool {
         self.modules[place].parent.is_some_and(|parent| parent == ancestor || self.is_below(parent, ancestor))
     }
@@ -231,6 +236,11 @@ fn public_docs(item: &Item) -> Option<String> {
         _ => return None,
     };
     is_public(visibility, attributes(item)).then(|| docs(attributes(item)))
+}
+
+/// `::name` is another crate's, even if this one has a module `name`: its first segment is empty.
+fn before_the_first(has_leading_colon: bool) -> Vec<String> {
+    if has_leading_colon { vec![String::new()] } else { Vec::new() }
 }
 
 /// Collects what a module's items import and mention.
@@ -340,20 +350,17 @@ impl<'ast> Visit<'ast> for ItemReader<'_> {
     }
 
     fn visit_item_use(&mut self, item: &'ast syn::ItemUse) {
-        // `::name` is another crate.
-        if item.leading_colon.is_none() {
-            let public_docs = is_public(&item.vis, &item.attrs).then(|| docs(&item.attrs));
-            let reexport = !matches!(item.vis, Visibility::Inherited);
-            self.use_tree(&item.tree, &[], reexport, public_docs.as_deref());
-        }
+        let before = before_the_first(item.leading_colon.is_some());
+        let public_docs = is_public(&item.vis, &item.attrs).then(|| docs(&item.attrs));
+        let reexport = !matches!(item.vis, Visibility::Inherited);
+        self.use_tree(&item.tree, &before, reexport, public_docs.as_deref());
     }
 
     fn visit_path(&mut self, path: &'ast syn::Path) {
-        if path.leading_colon.is_none() {
-            let segments = path.segments.iter().map(|segment| unraw(&segment.ident)).collect();
-            let line = path.segments.first().map_or(0, |segment| segment.ident.span().start().line);
-            self.path(line, segments);
-        }
+        let mut segments = before_the_first(path.leading_colon.is_some());
+        segments.extend(path.segments.iter().map(|segment| unraw(&segment.ident)));
+        let line = path.segments.first().map_or(0, |segment| segment.ident.span().start().line);
+        self.path(line, segments);
         visit::visit_path(self, path);
     }
 

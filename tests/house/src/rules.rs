@@ -1,9 +1,11 @@
 //! The rules in one table, with their limits.
 
+use crate::arrows::BoxArrows;
 use crate::crates::Budget;
 use crate::error::Error;
+use crate::reach::Reach;
 use crate::workspace::Workspace;
-use crate::{boxes, circles, crates, examples, names, test_code};
+use crate::{arrows, boxes, circles, crates, examples, hidden, names, reach, test_code};
 
 /// Modules on the top level of `src/`, which a reader of the product meets first.
 const MOST_BOXES: usize = 20;
@@ -28,6 +30,112 @@ const PLUGIN_AUTHOR: Budget = Budget {
     with_default_features: 95,
     no: &["cc", "cmake"],
 };
+
+/// The page that shows [`ARROWS`] to readers.
+const ARROWS_PAGE: &str = "docs/architecture.md";
+
+/// The boxes of the product, and what each may import from the others.
+const ARROWS: &[BoxArrows] = &[
+    BoxArrows { name: "locks", imports: &[] },
+    BoxArrows { name: "resolver", imports: &["locks"] },
+    BoxArrows { name: "refusal", imports: &[] },
+    BoxArrows { name: "route", imports: &["refusal", "resolver"] },
+    BoxArrows { name: "user_upstream", imports: &["refusal", "resolver", "route::mode", "route::stamp"] },
+    BoxArrows {
+        name: "forwarder",
+        imports: &["locks", "refusal", "resolver", "route::kept_headers", "route::stamp"],
+    },
+    BoxArrows { name: "cli", imports: &["forwarder", "refusal", "resolver", "route", "user_upstream"] },
+];
+
+/// Where a program meets the world outside of it.
+const fn outside(
+    files: &'static [&'static str],
+    http: &'static [&'static str],
+) -> [(&'static str, &'static [&'static str]); 13] {
+    [
+        ("std::fs", files),
+        ("tokio::fs", &[]),
+        ("std::net::TcpListener", &[]),
+        ("std::net::TcpStream", &[]),
+        ("std::net::ToSocketAddrs", &[]),
+        ("std::net::UdpSocket", &[]),
+        ("std::os::unix::net", &[]),
+        ("tokio::net", &[]),
+        ("std::process", &[]),
+        ("tokio::process", &[]),
+        ("std::env", &[]),
+        ("reqwest::Client", http),
+        ("reqwest::ClientBuilder", http),
+    ]
+}
+
+const IDENTITY_OUTSIDE: &[(&str, &[&str])] = &outside(&["pem_file"], &["keys::fetch"]);
+const CHECK_OUTSIDE: &[(&str, &[&str])] = &outside(&[], &[]);
+
+/// What the crates reach that are to know no gateway.
+const REACHES: &[Reach] = &[
+    Reach {
+        package: "kube-coders-identity",
+        only_in: IDENTITY_OUTSIDE,
+        items: &[
+            (
+                "apisix-plugin-runner",
+                &[
+                    "CookieNames",
+                    "config::header_name",
+                    "upstream::HostName",
+                    "upstream::MAX_LABEL",
+                    "upstream::MAX_NAME",
+                    "upstream::Scheme",
+                    "upstream::Timeouts",
+                    "upstream::Upstream",
+                    "upstream::UpstreamError",
+                    "upstream::UpstreamMode",
+                    "upstream::checked_timeout",
+                    "upstream::is_numeric",
+                ],
+            ),
+            (
+                "reqwest",
+                &[
+                    "Certificate",
+                    "Client",
+                    "ClientBuilder",
+                    "Error",
+                    "StatusCode",
+                    "Url",
+                    "dns::Resolve",
+                    "redirect",
+                ],
+            ),
+        ],
+    },
+    Reach {
+        package: "kube-coders-check",
+        only_in: CHECK_OUTSIDE,
+        items: &[
+            ("apisix-plugin-runner", &["upstream::HostName", "upstream::UpstreamMode"]),
+            // Not the keys of an issuer, which are fetched.
+            (
+                "kube-coders-identity",
+                &[
+                    "HostTemplate",
+                    "IdentityConfig",
+                    "Template",
+                    "Url",
+                    "UserUpstreamConfig",
+                    "Verified",
+                    "is_digits",
+                    "parse_digits",
+                ],
+            ),
+        ],
+    },
+];
+
+/// The crates that others depend on.
+const PUBLISHED: &[&str] = &["apisix-ext-plugin", "apisix-plugin-runner"];
 
 /// One rule about the source tree.
 #[derive(Debug)]
@@ -67,6 +175,27 @@ pub const RULES: &[Rule] = &[
         says: "a module that uses its parent's items is not used by its parent",
         enforced: true,
         look: circles::with_parents,
+    },
+    Rule {
+        name: "arrows",
+        says: "a box of the product imports only the boxes that docs/architecture.md lists for it",
+        enforced: true,
+        look: |workspace| arrows::wrong(workspace, ARROWS, ARROWS_PAGE),
+    },
+    Rule {
+        name: "reach",
+        says: "identity and check open files and connections only in named modules",
+        enforced: true,
+        look: |workspace| {
+            let found = REACHES.iter().map(|reach| reach::too_far(workspace, reach));
+            Ok(found.collect::<Result<Vec<_>, _>>()?.concat())
+        },
+    },
+    Rule {
+        name: "hidden",
+        says: "published crates hide no item from their documentation",
+        enforced: true,
+        look: |workspace| hidden::items(workspace, PUBLISHED),
     },
     Rule {
         name: "test-code",
