@@ -174,8 +174,8 @@ fn every_command_explains_itself() {
     assert_eq!(kube_coders(&["fly"]).code, Some(2));
 }
 
-/// The example's program, where the examples are built; `cargo test` does it.
-fn example(name: &str) -> Option<PathBuf> {
+/// The example's program, if the examples are built; `cargo test` builds them.
+pub(crate) fn example(name: &str) -> Option<PathBuf> {
     let program = Path::new(BINARY).parent().unwrap().join("examples").join(name);
     if !program.exists() {
         skip(&format!("the example {name} is not built: cargo build --examples"));

@@ -63,6 +63,9 @@ mod refusals;
 /// The life of the process: successors, signals, who may connect.
 mod process;
 
+/// A program made with the SDK alone, started as a gateway starts one.
+mod spawned_plugin;
+
 /// Ten takeovers under load, and not a request lost, not a WebSocket closed.
 mod takeover;
 

@@ -93,7 +93,7 @@ async fn a_runner_that_is_replaced_under_load_loses_no_call() {
 
 #[test]
 fn a_signal_lets_calls_finish_and_the_process_end() {
-    // Whoever runs the tests without a terminal may have this one ignored, also here.
+    // Tests that run without a terminal may inherit that this signal is ignored.
     let ignored = run(Command::new("grep").args(["SigIgn", "/proc/self/status"])).stdout;
     let may_hang_up = !ignored.trim_end().ends_with(['1', '3', '5', '7', '9', 'b', 'd', 'f']);
     let hang_up = may_hang_up.then_some(Signal::SIGHUP);
@@ -148,7 +148,7 @@ fn a_runner_serves_and_ends_whatever_it_logs() {
 }
 
 #[test]
-fn whoever_is_to_outlive_the_terminal_does() {
+fn a_runner_under_nohup_outlives_the_terminal() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("runner.sock");
     let mut command = Command::new("nohup");
@@ -162,7 +162,7 @@ fn whoever_is_to_outlive_the_terminal_does() {
     assert!(!runner.program.lines().iter().any(|line| line.contains("SIGHUP")));
 }
 
-/// Whoever may read the folder may lock it for as long as they like.
+/// A process that may read the folder may lock it for as long as it likes.
 #[test]
 fn a_lock_on_the_folder_stops_nothing() {
     let folder = tempfile::tempdir().unwrap();
@@ -228,9 +228,9 @@ async fn while_two_runners_live_at_one_socket_each_takes_the_others_stamps() {
     );
 }
 
-/// Somebody tries a runner by hand beside the one that serves, and ends it again.
+/// An administrator starts a second runner at the same socket, and ends it again.
 #[test]
-fn a_socket_that_another_took_along_is_made_anew() {
+fn a_socket_file_that_another_runner_removed_is_recreated() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("runner.sock");
     let first = Runner::start_at(&socket, &[]);
@@ -255,10 +255,11 @@ fn a_socket_that_another_took_along_is_made_anew() {
         until("a socket's file", || socket.exists().then_some(()));
     }
     until("sockets that are closed", || (sockets() <= before).then_some(()));
-    // What can't be made is told once, and made once it can.
+    // A file that can't be recreated is logged once, and recreated as soon as it can be.
     fs::remove_file(&socket).unwrap();
     fs::create_dir(&socket).unwrap();
     first.program.line(&["ERROR", "something else than a socket"]);
+    // The tries that fail now are not logged, so there is nothing to wait for: their time passes.
     std::thread::sleep(std::time::Duration::from_millis(500));
     fs::remove_dir(&socket).unwrap();
     until("a socket", || is_listening(&socket).then_some(()));
@@ -300,7 +301,7 @@ fn the_socket_s_file_goes_with_its_last_owner() {
 }
 
 /// As APISIX starts a runner, with no variable more.
-fn spawned_by(program: &str, socket: &Path, expire: &str) -> Command {
+pub(crate) fn spawned_by(program: &str, socket: &Path, expire: &str) -> Command {
     let mut command = Command::new(program);
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap());
     command.env("APISIX_LISTEN_ADDRESS", listen_address(socket)).env("APISIX_CONF_EXPIRE_TIME", expire);
@@ -349,8 +350,14 @@ fn a_runner_does_not_outlive_the_gateway_that_started_it() {
     until("the end of the socket's file", || (!socket.exists()).then_some(()));
 }
 
-/// The binary where every user can run it, if this test can become another user.
+/// The binary in a place from which every user can run it, if this test can become another
+/// user.
 pub(crate) fn for_another_user(folder: &TempDir) -> Option<PathBuf> {
+    program_for_another_user(folder, Path::new(BINARY))
+}
+
+/// A copy of `program` that every user can run, if this test can become another user.
+pub(crate) fn program_for_another_user(folder: &TempDir, program: &Path) -> Option<PathBuf> {
     if !nix::unistd::geteuid().is_root() {
         skip("only root can connect as another user");
         return None;
@@ -359,14 +366,14 @@ pub(crate) fn for_another_user(folder: &TempDir) -> Option<PathBuf> {
         skip("setpriv (util-linux) is missing");
         return None;
     }
-    let copy = folder.path().join("kube-coders");
-    fs::copy(BINARY, &copy).unwrap();
+    let copy = folder.path().join(program.file_name().unwrap());
+    fs::copy(program, &copy).unwrap();
     fs::set_permissions(&copy, Permissions::from_mode(0o755)).unwrap();
     Some(copy)
 }
 
-/// The exit code of `health` as nobody.
-fn health_as_nobody(binary: &Path, socket: &Path) -> Option<i32> {
+/// The exit code of `health` as another user.
+fn health_as_another_user(binary: &Path, socket: &Path) -> Option<i32> {
     let mut command = Command::new("setpriv");
     command.args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"]).arg(binary);
     run(command.args(["health", "--listen-address", &listen_address(socket)])).code
@@ -379,7 +386,7 @@ fn another_user_is_refused_by_name_and_admitted_by_flag() {
     let socket = folder.path().join("runner.sock");
     let runner = Runner::start_at(&socket, &["--socket-mode", "0666"]);
     for _ in 0..3 {
-        assert_eq!(health_as_nobody(&binary, &socket), Some(1));
+        assert_eq!(health_as_another_user(&binary, &socket), Some(1));
     }
     runner.program.line(&["peer refused", "uid=65534", "--allow-uid 65534"]);
     Peer::connect(&socket).prepare(UPSTREAM, CONF);
@@ -387,12 +394,12 @@ fn another_user_is_refused_by_name_and_admitted_by_flag() {
     assert_eq!(lines.iter().filter(|line| line.contains("peer refused")).count(), 1, "{lines:?}");
 
     let runner = Runner::start_at(&socket, &["--allow-uid", NOBODY]);
-    assert_eq!(health_as_nobody(&binary, &socket), Some(0));
+    assert_eq!(health_as_another_user(&binary, &socket), Some(0));
     runner.program.line(&["runner listens", "0666", "uid 0, 65534"]);
 
     let _runner = Runner::start_at(&socket, &[]);
     assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
-    assert_eq!(health_as_nobody(&binary, &socket), Some(1));
+    assert_eq!(health_as_another_user(&binary, &socket), Some(1));
 }
 
 #[test]
