@@ -1,5 +1,6 @@
 """The step runner of .ci/run: what fails is named, and fails the run."""
 
+import os
 import pathlib
 import subprocess
 import tempfile
@@ -65,7 +66,7 @@ class Steps(unittest.TestCase):
         self.assertEqual(rows["c"], 'left out: it needs "b"')
         self.assertEqual((rows["d"], rows["e"], output.count("ran\n")), ("ok", "ok", 2), output)
 
-    def test_a_step_that_nobody_ran_is_needed_in_vain(self):
+    def test_a_step_that_needs_one_that_did_not_run_is_left_out(self):
         code, output = run("good() { :; }; step b 1 good a")
         self.assertEqual((code, table(output)["b"]), (1, 'left out: it needs "a"'), output)
 
@@ -88,10 +89,11 @@ class Steps(unittest.TestCase):
     def test_when_the_time_is_over_what_runs_is_ended_with_all_that_it_started(self):
         began = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
+            os.mkfifo(f"{folder}/on")
             code, output = run(f"""
-                hang() {{ sleep 1000 & echo $! >{folder}/pid; touch {folder}/on; wait; }}
+                hang() {{ sleep 1000 & echo $! >{folder}/pid; echo on >{folder}/on; wait; }}
                 beside() {{ step 'a track' 1 hang; }}
-                late() {{ until [ -e {folder}/on ]; do sleep 0.01; done; touch "$steps_folder/late"; kill -TERM $$; sleep 1000; }}
+                late() {{ read -r _ <{folder}/on; touch "$steps_folder/late"; kill -TERM $$; sleep 1000; }}
                 track side beside; step hang 1 late; step after 1 hang; join side""")
             pid = pathlib.Path(folder, "pid").read_text(encoding="ascii").strip()
         self.assertEqual(code, 1, output)

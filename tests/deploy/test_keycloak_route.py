@@ -11,7 +11,6 @@ import shutil
 import socket
 import subprocess
 import tempfile
-import time
 import unittest
 import urllib.parse
 
@@ -117,9 +116,9 @@ class Nginx:
     """A real one with the route's paths and its condition, as the gateway has them."""
 
     def __init__(self, paths, pattern, folder):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        # It inherits a socket that listens already, so a connection waits until nginx takes it.
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
         quoted = pattern.replace("\\", "\\\\")
         self.folder = folder
         temporary = "".join(
@@ -130,7 +129,7 @@ class Nginx:
             for path in paths
         )
         pathlib.Path(folder, "conf").write_text(
-            f"daemon off; master_process off; pid {folder}/pid; error_log {folder}/log;"
+            f"daemon off; pid {folder}/pid; error_log {folder}/log;"
             f"events {{}} http {{ access_log off; {temporary} server {{ listen 127.0.0.1:{self.port};"
             f'{locations} location / {{ return 404 "path"; }} }} }}'
         )
@@ -138,17 +137,17 @@ class Nginx:
     def __enter__(self):
         program, libraries = nginx_program()
         command = [program, "-p", self.folder, "-e", f"{self.folder}/log", "-c", f"{self.folder}/conf"]
-        self.process = subprocess.Popen(
-            command, env=os.environ | libraries, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline and self.process.poll() is None:
-            try:
-                socket.create_connection(("127.0.0.1", self.port)).close()
-                return self
-            except OSError:
-                time.sleep(0.02)
-        raise AssertionError(f"nginx: {self.process.stdout.read() if self.process.poll() is not None else 'does not listen'}")
+        with self.listener as listener:
+            inherited = listener.fileno()
+            self.process = subprocess.Popen(
+                command,
+                env=os.environ | libraries | {"NGINX": f"{inherited};"},
+                pass_fds=[inherited],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        return self
 
     def __exit__(self, *_):
         self.process.terminate()

@@ -73,7 +73,7 @@ impl Peer {
     }
 }
 
-/// Tries until it succeeds.
+/// Tries until it succeeds. For a state that has no event, such as another process's.
 #[track_caller]
 pub(crate) fn until<T>(what: &str, mut tried: impl FnMut() -> Option<T>) -> T {
     let since = Instant::now();

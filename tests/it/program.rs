@@ -82,18 +82,19 @@ impl Program {
         self.child.stdin.as_mut().unwrap().write_all(format!("{line}\n").as_bytes()).unwrap();
     }
 
-    /// Waits until nobody holds its standard error any more: it and all that it
-    /// started have ended.
+    /// Waits until its standard error is closed: it and all that it started have ended.
     #[track_caller]
     pub(crate) fn all_ended(&self) {
-        until("the end of all processes", || self.log.lines.lock().unwrap().1.then_some(()));
+        let lines = self.log.lines.lock().unwrap();
+        let (lines, _) = self.log.more.wait_timeout_while(lines, PATIENCE, |lines| !lines.1).unwrap();
+        assert!(lines.1, "processes that have not ended; their log:\n{}", lines.0.join("\n"));
     }
 
     pub(crate) fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
 
-    /// Waits for its end.
+    /// Waits for its end. Waiting for a child has no deadline of its own, so it is asked.
     #[track_caller]
     pub(crate) fn ended(&mut self) -> ExitStatus {
         until("the end of a process", || self.child.try_wait().unwrap())

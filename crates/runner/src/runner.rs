@@ -690,7 +690,7 @@ const RECREATE_PAUSE: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::{Condvar, Mutex};
 
     use http::HeaderName;
     use tokio::sync::oneshot;
@@ -703,7 +703,7 @@ mod tests {
 
     /// Its start hook waits for ever, and it sends each request to an upstream.
     struct Waits {
-        started: std::sync::Mutex<Option<oneshot::Sender<()>>>,
+        started: Mutex<Option<oneshot::Sender<()>>>,
     }
 
     impl Plugin for Waits {
@@ -724,7 +724,7 @@ mod tests {
 
     fn waits() -> (Waits, oneshot::Receiver<()>) {
         let (started, has_started) = oneshot::channel();
-        (Waits { started: std::sync::Mutex::new(Some(started)) }, has_started)
+        (Waits { started: Mutex::new(Some(started)) }, has_started)
     }
 
     #[tokio::test]
@@ -756,7 +756,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn a_plugin_that_blocks_while_it_prepares_delays_no_call() {
-        static IS_DONE: AtomicBool = AtomicBool::new(false);
+        static IS_DONE: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
 
         struct Blocks;
 
@@ -764,11 +764,9 @@ mod tests {
             const NAME: &'static str = "blocks";
             type Config = ();
 
-            #[allow(clippy::disallowed_methods)] // blocking is what the test is about
             fn check(&self, (): &()) -> Result<(), PluginError> {
-                while !IS_DONE.load(Ordering::Relaxed) {
-                    std::thread::sleep(Duration::from_millis(1));
-                }
+                let (is_done, changed) = &IS_DONE;
+                drop(changed.wait_while(is_done.lock().unwrap(), |is_done| !*is_done).unwrap());
                 Ok(())
             }
 
@@ -798,6 +796,7 @@ mod tests {
         for prepared in many.collect::<Vec<_>>() {
             assert_eq!(prepared.await.unwrap(), Some(Ok(())));
         }
-        IS_DONE.store(true, Ordering::Relaxed);
+        *IS_DONE.0.lock().unwrap() = true;
+        IS_DONE.1.notify_all();
     }
 }

@@ -55,7 +55,7 @@ async fn connections_are_not_shared_between_upstreams() {
 /// Many users at once, over connections of the gateway's that they share, on
 /// more than one thread: what each reads comes from their own workspace.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn nobody_is_answered_by_another_workspace() {
+async fn a_request_is_never_answered_by_another_workspace() {
     let served = Arc::new(Served::with(ForwarderLimits { max_idle: 3, ..Default::default() }, DRAIN).await);
     let mut workspaces = Vec::new();
     for number in 0..4 {
@@ -131,7 +131,7 @@ async fn a_connection_that_the_workspace_will_close_is_not_kept() {
     inside.head().await;
     inside.write("HTTP/1.1 200 OK\r\nKeep-Alive: timeout=2\r\nContent-Length: 0\r\n\r\n").await;
     gateway.response().await;
-    tokio::time::sleep(Duration::from_millis(1100)).await;
+    pass(Duration::from_millis(1100)).await;
     gateway.write(served.get("/", &workspace)).await;
     workspace.accept().await.head().await;
     assert_eq!(inside.rest().await, "");

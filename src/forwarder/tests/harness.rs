@@ -208,6 +208,13 @@ pub(super) async fn fill(peer: &mut Peer) -> usize {
     written
 }
 
+/// Lets time pass for the timers of this runtime, which has one thread. Nothing waits.
+pub(super) async fn pass(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
+}
+
 /// The same again and again, on a machine that may only have been busy, until what it
 /// fills has been given up.
 pub(super) async fn fill_until_nothing_is_open(served: &Served, peer: &mut Peer) -> usize {
