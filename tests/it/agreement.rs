@@ -1,6 +1,7 @@
 //! `explain` and the runner say the same of any request: of each trick, and of random
 //! requests under random confs that start from the tricks.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::process::{Command as Process, Stdio};
 use std::sync::{Arc, Mutex};
@@ -14,10 +15,32 @@ use serde_json::{Value, json};
 use tokio::runtime::Handle;
 use tokio::task::block_in_place;
 
-use crate::tricks::{Lab, tricks, userinfo};
+use crate::tricks::{Answer, Lab, tricks, userinfo};
 
-/// How many random requests are tried.
+/// How many random requests are tried at a time.
 const CASES: u32 = 60;
+
+/// How often so many are tried until each kind of answer has been seen.
+const MOST_ROUNDS: u32 = 15;
+
+/// What can become of a request at `user-upstream`: the codes of its refusals, and `goes`.
+const KINDS: [&str; 12] = [
+    "foreign-origin",
+    "goes",
+    "identity-malformed",
+    "identity-mismatch",
+    "identity-missing",
+    "keys-unavailable",
+    "no-workspace-name",
+    "not-allowed",
+    "resolver-unavailable",
+    "token-invalid",
+    "too-many-headers",
+    "workspace-not-found",
+];
+
+/// Names below it have no answer of the name server.
+const FAILING: &str = "failing.test";
 
 /// Names and values of headers.
 type Headers = Vec<(Vec<u8>, Vec<u8>)>;
@@ -47,6 +70,7 @@ impl Pair {
     async fn start() -> Self {
         let recorder = Recorder::default();
         let lab = Lab::start_with(Program::new().plugin(recorder.clone())).await;
+        lab.names.fail_below(FAILING);
         let name_server = lab.names.address().to_string();
         Self { lab, recorder, name_server }
     }
@@ -107,6 +131,8 @@ impl Pair {
         let mut named = serde_json::from_str::<Value>(&self.lab.issuer.identity()).unwrap();
         named["token"] = json!(["x-access-token", "authorization"]);
         named["userinfo_claims"] = json!(["groups"]);
+        let mut without_keys = serde_json::from_str::<Value>(&self.lab.issuer.identity()).unwrap();
+        without_keys["discovery"] = json!(format!("{}/no-such-page", self.lab.issuer.url()));
         vec![
             self.conf(json!({})),
             self.conf(json!({"identity": {"trust": "gateway"}})),
@@ -115,6 +141,8 @@ impl Pair {
             self.conf(json!({"identity": named, "allow": {"groups": ["/developers", "/guests"]}})),
             self.conf(json!({"upstream": "http://code-{preferred_username}.test:8443"})),
             self.conf(json!({"remove_cookies": ["a"], "allow": {"subjects": ["alice"]}})),
+            self.conf(json!({"identity": without_keys})),
+            self.conf(json!({"upstream": format!("http://code-{{sub}}.{FAILING}:8443")})),
         ]
     }
 
@@ -167,38 +195,71 @@ async fn of_each_trick() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// The requests that become random ones, by what the tricks' own conf makes of them, so that
+/// an answer of few tricks is not rarer than one of many.
+fn seeds(lab: &Lab) -> Vec<Vec<ClientRequest>> {
+    let mut by_answer = BTreeMap::<String, Vec<ClientRequest>>::new();
+    for (name, request, answer) in tricks(lab) {
+        let code = match answer {
+            Answer::To(_) => "goes".to_owned(),
+            Answer::Refused(_, code) => code,
+        };
+        if fits_on_lines(name) {
+            by_answer.entry(code).or_default().push(request);
+        }
+    }
+    by_answer.into_values().collect()
+}
+
+/// The code of a refusal in the last line of `explain`, or `goes`.
+fn kind(last: &str) -> String {
+    let code = last.strip_prefix("It is refused: ").and_then(|rest| rest.split(' ').nth(1));
+    code.map_or("goes", |code| code.trim_end_matches('.')).to_owned()
+}
+
 /// `KUBE_CODERS_SEED` repeats a run that failed.
 #[tokio::test(flavor = "multi_thread")]
 async fn of_random_requests_under_random_confs() {
     let pair = Pair::start().await;
-    let (confs, pool) = (pair.confs(), pair.pool());
-    let seeds: Vec<_> = tricks(&pair.lab)
-        .into_iter()
-        .filter(|(name, ..)| fits_on_lines(name))
-        .map(|(_, seed, _)| seed)
-        .collect();
+    let (confs, pool, seeds) = (pair.confs(), pair.pool(), seeds(&pair.lab));
     let seed: u64 = match std::env::var("KUBE_CODERS_SEED") {
         Ok(seed) => seed.parse().unwrap(),
         Err(_) => std::process::id().into(),
     };
-    let mut bytes = [0; 32];
-    bytes[..8].copy_from_slice(&seed.to_le_bytes());
-    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
     let config =
         Config { cases: CASES, failure_persistence: None, max_shrink_iters: 200, ..Config::default() };
-    let cases = (0..seeds.len(), prop::collection::vec(0..pool.len(), 0..5), 0..confs.len(), any::<bool>());
-    let ran = TestRunner::new_with_rng(config, rng).run(&cases, |(seed, added, conf, is_https)| {
-        let request = added.iter().fold(seeds[seed].clone(), |request, at| {
-            let (name, value) = &pool[*at];
-            request.header(name, value)
-        });
-        let scheme = if is_https { "https" } else { "http" };
-        let answers = pair.answers(&confs[conf], scheme, &request);
-        let (runner, explained) = block_in_place(|| Handle::current().block_on(answers));
-        prop_assert_eq!(runner, explained, "{} {} {:?}", scheme, &confs[conf], request);
-        Ok(())
-    });
-    if let Err(error) = ran {
-        panic!("KUBE_CODERS_SEED={seed}: {error}");
+    let added = prop_oneof![Just(Vec::new()), prop::collection::vec(0..pool.len(), 1..5)];
+    let request = (0..seeds.len(), any::<prop::sample::Index>(), added);
+    let cases = (request, 0..confs.len(), any::<bool>());
+    let seen = Mutex::new(BTreeMap::<String, u32>::new());
+    for round in 0..MOST_ROUNDS {
+        let mut bytes = [0; 32];
+        bytes[..8].copy_from_slice(&seed.to_le_bytes());
+        bytes[8..12].copy_from_slice(&round.to_le_bytes());
+        let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+        let ran = TestRunner::new_with_rng(config.clone(), rng).run(
+            &cases,
+            |((answer, one, added), conf, is_https)| {
+                let request = added.iter().fold(one.get(&seeds[answer]).clone(), |request, at| {
+                    let (name, value) = &pool[*at];
+                    request.header(name, value)
+                });
+                let scheme = if is_https { "https" } else { "http" };
+                let answers = pair.answers(&confs[conf], scheme, &request);
+                let (runner, explained) = block_in_place(|| Handle::current().block_on(answers));
+                *seen.lock().unwrap().entry(kind(&runner)).or_default() += 1;
+                prop_assert_eq!(runner, explained, "{} {} {:?}", scheme, &confs[conf], request);
+                Ok(())
+            },
+        );
+        if let Err(error) = ran {
+            panic!("KUBE_CODERS_SEED={seed}: {error}");
+        }
+        if seen.lock().unwrap().len() >= KINDS.len() {
+            break;
+        }
     }
+    let seen = seen.into_inner().unwrap();
+    let kinds: BTreeSet<&str> = seen.keys().map(String::as_str).collect();
+    assert_eq!(kinds, KINDS.into(), "KUBE_CODERS_SEED={seed}: {seen:?}");
 }

@@ -101,6 +101,11 @@ impl NameServer {
         self.shared.zone().names.remove(&key(name));
     }
 
+    /// Answers questions about this name and the names below it with SERVFAIL from now on.
+    pub fn fail_below(&self, name: &str) {
+        self.shared.zone().failing.push(key(name));
+    }
+
     /// Changes what it does with questions from now on.
     pub fn set_mode(&self, mode: Mode) {
         self.shared.zone().mode = mode;
@@ -161,6 +166,7 @@ enum Transport {
 #[derive(Debug)]
 struct Zone {
     names: HashMap<String, Vec<IpAddr>>,
+    failing: Vec<String>,
     mode: Mode,
     ttl: u32,
     negative_ttl: Option<u32>,
@@ -168,7 +174,13 @@ struct Zone {
 
 impl Default for Zone {
     fn default() -> Self {
-        Self { names: HashMap::new(), mode: Mode::default(), ttl: 60, negative_ttl: Some(5) }
+        Self {
+            names: HashMap::new(),
+            failing: Vec::new(),
+            mode: Mode::default(),
+            ttl: 60,
+            negative_ttl: Some(5),
+        }
     }
 }
 
@@ -191,7 +203,11 @@ impl Zone {
     }
 
     fn look_up(&self, query: &Query, answer: &mut Message) -> ResponseCode {
-        let addresses = self.names.get(&key(&query.name().to_ascii()));
+        let name = key(&query.name().to_ascii());
+        if self.failing.iter().any(|failing| is_within(&name, failing)) {
+            return ResponseCode::ServFail;
+        }
+        let addresses = self.names.get(&name);
         for address in addresses.into_iter().flatten() {
             let data = RData::from(*address);
             if data.record_type() == query.query_type() {
@@ -214,6 +230,11 @@ impl Zone {
 /// A name as it stands in the table: DNS does not tell upper case from lower.
 fn key(name: &str) -> String {
     name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()
+}
+
+/// Whether `name` is `above` or a name below it.
+fn is_within(name: &str, above: &str) -> bool {
+    name.strip_suffix(above).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
 fn seconds(ttl: Duration) -> u32 {
