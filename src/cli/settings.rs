@@ -119,7 +119,7 @@ pub(crate) fn checked_ways(typed: &WaysArgs) -> Result<Ways, Mistakes> {
 }
 
 fn ways(mode: UpstreamMode, trust: &CertificateTrust) -> Ways {
-    Ways { mode, accepts_any_certificate: matches!(trust, CertificateTrust::Anybody) }
+    Ways { mode, accepts_any_certificate: matches!(trust, CertificateTrust::Any) }
 }
 
 fn upstream_mode(checker: &mut Checker, args: &WaysArgs) -> Option<UpstreamMode> {
@@ -191,7 +191,7 @@ fn loopback(text: &str) -> Result<SocketAddr, String> {
 fn trust(text: &str) -> Result<CertificateTrust, String> {
     match text {
         "system" => Ok(CertificateTrust::System),
-        "none" => Ok(CertificateTrust::Anybody),
+        "none" => Ok(CertificateTrust::Any),
         path => {
             let read = CertificateTrust::read(Path::new(path));
             read.map_err(|error| format!("neither `system` nor `none`, and as a PEM file: {error}"))

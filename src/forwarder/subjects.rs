@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_open_and_when_somebody_was_active_is_known() {
+    async fn open_requests_and_the_last_activity_are_known() {
         let (subjects, second) = (Subjects::new(), Duration::from_secs(1));
         assert_eq!(of(&subjects, "alice"), None);
         let request = subjects.begin(Some("alice"), 10).unwrap();

@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_not_taken_has_less_time_once_nobody_waits_behind_it() {
+    async fn untaken_bytes_have_less_time_once_their_sender_has_closed() {
         let send = Duration::from_secs(300);
         for has_closed in [false, true] {
             HAS_CLOSED.set(has_closed);

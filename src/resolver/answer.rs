@@ -70,7 +70,7 @@ impl DnsAnswer {
         let mut addresses = Vec::new();
         for record in records {
             if record.name == *owner && record.record_type() == kind {
-                addresses.extend(record.data.ip_addr().filter(is_somebodys));
+                addresses.extend(record.data.ip_addr().filter(can_be_a_workspace));
                 ttl = ttl.min(record.ttl);
             }
         }
@@ -107,7 +107,7 @@ impl DnsAnswer {
 
 /// Whether an address may be a workspace's. The unspecified one would lead to this
 /// very host, and the others to many.
-fn is_somebodys(address: &IpAddr) -> bool {
+fn can_be_a_workspace(address: &IpAddr) -> bool {
     let broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
     !address.is_unspecified() && !address.is_multicast() && !broadcast
 }
@@ -151,16 +151,16 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_is_nobodys_is_none() {
-        for nobodys in ["0.0.0.0", "255.255.255.255", "224.0.0.1"] {
+    fn an_address_that_no_workspace_can_have_is_dropped() {
+        for refused in ["0.0.0.0", "255.255.255.255", "224.0.0.1"] {
             let record =
-                Record::from_rdata(name("asked.test."), 5, RData::from(nobodys.parse::<IpAddr>().unwrap()));
+                Record::from_rdata(name("asked.test."), 5, RData::from(refused.parse::<IpAddr>().unwrap()));
             check(std::slice::from_ref(&record), &DnsAnswer::Unavailable);
             check(&[record, a("asked.test.", 30, 1)], &addresses(&[1], 5));
         }
-        for nobodys in ["::", "ff02::1"] {
+        for refused in ["::", "ff02::1"] {
             let record =
-                Record::from_rdata(name("asked.test."), 5, RData::from(nobodys.parse::<IpAddr>().unwrap()));
+                Record::from_rdata(name("asked.test."), 5, RData::from(refused.parse::<IpAddr>().unwrap()));
             assert_eq!(
                 DnsAnswer::from_records(&[record], &name("asked.test."), RecordType::AAAA),
                 DnsAnswer::Unavailable

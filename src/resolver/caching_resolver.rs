@@ -96,11 +96,11 @@ impl Resolver {
             Some(TableHit::Good(known)) => known,
             // The futures that may wait for a lookup are large, and rarely needed.
             Some(TableHit::Due(entry)) => Box::pin(self.resolve_again(host, entry, hosts, now)).await,
-            None => Box::pin(self.resolve_anew(host, hosts, now)).await,
+            None => Box::pin(self.resolve_new(host, hosts, now)).await,
         }
     }
 
-    async fn resolve_anew(&self, host: &HostName, hosts: u32, now: Instant) -> KnownAddresses {
+    async fn resolve_new(&self, host: &HostName, hosts: u32, now: Instant) -> KnownAddresses {
         if let Some(known) = self.names.look_up_in_hosts(host, hosts, now) {
             return known;
         }
@@ -118,13 +118,13 @@ impl Resolver {
         now: Instant,
     ) -> KnownAddresses {
         if entry.source == NameSource::Hosts {
-            return self.resolve_anew(host, hosts, now).await;
+            return self.resolve_new(host, hosts, now).await;
         }
         if entry.hosts != hosts {
             if let Some(known) = self.names.look_up_in_hosts(host, hosts, now) {
                 return known;
             }
-            self.names.keep_beside(host, hosts, now);
+            self.names.keep_with_hosts(host, hosts, now);
             if now < entry.due_at {
                 return entry.known;
             }

@@ -60,7 +60,7 @@ impl NameCache {
 
     /// Keeps an answer of the name servers in use under this state of the hosts file,
     /// which does not have the name.
-    pub(super) fn keep_beside(&self, name: &HostName, hosts: u32, now: Instant) {
+    pub(super) fn keep_with_hosts(&self, name: &HostName, hosts: u32, now: Instant) {
         self.table.change(name, now, |entry| {
             if entry.source != NameSource::Hosts {
                 entry.hosts = hosts;

@@ -174,7 +174,7 @@ class Put(unittest.TestCase):
         self.assertEqual(proxy.requests, [])
         self.assertEqual(len(gateway.requests), len(PATHS))
 
-    def test_nobodys_curlrc_is_read(self):
+    def test_no_curlrc_is_read(self):
         """One that traces would write the key into a file, one with a proxy or another URL send it elsewhere."""
         with tempfile.TemporaryDirectory() as folder, Gateway() as gateway, Gateway() as other:
             trace = pathlib.Path(folder, "trace")
@@ -190,7 +190,7 @@ class Put(unittest.TestCase):
             self.assertEqual(len(gateway.requests), 3 * (1 + len(PATHS)))
             self.assertFalse([1 for _, _, headers, _ in gateway.requests if "X-More" in headers])
 
-    def test_a_dry_run_asks_nobody_and_shows_no_key(self):
+    def test_a_dry_run_sends_no_request_and_shows_no_key(self):
         with Gateway() as gateway:
             result = put("--dry-run", APISIX_ADMIN_URL=gateway.url, **self.certificate_files())
         self.assertEqual(result.returncode, 0, result.stderr)

@@ -111,7 +111,7 @@ class ComposeFile(Case):
         used = set(re.findall(r"\$\{([^}]+)\}", read("examples/compose/keycloak/realm-dev.json")))
         self.assertLessEqual(self.not_empty(used), set(self.services["keycloak"]["environment"]))
 
-    def test_workspaces_reach_nobody_but_the_gateway_and_nobody_else_them(self):
+    def test_workspaces_and_the_gateway_reach_only_each_other(self):
         for name, service in self.workspaces().items():
             networks = list(service["networks"])
             self.assertEqual(networks, [name], "a network of its own, and no other")
@@ -121,7 +121,7 @@ class ComposeFile(Case):
             self.assertNotIn("ports", service)
             self.assertNotIn("network_mode", service)
 
-    def test_the_only_network_with_a_way_out_has_nobody_but_the_published_port_in_it(self):
+    def test_the_only_network_with_a_way_out_has_only_the_published_port_in_it(self):
         networks = self.not_empty(self.compose["networks"])
         outside = [name for name, network in networks.items() if not network.get("internal")]
         self.assertEqual(outside, ["edge"])
@@ -411,7 +411,7 @@ class Certificates(InACopy):
             # What Compose makes of \n in double quotes.
             self.assertEqual(found[name].replace("\\n", "\n"), text)
 
-    def test_what_does_not_fit_any_more_is_made_anew(self):
+    def test_a_file_that_no_longer_fits_is_made_again(self):
         self.script("certificates.sh")
         folder = self.folder / "certificates"
         # Another CA: its certificate has to be another one, too.

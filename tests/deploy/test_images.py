@@ -387,7 +387,7 @@ class Files(unittest.TestCase):
         self.assertRegex(self.arguments("backend")["JDK"], r":21\.")
         self.assertRegex(self.arguments("frontend")["NODE"], r":22\.")
 
-    def test_nobody_is_root_in_a_workspace(self):
+    def test_no_process_is_root_in_a_workspace(self):
         for role in ROLES:
             text = self.dockerfile(role)
             self.assertEqual(re.findall(r"^USER (\S+)$", text, re.MULTILINE)[-1], "1000:1000")

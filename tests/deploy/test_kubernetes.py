@@ -242,7 +242,7 @@ class Security(Case):
             if item["kind"] == "NetworkPolicy" and item["metadata"]["namespace"] == namespace
         }
 
-    def test_nobody_is_reached_who_is_not_named(self):
+    def test_only_named_pods_are_reached(self):
         for namespace, name, types in [
             ("keycloak", "default-deny", ["Ingress", "Egress"]),
             ("code-server", "default-deny", ["Ingress", "Egress"]),
@@ -286,7 +286,7 @@ class Security(Case):
         self.assertNotIn("egress", policies["postgres"])
         self.assertEqual(len(policies["keycloak"]["egress"]), 2)
 
-    def test_only_the_gateway_reaches_etcd_and_nobody_else_its_admin_port(self):
+    def test_only_the_gateway_reaches_etcd_and_only_the_controller_its_admin_port(self):
         policies = self.policies("apisix")
         self.assertEqual(set(policies), {"default-deny-ingress", "gateway", "gateway-with-admin-api", "etcd"})
         self.assertEqual(

@@ -321,7 +321,7 @@ class Gateway(unittest.TestCase):
         self.assertEqual(mount["path"], where)
         self.assertTrue((CONF / "plugins" / mount["key"]).is_file())
 
-    def test_disguised_headers_are_dropped_and_nobody_is_trusted_by_default(self):
+    def test_disguised_headers_are_dropped_and_no_address_is_trusted_by_default(self):
         for _, _, config in self.configs():
             self.assertEqual(config["nginx_config"]["http"]["underscores_in_headers"], "off")
             self.assertNotIn("trusted_addresses", config["apisix"])

@@ -55,7 +55,7 @@ class Yaml(unittest.TestCase):
         self.assertFalse([path for path in looked_at if "/templates/" in path])
         print(f"yamllint: {len(looked_at)} files")
 
-    def test_what_yamllint_shall_find_is_found(self):
+    def test_yamllint_finds_what_it_is_configured_to_find(self):
         config = yamllint.config.YamlLintConfig(file=str(ROOT / ".yamllint"))
         for text in ["a: 1\na: 2\n", "a: [1,2]\n", "a: yes\n", "a: " + "b " * 70 + "\n", "a:\t1\n", "a: 1"]:
             with self.subTest(text):
@@ -180,7 +180,7 @@ class Certificates(Folder):
             self.assertEqual(stat.S_IMODE((tls / f"{name}.key").stat().st_mode), 0o600)
         self.assertFalse(list(tls.glob("*.new")))
 
-    def test_what_is_missing_or_of_another_key_is_made_anew(self):
+    def test_a_missing_certificate_or_one_of_another_key_is_made_again(self):
         self.call()
         before = self.contents()
         (self.folder / "tls" / "key.example.com.crt").unlink()
@@ -191,7 +191,7 @@ class Certificates(Folder):
             self.assertEqual(self.verify(host, host).returncode, 0)
         self.assertEqual(self.contents()["ca.crt"], before["ca.crt"])
 
-    def test_a_certificate_that_ends_soon_is_made_anew(self):
+    def test_a_certificate_that_ends_soon_is_made_again(self):
         self.call()
         tls = self.folder / "tls"
         request = run("openssl", "req", "-new", "-key", tls / "key.example.com.key", "-subj", "/CN=key.example.com")
@@ -448,7 +448,7 @@ class Users(Folder):
         self.assertEqual(again.stdout, "kept     alice\nsubject  9c02ac07-ee1d-4f49-b799-ac7f0fd0397a\n")
         self.assertEqual((self.folder / "password").read_text(), password)
 
-    def test_nobody_is_left_without_a_password(self):
+    def test_every_user_has_a_password(self):
         alice = ("alice", "alice@example.com", "Alice", "Example")
         self.call(*alice)
         # As after a run that was broken off between the two.

@@ -181,7 +181,7 @@ fn a_conf_that_is_refused_is_logged_without_its_content() {
 }
 
 #[test]
-fn whoever_says_nothing_costs_little_and_keeps_nobody_waiting() {
+fn silent_connections_cost_little_and_delay_no_other() {
     const SILENT: usize = 2000;
     // In KiB for each of them. It was 11.3 or 12.3 without optimisation: the allocator
     // takes memory in steps of 2 MiB, one more or less.

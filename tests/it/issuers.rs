@@ -200,7 +200,7 @@ async fn more_keys_than_are_kept_hide_none_for_something_else() {
 }
 
 #[tokio::test]
-async fn keys_of_kinds_that_nobody_knows_are_left_out() {
+async fn keys_of_unknown_kinds_are_left_out() {
     let (house, issuer) = (House::new().await, Issuer::start(&rsa()).await);
     let keys = json!({"keys": [
         {"kty": "AKP", "alg": "ML-DSA-44", "pub": "AQAB", "kid": "rsa-1"},

@@ -152,7 +152,7 @@ async fn each_user_finds_their_own_workspace() {
 }
 
 #[tokio::test]
-async fn whoever_has_no_workspace_or_no_name_is_refused() {
+async fn a_user_without_a_workspace_or_a_name_is_refused() {
     let quickstart = Quickstart::start().await;
     let zoe = quickstart.get("zoe", "/").await;
     assert_eq!((zoe.status(), &zoe.json()["code"]), (404, &"workspace-not-found".into()));

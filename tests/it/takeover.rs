@@ -319,7 +319,7 @@ fn count(line: &str, name: &str) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ten_takeovers_beside_the_gateway_cost_nothing() {
+async fn ten_takeovers_of_a_runner_outside_the_gateway_cost_nothing() {
     ten_takeovers_cost_nothing(Way::Beside).await;
 }
 
@@ -368,7 +368,7 @@ impl Kept {
     }
 
     /// Waits until nothing listens any more; how long it took.
-    fn until_nobody_listens(&self) -> Duration {
+    fn until_no_listener_is_left(&self) -> Duration {
         let since = Instant::now();
         until("the end of the listeners", || {
             let is_served = std::net::TcpStream::connect(self.edge.forwarder).is_ok();
@@ -393,7 +393,7 @@ async fn what_a_killed_runner_leaves_holds_no_listener_and_ends_at_the_deadline(
     kept.keeper.signal(Signal::SIGKILL);
     kept.keeper.ended();
     kept.says("just behind").await;
-    kept.until_nobody_listens();
+    kept.until_no_listener_is_left();
     kept.says("without a listener").await;
     assert!(kept.runs());
     let close = timeout(PATIENCE, kept.websocket.next()).await.unwrap().unwrap().unwrap();
@@ -417,7 +417,7 @@ async fn a_gateway_that_dies_without_a_word_leaves_no_listener_and_open_tunnels(
                 kill(parent_of(kept.runner), Signal::SIGKILL).unwrap();
             }
         }
-        let took = kept.until_nobody_listens();
+        let took = kept.until_no_listener_is_left();
         assert!(took < Duration::from_secs(2), "{victim}: {took:?}");
         kept.says("afterwards").await;
         kept.websocket.close(None).await.unwrap();
@@ -425,9 +425,9 @@ async fn a_gateway_that_dies_without_a_word_leaves_no_listener_and_open_tunnels(
     }
 }
 
-/// Whoever starts a service may end at once.
+/// A process that starts the keeper as a service may end at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_a_gateway_nobody_has_to_wait_for_the_keeper() {
+async fn without_a_gateway_the_starter_of_the_keeper_need_not_wait() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("runner.sock");
     let script =
@@ -532,7 +532,7 @@ fn another_address_for_the_forwarder_is_warned_of() {
 
 /// Nor is it a runner of ours that hangs there.
 #[test]
-fn whoever_hangs_at_the_forwarder_s_port_keeps_no_runner_from_ending() {
+fn a_silent_process_at_the_forwarder_s_port_keeps_no_runner_from_ending() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("runner.sock");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -560,14 +560,14 @@ fn only_the_same_user_takes_over_and_only_from_the_same_user() {
     let Some(binary) = for_another_user(&folder) else { return };
     let socket = folder.path().join("runner.sock");
     let _ours = Runner::start_at(&socket, &["--allow-uid", NOBODY]);
-    let as_nobody = || {
+    let as_another_user = || {
         let mut command = Command::new("setpriv");
         command.args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"]).arg(&binary);
         command.args(["run", "--forwarder-address", "127.0.0.1:0"]);
         command
     };
-    // Nobody may call, and so connect to the socket; the takeover's own is our user's.
-    let mut theirs = Program::start(as_nobody().arg("--listen-address").arg(listen_address(&socket)));
+    // The other user may call, and so connect to the socket. The takeover's socket is our user's.
+    let mut theirs = Program::start(as_another_user().arg("--listen-address").arg(listen_address(&socket)));
     assert_eq!(theirs.ended().code(), Some(2), "they can't write to the folder");
     theirs.line(&["hands nothing over", "Permission denied"]);
     let takeover = std::fs::metadata(folder.path().join("runner.sock.takeover")).unwrap();
@@ -575,11 +575,11 @@ fn only_the_same_user_takes_over_and_only_from_the_same_user() {
     assert!(!theirs.lines().iter().any(|line| line.contains("takes over")), "{:?}", theirs.lines());
     Peer::connect(&socket).prepare("user-upstream", CONF);
 
-    // Whoever stands at the path before us hands us nothing of theirs.
+    // Another user's runner that has the path hands us nothing.
     let open = tempfile::tempdir_in(folder.path()).unwrap();
     std::fs::set_permissions(open.path(), Permissions::from_mode(0o777)).unwrap();
     let socket = open.path().join("runner.sock");
-    let mut theirs = as_nobody();
+    let mut theirs = as_another_user();
     theirs.arg("--listen-address").arg(listen_address(&socket)).args(["--socket-mode", "0666"]);
     let theirs = Runner::from_program(Program::start(&mut theirs), &socket);
     let ours = Runner::start_at(&socket, &["--stamp-key-file", key_file(&folder).to_str().unwrap()]);
@@ -672,7 +672,7 @@ async fn what_the_first_of_three_still_has_goes_to_the_last() {
 
 /// A gateway that reads nothing of what it is told still gets its answers, and its end.
 #[test]
-fn a_log_that_nobody_reads_stops_nothing() {
+fn an_unread_log_stops_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("runner.sock");
     let mut command = Command::new(BINARY);

@@ -547,7 +547,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nobody_asks_for_an_issuer_that_is_gone() {
+    async fn keys_of_a_dropped_issuer_are_not_fetched() {
         let script = Script::new(Says::Failure);
         let issuer = script.start();
         sleep(Duration::from_secs(60)).await;

@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_that_nobody_can_read_is_denied() {
+    fn an_unreadable_claim_is_denied() {
         let (allow, deny) = (r#"{"allow": {"roles": ["a"]}}"#, r#"{"deny": {"roles": ["a"]}}"#);
         for roles in ["7", "{}", "null", "[\"b\", 7]", "[[\"a\"]]", "{\"a\": 1}"] {
             let claims = format!(r#"{{"sub": "alice", "realm_access": {{"roles": {roles}}}}}"#);

@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_nobody_changes_arrives_with_its_content_type() {
+    async fn an_unchanged_response_arrives_with_its_content_type() {
         assert_eq!(client_gets("nothing").await, untouched());
     }
 

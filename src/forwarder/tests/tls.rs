@@ -84,7 +84,7 @@ async fn served_with(trust: CertificateTrust, limits: ForwarderLimits) -> (Serve
 #[tokio::test]
 async fn a_workspace_is_known_by_its_certificate_and_asked_by_its_name() {
     let workspace = Secure::new().await;
-    for trust in [CertificateTrust::read(workspace.pem.path()).unwrap(), CertificateTrust::Anybody] {
+    for trust in [CertificateTrust::read(workspace.pem.path()).unwrap(), CertificateTrust::Any] {
         let (served, _names) = served(trust).await;
         let mut gateway = served.connect().await;
         gateway.write(workspace.get(&served, "")).await;
@@ -117,7 +117,7 @@ async fn a_workspace_is_known_by_its_certificate_and_asked_by_its_name() {
 }
 
 #[tokio::test]
-async fn a_workspace_with_a_certificate_of_nobody_gets_nothing() {
+async fn a_workspace_with_an_untrusted_certificate_gets_nothing() {
     let (workspace, other) = (Secure::new().await, Secure::new().await);
     for trust in [CertificateTrust::System, CertificateTrust::read(other.pem.path()).unwrap()] {
         let (served, _names) = served(trust).await;
@@ -174,7 +174,7 @@ async fn the_next_address_is_tried_where_no_handshake_succeeds() {
 async fn nothing_behind_an_answer_is_taken_for_the_next() {
     const SIZE: usize = 12_000;
     let workspace = Secure::new().await;
-    let (served, _names) = served(CertificateTrust::Anybody).await;
+    let (served, _names) = served(CertificateTrust::Any).await;
     let mut gateway = served.connect().await;
     gateway.write(workspace.get(&served, "")).await;
     let mut inside = workspace.accept().await.unwrap();
@@ -199,7 +199,7 @@ async fn nothing_behind_an_answer_is_taken_for_the_next() {
 async fn a_workspace_within_tls_that_reads_nothing_holds_no_place_for_ever() {
     let limits = ForwarderLimits { send: Duration::from_millis(300), ..ForwarderLimits::default() };
     let workspace = Secure::new().await;
-    let (served, _names) = served_with(CertificateTrust::Anybody, limits).await;
+    let (served, _names) = served_with(CertificateTrust::Any, limits).await;
     for is_tunnel in [false, true] {
         let mut gateway = served.connect().await;
         let more = if is_tunnel {
@@ -232,7 +232,7 @@ async fn a_workspace_within_tls_that_reads_nothing_holds_no_place_for_ever() {
 async fn a_large_body_passes_through_tls() {
     const SIZE: usize = 8 << 20;
     let workspace = Secure::new().await;
-    let (served, _names) = served(CertificateTrust::Anybody).await;
+    let (served, _names) = served(CertificateTrust::Any).await;
     let mut gateway = served.connect().await;
     gateway.write(workspace.get(&served, "")).await;
     let mut inside = workspace.accept().await.unwrap();

@@ -53,7 +53,7 @@ async fn an_upgrade_may_be_declined() {
 }
 
 #[tokio::test]
-async fn an_upgrade_that_nobody_asked_for_is_a_failure() {
+async fn an_upgrade_that_was_not_requested_is_a_failure() {
     let (served, workspace) = (Served::new().await, Workspace::new().await);
     let mut gateway = served.connect().await;
     gateway.write(served.get("/", &workspace)).await;

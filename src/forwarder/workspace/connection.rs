@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_next_address_is_tried_beside_one_that_is_slow() {
+    async fn the_next_address_is_tried_while_a_slow_one_still_connects() {
         let since = tokio::time::Instant::now();
         let addresses = ips(&["127.0.0.1", "127.0.0.2", "127.0.0.3"]);
         let taken = race(addresses.clone().into(), |address| async move {
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_is_quiet_until_somebody_speaks_or_goes() {
+    async fn a_connection_is_quiet_until_the_peer_sends_or_closes() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         for speaks in [true, false] {

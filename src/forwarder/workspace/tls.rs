@@ -31,7 +31,7 @@ pub(crate) enum CertificateTrust {
     /// Only those of these roots.
     Only(Arc<RootCertStore>),
     /// Any certificate. A machine on the network path can then pose as the workspace.
-    Anybody,
+    Any,
 }
 
 /// Why a file gives no certificates to trust.
@@ -97,7 +97,7 @@ impl CertificateTrust {
         let config = match self {
             Self::System => builder.with_platform_verifier()?.with_no_client_auth(),
             Self::Only(roots) => builder.with_root_certificates(Arc::clone(roots)).with_no_client_auth(),
-            Self::Anybody => builder
+            Self::Any => builder
                 .dangerous()
                 .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
                 .with_no_client_auth(),

@@ -25,7 +25,7 @@ fn write(folder: &Path, text: &str) {
 }
 
 #[tokio::test]
-async fn a_name_in_the_file_asks_nobody() {
+async fn a_name_in_the_file_sends_no_query() {
     let (server, resolver, _folder) = start("127.0.0.9 a.test\n::9 a.test\n").await;
     server.set("a.test", &["127.0.0.1"]);
     assert_eq!(at_once(&resolver, "a.test"), ips(&["127.0.0.9", "::9"]));

@@ -15,7 +15,7 @@ async fn known() -> (Server, Resolver) {
 }
 
 #[tokio::test]
-async fn a_name_in_use_is_asked_for_before_its_time_is_over_and_nobody_waits() {
+async fn a_name_in_use_is_refreshed_before_it_expires_and_no_caller_waits() {
     let (server, resolver) = known().await;
     server.set("a.test", &["127.0.0.2"]);
     pass(50 * SECOND).await;
@@ -27,7 +27,7 @@ async fn a_name_in_use_is_asked_for_before_its_time_is_over_and_nobody_waits() {
 }
 
 #[tokio::test]
-async fn a_name_that_nobody_wants_is_not_asked_for() {
+async fn an_unused_name_is_not_refreshed() {
     let (server, _resolver) = known().await;
     pass(3600 * SECOND).await;
     assert_eq!(server.questions(), 2);

@@ -423,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_of_verified_are_refused_beside_gateway() {
+    fn fields_of_verified_are_refused_with_trust_gateway() {
         for (field, value) in [
             ("issuer", "\"https://a\""),
             ("discovery", "\"https://a\""),

@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn a_target_that_nobody_changes_goes_on_byte_for_byte() {
+    fn an_unchanged_target_goes_on_byte_for_byte() {
         let request = ClientRequest::get("/%e4//a?b=%20&a&c=");
         assert_eq!(rewritten(&request, Rewrite::default()).target, b"/%e4//a?b=%20&a&c=");
     }

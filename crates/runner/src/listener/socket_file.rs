@@ -153,7 +153,7 @@ impl SocketFile {
         if fs::symlink_metadata(&self.path).is_ok_and(|there| !there.file_type().is_socket()) {
             return Err(BindError::NotASocket);
         }
-        let beside = self.path_beside()?;
+        let beside = self.temporary_path()?;
         let listener = StdListener::bind(&beside).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => BindError::NoFolder,
             io::ErrorKind::PermissionDenied => BindError::ClosedFolder,
@@ -178,7 +178,7 @@ impl SocketFile {
         Ok(Watched { path: self.path.clone(), device: made.dev(), inode: made.ino() })
     }
 
-    fn path_beside(&self) -> Result<PathBuf, BindError> {
+    fn temporary_path(&self) -> Result<PathBuf, BindError> {
         if self.path.file_name().is_none() {
             return Err(BindError::NoName);
         }
