@@ -11,7 +11,7 @@ use crate::workspace::Workspace;
 /// A module on the top level of the product, and the modules outside of it that it may import.
 pub(crate) struct BoxArrows {
     pub(crate) name: &'static str,
-    /// Paths below the crate. A path permits all that is below it.
+    /// Paths below the crate, of modules or of single items. A path permits all that is below it.
     pub(crate) imports: &'static [&'static str],
 }
 
@@ -55,7 +55,8 @@ fn arrows_that_differ(workspace: &Workspace, tree: &Tree, table: &[BoxArrows]) -
         if from == to {
             continue;
         }
-        let imported = tree.full_name(import.to);
+        let module = tree.full_name(import.to);
+        let imported = import.item.as_ref().map_or(module.clone(), |item| format!("{module}::{item}"));
         match row.imports.iter().find(|permitted| permits(permitted, &imported)) {
             Some(permitted) => {
                 used.insert((row.name, *permitted));
@@ -103,12 +104,12 @@ mod tests {
     use crate::workspace::tests::kept;
 
     const TABLE: &[BoxArrows] = &[
-        BoxArrows { name: "a", imports: &["b::inner", "c"] },
+        BoxArrows { name: "a", imports: &["b::inner", "c::C"] },
         BoxArrows { name: "b", imports: &["c"] },
         BoxArrows { name: "c", imports: &[] },
     ];
 
-    const PAGE: &str = "| `a` | job | `b::inner`, `c` |\n| `b` | job | `c` |\n| `c` | job | nothing |\n";
+    const PAGE: &str = "| `a` | job | `b::inner`, `c::C` |\n| `b` | job | `c` |\n| `c` | job | nothing |\n";
 
     #[track_caller]
     fn check(files: &[(&str, &str)], expected: &[&str]) {
@@ -118,7 +119,7 @@ mod tests {
             ("src/a/deep.rs", "use super::A; use crate::b::inner::I; use crate::c::C;"),
             ("src/b.rs", "pub mod inner; pub struct B; use crate::c::C;"),
             ("src/b/inner.rs", "pub struct I;"),
-            ("src/c.rs", "pub struct C;"),
+            ("src/c.rs", "pub struct C; pub struct D;"),
             ("page.md", PAGE),
         ];
         let (_folder, workspace) = kept(&[&good, files].concat());
@@ -142,6 +143,14 @@ mod tests {
             &[("src/a/deep.rs", "use crate::{b::{inner::I, B}, c::C};")],
             &["src/a/deep.rs:1: `a` may not import crate::b::B"],
         );
+        // A single item is permitted, and neither its neighbour nor its module.
+        check(
+            &[("src/a/deep.rs", "use crate::b::inner::I; use crate::c::{C, D};\nuse crate::c;")],
+            &[
+                "src/a/deep.rs:1: `a` may not import crate::c::D",
+                "src/a/deep.rs:2: `a` may not import crate::c",
+            ],
+        );
     }
 
     #[test]
@@ -158,7 +167,7 @@ mod tests {
             &[
                 "src/lib.rs: `d` is not in the table",
                 "src/lib.rs: `c` is in the table and is gone",
-                "`a` does not import c",
+                "`a` does not import c::C",
                 "`b` does not import c",
             ],
         );
@@ -168,7 +177,7 @@ mod tests {
     fn a_page_that_shows_another_table_is_found() {
         check(
             &[("page.md", "| `a` | job | `b` |\n| `b` | job | `c` |\n| `c` | job | nothing |\n")],
-            &["page.md: no row of `a` that ends with its imports, `b::inner`, `c`"],
+            &["page.md: no row of `a` that ends with its imports, `b::inner`, `c::C`"],
         );
     }
 }

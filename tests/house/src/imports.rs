@@ -9,23 +9,26 @@ use crate::modules::{ModuleIndex, ROOT, Tree, UseItem};
 pub(crate) struct Import {
     pub(crate) from: ModuleIndex,
     pub(crate) to: ModuleIndex,
+    /// The item of `to`; none if the module itself is named.
+    pub(crate) item: Option<String>,
     pub(crate) line: usize,
     /// The path as it is written.
     pub(crate) path: String,
 }
 
 /// What a path leads to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Definition {
     Module(ModuleIndex),
-    /// An item that this module defines.
-    ItemOf(ModuleIndex),
+    /// An item of this name, which this module defines.
+    ItemOf(ModuleIndex, String),
 }
 
 impl Definition {
-    fn place(self) -> ModuleIndex {
+    fn into_parts(self) -> (ModuleIndex, Option<String>) {
         match self {
-            Self::Module(place) | Self::ItemOf(place) => place,
+            Self::Module(place) => (place, None),
+            Self::ItemOf(place, name) => (place, Some(name)),
         }
     }
 }
@@ -38,13 +41,13 @@ pub(crate) fn of(tree: &Tree) -> Vec<Import> {
     let mut imports = Vec::new();
     for (from, module) in tree.modules.iter().enumerate() {
         let mut add = |to: Option<Definition>, line: usize, path: &[String], reexport: bool| {
-            let Some(to) = to.map(Definition::place) else { return };
+            let Some((to, item)) = to.map(Definition::into_parts) else { return };
             if reexport && (from == ROOT || tree.is_below(to, from)) {
                 return;
             }
             let (from, to) = (tree.with_file(from), tree.with_file(to));
             if from != to {
-                imports.push(Import { from, to, line, path: path.join("::") });
+                imports.push(Import { from, to, item, line, path: path.join("::") });
             }
         };
         for mention in &module.uses {
@@ -95,11 +98,9 @@ impl<'a> PathSearch<'a> {
     }
 
     fn below(&mut self, at: ModuleIndex, path: &[String]) -> Option<Definition> {
-        if path.is_empty() {
-            return Some(Definition::Module(at));
-        }
+        let Some(first) = path.first() else { return Some(Definition::Module(at)) };
         // What a macro made is not seen, and is the module's own.
-        self.named(at, path).or(Some(Definition::ItemOf(at)))
+        self.named(at, path).or(Some(Definition::ItemOf(at, first.clone())))
     }
 
     /// `path`, whose first segment is a name in the module `at`.
@@ -113,12 +114,12 @@ impl<'a> PathSearch<'a> {
             return self.below(*child, rest);
         }
         if module.items.contains(first) {
-            return Some(Definition::ItemOf(at));
+            return Some(Definition::ItemOf(at, first.clone()));
         }
         if let Some(mention) = module.uses.iter().find(|mention| mention.what.name.as_ref() == Some(first)) {
             return match self.path(at, &mention.what.path)? {
                 Definition::Module(found) => self.below(found, rest),
-                item @ Definition::ItemOf(_) => Some(item),
+                item @ Definition::ItemOf(..) => Some(item),
             };
         }
         for mention in module.uses.iter().filter(|mention| mention.what.glob) {

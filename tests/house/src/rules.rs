@@ -40,7 +40,10 @@ const ARROWS: &[BoxArrows] = &[
     BoxArrows { name: "resolver", imports: &["locks"] },
     BoxArrows { name: "refusal", imports: &[] },
     BoxArrows { name: "route", imports: &["refusal", "resolver"] },
-    BoxArrows { name: "user_upstream", imports: &["refusal", "resolver", "route::mode", "route::stamp"] },
+    BoxArrows {
+        name: "user_upstream",
+        imports: &["refusal", "resolver", "route::mode", "route::stamp::STAMP_HEADER"],
+    },
     BoxArrows {
         name: "forwarder",
         imports: &["locks", "refusal", "resolver", "route::kept_headers", "route::stamp"],
