@@ -618,7 +618,7 @@ fn a_successor_that_is_killed_leaves_the_socket_to_its_predecessor() {
 
 /// The limit is where a new runner may be wanted.
 #[test]
-fn a_runner_that_is_full_is_taken_over_all_the_same() {
+fn a_runner_that_is_full_can_still_be_taken_over() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("runner.sock");
     let mut first = Runner::start_at(&socket, &["--max-connections", "2"]);

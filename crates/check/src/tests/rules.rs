@@ -288,7 +288,7 @@ fn direct_mode_needs_the_plugin_to_be_loaded() {
 
 /// What is said of each fault, word by word.
 #[test]
-fn what_is_found_is_said_as_it_stands_in_the_list() {
+fn a_finding_has_the_texts_of_the_list() {
     let mut said = String::new();
     let mut say = |files: &[(&str, &str)], flags: &[&str]| {
         for finding in found(files, flags).unwrap() {
