@@ -7,15 +7,17 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use apisix_plugin_runner::gateway::{ClientRequest, Outcome, Route};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
+use tokio::sync::watch;
+use tokio::time::timeout;
 
-use crate::peer::{Peer, until};
+use crate::peer::{PATIENCE, Peer, until};
 use crate::program::{BINARY, Program, Runner, kube_coders, listen_address, run};
 use crate::skip::skip;
 use crate::wire::{Call, extra_info};
@@ -50,18 +52,17 @@ async fn a_runner_that_is_replaced_under_load_loses_no_call() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("runner.sock");
     let mut runner = Runner::start_at(&socket, &[]);
-    let (stop, calls) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let (stop, calls) = (Arc::new(AtomicBool::new(false)), watch::Sender::new(0));
     let clients: Vec<_> = (0..CLIENTS)
         .map(|_| {
-            let (gateway, stop, calls) =
-                (kube_coders::gateway(&socket), Arc::clone(&stop), Arc::clone(&calls));
+            let (gateway, stop, calls) = (kube_coders::gateway(&socket), Arc::clone(&stop), calls.clone());
             tokio::spawn(async move {
                 let route = Route::new("1").plugin(UPSTREAM, CONF);
                 let userinfo = STANDARD.encode(r#"{"sub": "alice"}"#);
                 let request = ClientRequest::get("/").added_header("X-Userinfo", userinfo);
                 let mut lost = Vec::new();
                 while !stop.load(Ordering::Relaxed) {
-                    calls.fetch_add(1, Ordering::Relaxed);
+                    calls.send_modify(|calls| *calls += 1);
                     match gateway.try_call(&route, &request).await {
                         Ok(Outcome::Forward(_)) => {}
                         other => lost.push(format!("{other:?}")),
@@ -71,23 +72,25 @@ async fn a_runner_that_is_replaced_under_load_loses_no_call() {
             })
         })
         .collect();
-    let some_calls = |so_far: u64| {
-        until("calls", || (calls.load(Ordering::Relaxed) > so_far + 200).then_some(()));
+    let some_calls = async || {
+        let mut calls = calls.subscribe();
+        let enough = *calls.borrow() + 200;
+        timeout(PATIENCE, calls.wait_for(|calls| *calls > enough)).await.expect("calls").unwrap();
     };
     for _ in 0..SUCCESSORS {
-        some_calls(calls.load(Ordering::Relaxed));
+        some_calls().await;
         let successor = Runner::start_at(&socket, &[]);
         runner.program.signal(Signal::SIGTERM);
         assert!(runner.program.ended().success());
         runner = successor;
     }
-    some_calls(calls.load(Ordering::Relaxed));
+    some_calls().await;
     stop.store(true, Ordering::Relaxed);
     let mut lost = Vec::new();
     for client in clients {
         lost.extend(client.await.unwrap());
     }
-    let calls = calls.load(Ordering::Relaxed);
+    let calls: u64 = *calls.borrow();
     assert!(lost.is_empty(), "{} of {calls} calls were lost: {lost:#?}", lost.len());
 }
 
