@@ -73,7 +73,7 @@ impl<'a> PublicSurface<'a> {
         match definition(self.tree, at, path) {
             Some(Definition::Module(module)) => self.add_module(module),
             // rustdoc shows the text of the `use` above that of the item.
-            Some(Definition::ItemOf(module)) if !has_example(docs) => {
+            Some(Definition::ItemOf(module, _)) if !has_example(docs) => {
                 let defined = &self.tree.modules[module];
                 if let Some(item) = defined.public_items.iter().find(|item| item.what.name == *name) {
                     self.add_item(module, item);
@@ -83,7 +83,7 @@ impl<'a> PublicSurface<'a> {
                     self.findings.insert((at, mention.line, name));
                 }
             }
-            Some(Definition::ItemOf(_)) => self.has_items = true,
+            Some(Definition::ItemOf(..)) => self.has_items = true,
             None => {}
         }
     }
