@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use apisix_plugin_runner::gateway::{ClientRequest, Outcome, Route};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use nix::fcntl::RenameFlags;
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -259,8 +260,10 @@ fn a_socket_file_that_another_runner_removed_is_recreated() {
     }
     until("sockets that are closed", || (sockets() <= before).then_some(()));
     // A file that can't be recreated is logged once, and recreated as soon as it can be.
-    fs::remove_file(&socket).unwrap();
-    fs::create_dir(&socket).unwrap();
+    let (here, other) = (nix::fcntl::AT_FDCWD, folder.path().join("directory"));
+    fs::create_dir(&other).unwrap();
+    // In one step: between two, the runner would recreate the file.
+    nix::fcntl::renameat2(here, &other, here, &socket, RenameFlags::RENAME_EXCHANGE).unwrap();
     first.program.line(&["ERROR", "something else than a socket"]);
     // The tries that fail now are not logged, so there is nothing to wait for: their time passes.
     std::thread::sleep(std::time::Duration::from_millis(500));
