@@ -37,16 +37,17 @@ const ARROWS_PAGE: &str = "docs/architecture.md";
 /// The boxes of the product, and what each may import from the others.
 const ARROWS: &[BoxArrows] = &[
     BoxArrows { name: "locks", imports: &[] },
-    BoxArrows { name: "resolver", imports: &["locks"] },
+    BoxArrows { name: "bounded_map", imports: &[] },
+    BoxArrows { name: "resolver", imports: &["bounded_map", "locks"] },
     BoxArrows { name: "refusal", imports: &[] },
     BoxArrows { name: "route", imports: &["refusal", "resolver"] },
     BoxArrows {
         name: "user_upstream",
-        imports: &["refusal", "resolver", "route::mode", "route::stamp::STAMP_HEADER"],
+        imports: &["bounded_map", "refusal", "resolver", "route::mode", "route::stamp::STAMP_HEADER"],
     },
     BoxArrows {
         name: "forwarder",
-        imports: &["locks", "refusal", "resolver", "route::kept_headers", "route::stamp"],
+        imports: &["bounded_map", "locks", "refusal", "resolver", "route::kept_headers", "route::stamp"],
     },
     BoxArrows { name: "cli", imports: &["forwarder", "refusal", "resolver", "route", "user_upstream"] },
 ];
@@ -86,6 +87,7 @@ const REACHES: &[Reach] = &[
                 "apisix-plugin-runner",
                 &[
                     "CookieNames",
+                    "read_bounded",
                     "config::header_name",
                     "upstream::HostName",
                     "upstream::MAX_LABEL",
