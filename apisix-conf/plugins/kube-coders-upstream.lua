@@ -62,8 +62,8 @@ local function fault(it) -- the field that makes a decision malformed, or nil
     if not is_each(cache.presence, 32, is_header) then return "cache.presence" end
     if type(cache.navigation) ~= "boolean" then return "cache.navigation" end
     if not is_text(cache.digest, "^[0-9a-f]+$") or #cache.digest ~= 64 then return "cache.digest" end
-    if not is_each(cache.set, MAX_BYTES, is_value, is_changeable) then return "cache.set" end
-    if not is_each(cache.remove, MAX_BYTES, is_changeable) then return "cache.remove" end
+    if not is_each(cache.set, 32, is_value, is_changeable) then return "cache.set" end
+    if not is_each(cache.remove, 32, is_changeable) then return "cache.remove" end
     if not is_each(cache.cookies, 64, is_cookie) then return "cache.cookies" end
 end
 
@@ -98,7 +98,7 @@ local function is_navigation(headers) -- as the runner reads it: crates/runner/s
     return false
 end
 
--- Equal for two requests only if all parts of the key are. The runner computes the same: crates/runner/src/cache.rs.
+-- Equal for two requests only if all parts of the key are. The runner computes the same: crates/runner/src/cache/digest.rs.
 local function digest_of(headers, key)
     local kind = not key.navigation and "any;" or is_navigation(headers) and "navigation;" or "other;"
     local parts = { "1;", #key.headers, ";", #key.presence, ";", kind }
@@ -195,7 +195,10 @@ local function access(_, ctx)
     local digest = digest_of(seen.headers, cache)
     local hex = digest:gsub(".", function(byte) return ("%02x"):format(byte:byte()) end)
     -- A login behind this plugin, or another plugin, has changed what the runner saw.
-    if hex ~= cache.digest then return core.log.info("kube-coders-upstream: not cached: the request was changed") end
+    if hex ~= cache.digest then
+        core.log.info("kube-coders-upstream: not cached: the request was changed")
+        return
+    end
     keys:set(seen.scope, cache)
     decisions:set(digest .. seen.scope, { decision = it, since = seen.now }) -- nothing else holds these tables
 end

@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use apisix_plugin_runner::gateway::{ClientRequest, Gateway, Outcome, Route};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{sleep, timeout};
 
 /// How long a program may take to listen.
@@ -97,6 +97,13 @@ impl Proxy {
         command.args(["--forwarder-address", &address.to_string(), "--stamp-lifetime", "1h"]);
         command.args(["--max-forwarder-connections", "20000", "--max-subject-connections", "20000"]);
         let proxy = Self::start(name, command, address).await?.ok_or("the runner can't be started")?;
+        // The forwarder listens before the runner does.
+        let serves = async {
+            while UnixStream::connect(&socket).await.is_err() {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(START, serves).await.map_err(|_| format!("{name} does not serve"))?;
         let conf = format!(r#"{{"identity": {{"trust": "gateway"}}, "upstream": "http://{backend}"}}"#);
         let route = Route::new("r").plugin("user-upstream", &conf);
         // "{"sub":"alice"}"

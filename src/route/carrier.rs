@@ -31,9 +31,7 @@ impl RouteCarrier {
         let direct = if ways.accepts_any_certificate { direct.accept_any_certificate() } else { direct };
         Self { ways, stamper, direct }
     }
-}
 
-impl RouteCarrier {
     /// The stamp, with the names of the headers that a client could otherwise remove.
     fn stamped(&self, choice: Choice<'_>) -> Result<String, CarrierError> {
         // The two that nearly every request gets need no look at the whole list.

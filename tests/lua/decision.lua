@@ -52,7 +52,7 @@ local function is_navigation(headers)
     return ngx.req.get_method() == "GET" and not rawget(headers, "upgrade") and accept:find("^text/html") ~= nil
 end
 
--- The digest of the parts of a key, as the runner computes it (crates/runner/src/cache.rs).
+-- The digest of the parts of a key, as the runner computes it (crates/runner/src/cache/digest.rs).
 function decision.digest(key)
     local headers = ngx.req.get_headers(0)
     local text = ("1;%d;%d;"):format(#key.headers, #key.presence)

@@ -381,6 +381,13 @@ class AuthorsLines(unittest.TestCase):
         self.check(lines, ("INFO", "greets"), ("DEBUG", 'the name name="alice"'))
 
 
+    def test_each_line_has_the_request_id_if_a_setting_asks_for_it(self):
+        lines = self.lines("--log-request-id")
+        self.assertEqual(len(lines), 1, lines)
+        call_of = r'call\{plugin=hello call=\d+ route="call" request_id="[0-9a-f]{32}"\}'
+        self.assertRegex(lines[0], rf"^\S+ +INFO {call_of}: hello: greets$")
+
+
 class Examples(unittest.TestCase):
     def test_each_example_names_itself(self):
         for example in EXAMPLES:

@@ -226,7 +226,7 @@ impl HostTemplate {
             return Err(RenderError::NoLabel);
         }
         name.push_str(&self.rest);
-        Ok(HostName::from_checked(name.into()))
+        name.parse().map_err(|_| RenderError::NoLabel)
     }
 }
 

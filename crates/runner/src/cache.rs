@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderName;
+use thiserror::Error;
 
 /// The parts of a request that a plugin's decisions depend on: see
 /// [`Plugin::cache_key`](crate::Plugin::cache_key).
@@ -64,6 +65,27 @@ impl fmt::Display for Look<'_> {
     }
 }
 
+/// How many headers a cached decision may name in each of its lists. The gateway's plugin
+/// allows as many.
+pub(crate) const MAX_NAMES: usize = 32;
+
+/// Whether a cached decision may name this header. The gateway's cache knows a header by one
+/// spelling of its name only.
+pub(crate) fn is_plain(name: &HeaderName) -> bool {
+    name.as_str().bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+}
+
+/// Why a plugin's cache key can't be used.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub(crate) enum CacheKeyError {
+    #[error("the cache key names no header, so the requests of all users of a route would share a decision")]
+    NoHeader,
+    #[error("the cache key names more than {MAX_NAMES} headers")]
+    TooMany,
+    #[error("the cache key names {0}: a name has letters, digits and `-` only")]
+    Name(HeaderName),
+}
+
 impl CacheKey {
     /// A key of all values of these headers.
     pub fn new(headers: impl IntoIterator<Item = HeaderName>) -> Self {
@@ -89,6 +111,19 @@ impl CacheKey {
     #[cfg(feature = "direct")]
     pub(crate) fn parts(&self) -> &KeyParts {
         &self.0
+    }
+
+    /// Checks what the gateway's plugin would not accept, when a conf is prepared.
+    pub(crate) fn check(&self) -> Result<(), CacheKeyError> {
+        let KeyParts { values, presence, .. } = &*self.0;
+        if values.is_empty() && presence.is_empty() {
+            return Err(CacheKeyError::NoHeader);
+        }
+        if values.len() > MAX_NAMES || presence.len() > MAX_NAMES {
+            return Err(CacheKeyError::TooMany);
+        }
+        let wrong = values.iter().chain(presence).find(|name| !is_plain(name));
+        wrong.map_or(Ok(()), |name| Err(CacheKeyError::Name(name.clone())))
     }
 
     /// Whether requests with equal keys look the same.
@@ -192,6 +227,22 @@ mod tests {
             assert_eq!(key.covers(look), expected, "{look}");
         }
         assert!(key.and_navigation().covers(Look::Navigation));
+    }
+
+    #[test]
+    fn a_key_that_the_gateway_would_not_accept_is_refused() {
+        let many: Vec<_> = (0..=MAX_NAMES).map(|number| format!("x-{number}").try_into().unwrap()).collect();
+        for (key, expected) in [
+            (key(&["x-a"]), Ok(())),
+            (key(&[]).and_presence([HeaderName::from_static("x-a")]), Ok(())),
+            (key(&[]), Err(CacheKeyError::NoHeader)),
+            (key(&[]).and_navigation(), Err(CacheKeyError::NoHeader)),
+            (key(&["x_a"]), Err(CacheKeyError::Name(HeaderName::from_static("x_a")))),
+            (CacheKey::new(many.clone()), Err(CacheKeyError::TooMany)),
+            (key(&["x-a"]).and_presence(many), Err(CacheKeyError::TooMany)),
+        ] {
+            assert_eq!(key.check(), expected, "{key}");
+        }
     }
 
     #[test]

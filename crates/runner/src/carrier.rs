@@ -68,7 +68,7 @@ pub type CarrierFuture<'a> = Pin<Box<dyn Future<Output = Result<Carried, Carrier
 ///     format!("{} {}", choice.upstream(), headers.join(","))
 /// }
 /// ```
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Choice<'a> {
     upstream: &'a Upstream,
     pub(crate) changes: &'a Changes,
@@ -100,6 +100,17 @@ impl<'a> Choice<'a> {
     /// in `Connection` must not be able to remove it on the way.
     pub fn set_headers(&self) -> impl Iterator<Item = &'a HeaderName> + use<'a> {
         self.changes.headers.iter().filter(|(_, value)| value.is_some()).map(|(name, _)| name)
+    }
+}
+
+impl fmt::Debug for Choice<'_> {
+    /// Shows no value of a header: they are the client's secrets.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Choice")
+            .field("upstream", self.upstream)
+            .field("set_headers", &self.set_headers().collect::<Vec<_>>())
+            .finish_non_exhaustive()
     }
 }
 

@@ -264,7 +264,7 @@ mod tests {
             None
         }
 
-        fn is_first_not_cached(&self) -> bool {
+        fn note_not_cached(&self) -> bool {
             false
         }
 

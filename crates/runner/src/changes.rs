@@ -38,9 +38,10 @@ impl ChangeBudget {
 pub(crate) struct Changes {
     pub(crate) path: Option<Vec<u8>>,
     pub(crate) headers: Vec<(HeaderName, Option<Vec<u8>>)>,
-    /// The cookies that plugins removed. What is left of the request's is in `headers`.
+    /// The cookies that plugins remove from whatever `Cookie` has after all other changes.
     pub(crate) removed_cookies: Vec<CookieNames>,
-    /// Whether a plugin set or removed the `Cookie` header as a whole.
+    /// Whether a plugin set or removed the `Cookie` header as a whole, so that what goes on
+    /// does not depend on the request's.
     pub(crate) sets_cookie: bool,
     pub(crate) args: Vec<(Vec<u8>, Option<Vec<u8>>)>,
     pub(crate) response_headers: Vec<(HeaderName, Vec<u8>)>,
@@ -84,22 +85,28 @@ impl Changes {
         Ok(())
     }
 
-    /// Removes cookies from the values of the request's `Cookie` headers, together with
-    /// those that other plugins removed.
-    pub(crate) fn remove_cookies<'a>(
-        &mut self,
-        names: &CookieNames,
-        headers: impl Iterator<Item = &'a [u8]> + Clone,
-    ) -> Result<(), ChangeError> {
+    /// Removes cookies once all plugins have decided.
+    pub(crate) fn remove_cookies(&mut self, names: &CookieNames) -> Result<(), ChangeError> {
+        self.budget.charge(0)?;
         self.removed_cookies.push(names.clone());
-        let left = match cookies::edit(&self.removed_cookies, headers) {
-            EditedCookies::Unchanged => return Ok(()),
-            EditedCookies::Removed => None,
-            EditedCookies::Left(left) => Some(left),
-        };
-        self.budget.charge(COOKIE.as_str().len() + left.as_ref().map_or(0, Vec::len))?;
-        self.replace(COOKIE, left);
         Ok(())
+    }
+
+    /// Makes the changes that depend on all others, of a request with these `Cookie` headers.
+    pub(crate) fn finish<'a>(&mut self, cookies: impl Iterator<Item = &'a [u8]> + Clone) {
+        if self.removed_cookies.is_empty() {
+            return;
+        }
+        let set = self.headers.iter().find(|(name, _)| *name == COOKIE);
+        let edited = match set {
+            Some((_, set)) => cookies::edit(&self.removed_cookies, set.as_deref().into_iter()),
+            None => cookies::edit(&self.removed_cookies, cookies),
+        };
+        match edited {
+            EditedCookies::Unchanged => {}
+            EditedCookies::Removed => self.replace(COOKIE, None),
+            EditedCookies::Left(left) => self.replace(COOKIE, Some(left)),
+        }
     }
 
     fn replace(&mut self, name: HeaderName, value: Option<Vec<u8>>) {

@@ -15,13 +15,14 @@ use std::time::Duration;
 
 use http::HeaderName;
 use serde::{Deserialize, Serialize, Serializer};
+use tracing::debug;
 
-use crate::cache::{CacheKey, Cacheable, KeyParts};
+use crate::cache::{CacheKey, Cacheable, KeyParts, MAX_NAMES, is_plain};
 use crate::carrier::{Carried, Carrier, CarrierError, CarrierFuture, Choice};
 use crate::changes::COOKIE;
 use crate::cookies::CookieNames;
 use crate::failure::RUNNER_FAILED;
-use crate::upstream::{HostName, Scheme, Timeouts, Upstream};
+use crate::upstream::{HostName, Scheme, Timeouts, Upstream, clamped_timeout};
 
 /// The header that carries a decision from the runner to the gateway's plugin.
 pub const DECISION_HEADER: &str = "x-kube-coders-upstream";
@@ -37,9 +38,6 @@ const MAX_ADDRESSES: usize = 8;
 
 /// How long a decision may be cached at most: what the gateway's plugin allows.
 const MAX_CACHED: Duration = Duration::from_secs(10);
-
-/// How many headers a cached decision may name in each list.
-const MAX_NAMES: usize = 32;
 
 /// How many cookies a cached decision may name.
 const MAX_COOKIES: usize = 64;
@@ -148,22 +146,21 @@ pub struct Direct {
 
 impl Direct {
     /// A carrier that resolves names here, since the gateway takes addresses. It waits 6 s
-    /// to connect and 300 s to send and to read, as far as a plugin says nothing else.
+    /// to connect and 300 s to send and to read, unless a plugin sets another time.
     #[must_use]
     pub fn new(resolver: Arc<dyn Resolve>) -> Self {
         let timeouts = DecidedTimeouts { connect: 6.0, send: 300.0, read: 300.0 };
         Self { resolver, timeouts, accepts_any_certificate: false }
     }
 
-    /// Sets how long the gateway waits to connect, to send and to read, as far as a plugin
-    /// says nothing else.
+    /// Sets how long the gateway waits to connect, to send and to read, unless a plugin sets
+    /// another time. A time that is shorter than a millisecond, or longer than a day, is set
+    /// to that.
     #[must_use]
     pub fn timeouts(mut self, connect: Duration, send: Duration, read: Duration) -> Self {
-        self.timeouts = DecidedTimeouts {
-            connect: connect.as_secs_f64(),
-            send: send.as_secs_f64(),
-            read: read.as_secs_f64(),
-        };
+        let seconds = |time| clamped_timeout(time).as_secs_f64();
+        self.timeouts =
+            DecidedTimeouts { connect: seconds(connect), send: seconds(send), read: seconds(read) };
         self
     }
 
@@ -183,6 +180,9 @@ impl Direct {
             return Err(CarrierError::new(RUNNER_FAILED, why));
         }
         let addresses = self.resolver.resolve(upstream.host()).await?;
+        if addresses.is_empty() {
+            return Err(CarrierError::new(RUNNER_FAILED, "the resolver gave no address and no error"));
+        }
         let Timeouts { connect, send, read } = upstream.timeouts();
         let seconds = |chosen: Option<Duration>, default| chosen.map_or(default, |time| time.as_secs_f64());
         let mut decision = EncodedDecision {
@@ -203,6 +203,7 @@ impl Direct {
             return Ok(text);
         }
         // The changes can be long. A decision that is not cached costs only a call.
+        debug!(bytes = text.len(), most = MAX_HEADER, "decision not cached: its header would be too long");
         decision.cache = None;
         Ok(decision.to_header())
     }
@@ -299,48 +300,62 @@ impl Serialize for Hex {
 }
 
 impl<'d> CachedDecision<'d> {
-    /// `None` if the decision must not be cached, or changes something that the gateway
-    /// can't change from its cache.
+    /// `None` if the decision must not be cached, or the gateway can't make its changes
+    /// itself.
     fn of(choice: Choice<'d>) -> Option<Self> {
+        let Cacheable::For { time, key } = &choice.changes.cacheable else { return None };
+        // The author of one plugin can't know what the whole chain changes.
+        Self::with(choice, *time, key)
+            .inspect_err(|reason| debug!(reason, "decision not cached: the gateway can't make its changes"))
+            .ok()
+    }
+
+    fn with(choice: Choice<'d>, time: Duration, key: &'d CacheKey) -> Result<Self, &'static str> {
         let changes = choice.changes;
-        let Cacheable::For { time, key } = &changes.cacheable else { return None };
         let has_others = changes.path.is_some()
             || changes.body.is_some()
             || !changes.args.is_empty()
             || !changes.response_headers.is_empty();
-        let parts = key.parts();
-        if time.is_zero() || has_others || parts.is_empty() {
-            return None;
+        if has_others {
+            return Err("something else than headers, cookies and the upstream is changed");
         }
-        let cookies: BTreeSet<_> = changes.removed_cookies.iter().flat_map(CookieNames::iter).collect();
-        // Of two plugins that change the cookies, the later one wins, whatever the request has.
-        if !cookies.is_empty() && changes.sets_cookie {
-            return None;
+        if time.is_zero() {
+            return Err("the time is zero");
         }
+        // A `Cookie` header that a plugin set does not depend on the request's cookies.
+        let removed = if changes.sets_cookie { &[][..] } else { &changes.removed_cookies };
+        let cookies: BTreeSet<_> = removed.iter().flat_map(CookieNames::iter).collect();
         let (mut set, mut remove) = (BTreeMap::new(), BTreeSet::new());
-        let is_left = |name: &HeaderName| *name == COOKIE && !cookies.is_empty();
-        for (name, value) in changes.headers.iter().filter(|(name, _)| !is_left(name)) {
+        for (name, value) in &changes.headers {
+            if !is_plain(name) || name.as_str() == DECISION_HEADER {
+                return Err(
+                    "a header is changed whose name has other characters than letters, digits and `-`",
+                );
+            }
             match value {
-                Some(value) => drop(set.insert(name.as_str(), str::from_utf8(value).ok()?)),
-                None => drop(remove.insert(name.as_str())),
+                _ if *name == COOKIE && !cookies.is_empty() => {}
+                Some(value) => {
+                    let text = str::from_utf8(value).map_err(|_| "a value is not UTF-8")?;
+                    set.insert(name.as_str(), text);
+                }
+                None => {
+                    remove.insert(name.as_str());
+                }
             }
         }
-        let KeyParts { values, presence, has_navigation } = parts;
-        // The gateway's cache knows a header by one spelling of its name only.
-        let is_plain = |name: &str| {
-            let is_name = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-            is_name && name != DECISION_HEADER
-        };
-        let in_key = values.iter().chain(presence).map(HeaderName::as_str);
-        let names = in_key.chain(set.keys().copied()).chain(remove.iter().copied());
-        let lists = [values.len(), presence.len(), set.len(), remove.len()];
-        let are_few = lists.iter().all(|len| *len <= MAX_NAMES) && cookies.len() <= MAX_COOKIES;
-        (are_few && { names }.all(is_plain)).then(|| Self {
-            seconds: (*time).min(MAX_CACHED),
+        let KeyParts { values, presence, has_navigation } = key.parts();
+        if [values.len(), presence.len(), set.len(), remove.len()].iter().any(|len| *len > MAX_NAMES) {
+            return Err("more than 32 headers are in the key, set, or removed");
+        }
+        if cookies.len() > MAX_COOKIES {
+            return Err("more than 64 cookies are removed");
+        }
+        Ok(Self {
+            seconds: time.min(MAX_CACHED),
             headers: values,
             presence,
             navigation: *has_navigation,
-            digest: Hex(parts.digest(choice.method, choice.headers)),
+            digest: Hex(key.parts().digest(choice.method, choice.headers)),
             set,
             remove,
             cookies,
@@ -523,7 +538,7 @@ mod tests {
             .and_navigation();
         let mut changes = cacheable(Duration::from_secs(60), key.clone());
         let cookies: CookieNames = serde_json::from_str(r#"["session", "other"]"#).unwrap();
-        changes.remove_cookies(&cookies, [&b"a=1; session=x"[..]].into_iter()).unwrap();
+        changes.remove_cookies(&cookies).unwrap();
         changes.header(name("x-forwarded-user"), Some("조\u{1f600}".as_bytes())).unwrap();
         changes.header(name("x-access-token"), None).unwrap();
         let decision = decision(&changes).await;
@@ -565,24 +580,14 @@ mod tests {
     #[tokio::test]
     async fn a_change_that_the_gateway_can_not_repeat_is_not_cached() {
         type Deed = fn(&mut Changes);
-        let deeds: [(&str, Deed); 12] = [
+        let deeds: [(&str, Deed); 9] = [
             ("path", |changes| changes.path = Some(b"/".to_vec())),
             ("body", |changes| changes.body = Some(b"x".to_vec())),
             ("argument", |changes| changes.arg(b"x", None).unwrap()),
             ("response", |changes| changes.response_headers.push((name("x-a"), b"1".to_vec()))),
             ("bytes", |changes| changes.header(name("x-a"), Some(b"\xff")).unwrap()),
             ("name", |changes| changes.header(name("x_a"), None).unwrap()),
-            ("name in the key", |changes| {
-                changes.cacheable = Cacheable::default().and(Some((Duration::from_secs(1), key(&["x_a"]))));
-            }),
             ("decision", |changes| changes.header(name(DECISION_HEADER), Some(b"{}")).unwrap()),
-            ("cookies of two plugins", |changes| {
-                changes.remove_cookies(&CookieNames::default(), [&b"a=1"[..]].into_iter()).unwrap();
-                changes.header(name("cookie"), Some(b"fixed=1")).unwrap();
-            }),
-            ("key", |changes| {
-                changes.cacheable = Cacheable::default().and(Some((Duration::from_secs(1), key(&[]))));
-            }),
             ("time", |changes| {
                 changes.cacheable = Cacheable::default().and(Some((Duration::ZERO, key(&["x-a"]))));
             }),
@@ -602,9 +607,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_cookie_header_that_a_plugin_set_is_a_header_like_others() {
-        let mut changes = cacheable(Duration::from_secs(1), key(&["cookie"]));
-        changes.header(name("cookie"), Some(b"a=1")).unwrap();
-        assert_eq!(decision(&changes).await["cache"]["set"], json!({"cookie": "a=1"}));
+        let mut changes = cacheable(Duration::from_secs(1), key(&["x-a"]));
+        changes.header(name("cookie"), Some(b"a=1; session=x")).unwrap();
+        changes.remove_cookies(&CookieNames::default()).unwrap();
+        changes.finish([&b"b=2; session=y"[..]].into_iter());
+        let cache = &decision(&changes).await["cache"];
+        assert_eq!((&cache["set"], &cache["cookies"]), (&json!({"cookie": "a=1"}), &json!([])));
     }
 
     #[tokio::test]

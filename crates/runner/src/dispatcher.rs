@@ -1,9 +1,7 @@
 //! One call in, one answer out. What fails closed is decided here.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use apisix_ext_plugin::frame::FrameKind;
@@ -13,7 +11,7 @@ use apisix_ext_plugin::payload::{
 use bytes::Bytes;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tracing::{debug, error, info, warn};
 
 use crate::answers::{self, AnswerError};
@@ -21,7 +19,7 @@ use crate::call_context::{CallContext, within};
 use crate::carrier::{Carried, Carrier, CarrierError, Choice};
 use crate::chains::{Chain, ChainId, ConfCache};
 use crate::connection::{Connection, Frame};
-use crate::contained_drop::{contain_drop, panic_text};
+use crate::containment::{contain_drop, panic_text, poll_caught};
 use crate::extra_info::{Ask, AskError, AskLimits, Asked, ExtraInfo};
 use crate::failure::{FailedCall, FailureAnswers, ProblemAnswers, RUNNER_FAILED};
 use crate::plugin::{Action, PluginError};
@@ -175,11 +173,7 @@ impl Dispatcher {
         if let Some(token) = self.confs.renew(id, route) {
             return Some(token);
         }
-        let preparing = timeout(PREPARE_DEADLINE, self.prepare_chain(&call)).await;
-        let chain = preparing.unwrap_or_else(|_| {
-            error!(key = shown(call.key), most = ?PREPARE_DEADLINE, "conf refused: preparing the chain takes too long");
-            None
-        })?;
+        let chain = self.prepare_chain(&call, Instant::now() + PREPARE_DEADLINE).await?;
         let plugins: Vec<_> = chain.iter().map(|plugin| plugin.name()).collect();
         let token = self
             .confs
@@ -195,12 +189,13 @@ impl Dispatcher {
         Some(token)
     }
 
-    async fn prepare_chain(&self, call: &PrepareConf<'_>) -> Option<Chain> {
+    /// Prepares the plugins in turn, which have the deadline in common.
+    async fn prepare_chain(&self, call: &PrepareConf<'_>, deadline: Instant) -> Option<Chain> {
         let key = shown(call.key);
         let mut chain = Chain::with_capacity(call.confs.len());
         for (name, conf) in &call.confs {
             let plugin = shown(name);
-            match self.registry.prepare(name, conf).await {
+            match self.registry.prepare(name, conf, deadline).await {
                 Some(Ok(prepared)) => chain.push(prepared),
                 Some(Err(error)) => {
                     error!(key, plugin, %error, "conf refused");
@@ -336,11 +331,7 @@ impl Dispatcher {
         let mut verdict = pin!(Some(verdict));
         let decided = {
             let mut caught = pin!(std::future::poll_fn(|task| {
-                let mut verdict = verdict.as_mut().as_pin_mut().expect("it is dropped only below");
-                match catch_unwind(AssertUnwindSafe(|| verdict.as_mut().poll(task))) {
-                    Ok(poll) => poll.map(Ok),
-                    Err(panic) => Poll::Ready(Err(panic)),
-                }
+                poll_caught(verdict.as_mut().as_pin_mut().expect("it is dropped only below"), task)
             }));
             // Most plugins decide at once, without a timer to be set.
             match now_or_never(caught.as_mut()) {
@@ -384,6 +375,7 @@ async fn request_verdict(
             stop @ Action::Stop(_) => return Ok(stop),
         }
     }
+    request.finish();
     Ok(Action::Continue)
 }
 
@@ -392,7 +384,7 @@ async fn request_verdict(
 #[cold]
 fn report_not_cached(plugin: &dyn Prepared, reason: &NotCached) {
     let plugin_name = plugin.name();
-    match plugin.is_first_not_cached() {
+    match plugin.note_not_cached() {
         true => warn!(plugin = plugin_name, %reason, "decision not cached"),
         false => debug!(plugin = plugin_name, %reason, "decision not cached"),
     }

@@ -93,7 +93,7 @@ mod response;
 mod stop;
 mod plugin;
 mod tasks;
-mod contained_drop;
+mod containment;
 mod registry;
 pub mod config;
 mod carrier;

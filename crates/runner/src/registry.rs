@@ -7,17 +7,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::Poll;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::{JoinError, spawn_blocking};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use crate::cache::CacheKey;
 use crate::config::{ConfError, parse_conf};
-use crate::contained_drop::{ContainedDrop, panic_text};
+use crate::containment::{ContainedDrop, panic_text, poll_caught};
 use crate::plugin::{Action, PluginError, PreparedPlugin};
 use crate::request::Request;
 use crate::response::Response;
@@ -45,8 +44,8 @@ pub(crate) trait Prepared: Send + Sync {
     fn name(&self) -> &'static str;
     fn deadline(&self) -> Option<Duration>;
     fn cache_key(&self) -> Option<&CacheKey>;
-    /// Whether this is the first decision of the plugin's that can't be cached.
-    fn is_first_not_cached(&self) -> bool;
+    /// Notes that a decision can't be cached. Returns whether it is the first one.
+    fn note_not_cached(&self) -> bool;
     fn on_request<'a>(&'a self, request: &'a mut Request<'_>) -> BoxFuture<'a, Result<Action, PluginError>>;
     fn on_response<'a>(&'a self, response: &'a mut Response<'_>) -> BoxFuture<'a, Result<(), PluginError>>;
 }
@@ -68,6 +67,9 @@ impl<P: PreparedPlugin> ErasedPlugin for P {
             let prepared = ContainedDrop::new(prepared.map_err(|error| ConfError::whole(error.to_string()))?);
             let deadline = PreparedPlugin::deadline(&*self);
             let cache_key = PreparedPlugin::cache_key(&*self, prepared.get());
+            if let Some(Err(error)) = cache_key.as_ref().map(CacheKey::check) {
+                return Err(ConfError::whole(error.to_string()));
+            }
             let is_not_cached = AtomicBool::new(false);
             Ok(Box::new(WithPrepared { plugin: self, deadline, cache_key, is_not_cached, prepared }) as _)
         })
@@ -95,7 +97,7 @@ impl<P: PreparedPlugin> Prepared for WithPrepared<P> {
         self.cache_key.as_ref()
     }
 
-    fn is_first_not_cached(&self) -> bool {
+    fn note_not_cached(&self) -> bool {
         !self.is_not_cached.swap(true, Ordering::Relaxed)
     }
 
@@ -141,28 +143,30 @@ impl Registry {
         self.plugins.keys().copied().collect()
     }
 
-    /// Prepares a conf on a thread of its own. `None` if no plugin has this name.
+    /// Prepares a conf on a thread of its own, until the deadline. `None` if no plugin has
+    /// this name.
     pub(crate) async fn prepare(
         &self,
         name: &[u8],
         conf: &[u8],
+        deadline: Instant,
     ) -> Option<Result<Box<dyn Prepared>, ConfError>> {
         let name = std::str::from_utf8(name).ok()?;
         let Registered { plugin, threads } = self.plugins.get(name)?.clone();
         let conf = conf.to_vec();
         // All workers of a gateway prepare their routes at the same time, and each takes a moment.
-        let Ok(Ok(thread)) = timeout(PREPARE_DEADLINE, threads.acquire_owned()).await else {
+        let Ok(Ok(thread)) = timeout_at(deadline, threads.acquire_owned()).await else {
             let why = "the plugin is preparing too many other confs, or never returns from one";
             return Some(Err(ConfError::whole(why.to_owned())));
         };
         let handle = Handle::current();
         // The plugin's code is a stranger's: it may block, panic, or never return.
         let preparing = spawn_blocking(move || {
-            let prepared = handle.block_on(timeout(PREPARE_DEADLINE, plugin.prepare(conf)));
+            let prepared = handle.block_on(timeout_at(deadline, plugin.prepare(conf)));
             drop(thread);
             prepared
         });
-        Some(match timeout(PREPARE_DEADLINE, preparing).await {
+        Some(match timeout_at(deadline, preparing).await {
             Ok(Ok(Ok(prepared))) => prepared,
             Ok(Ok(Err(_))) | Err(_) => {
                 Err(ConfError::whole(format!("preparing it took longer than {PREPARE_DEADLINE:?}")))
@@ -200,11 +204,7 @@ impl Registry {
 /// Runs a hook of a plugin's and catches its panic, whenever it comes.
 async fn caught<'a, T>(hook: impl FnOnce() -> BoxFuture<'a, T>) -> Result<T, Box<dyn Any + Send>> {
     let mut running = catch_unwind(AssertUnwindSafe(hook))?;
-    std::future::poll_fn(|task| match catch_unwind(AssertUnwindSafe(|| running.as_mut().poll(task))) {
-        Ok(poll) => poll.map(Ok),
-        Err(panic) => Poll::Ready(Err(panic)),
-    })
-    .await
+    std::future::poll_fn(|task| poll_caught(running.as_mut(), task)).await
 }
 
 fn join_text(error: JoinError) -> String {

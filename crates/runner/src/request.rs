@@ -310,17 +310,18 @@ impl<'f> Request<'f> {
     }
 
     /// Removes these cookies, and their numbered chunks, from the request. The other cookies
-    /// stay byte for byte.
+    /// stay byte for byte. It does not matter which plugin is the first: the cookies are also
+    /// removed from a `Cookie` header that another plugin sets.
     ///
     /// Unlike a plugin that reads `Cookie` and sets it again, this needs no part of the
     /// [`CacheKey`]: the gateway removes the cookies of each request that a cached decision
-    /// answers. A later plugin that sets `Cookie` replaces what is left.
+    /// answers.
     ///
     /// # Errors
     ///
     /// If the changes of the call become too large.
     pub fn remove_cookies(&mut self, names: &CookieNames) -> Result<(), ChangeError> {
-        self.changes.remove_cookies(names, self.headers.named("cookie"))
+        self.changes.remove_cookies(names)
     }
 
     /// Sets the path, decoded: the gateway encodes it again, so that `%` arrives
@@ -415,16 +416,17 @@ impl<'f> Request<'f> {
     /// [cache key](crate::Plugin::cache_key) are decided without a call.
     ///
     /// The runner records what the plugin looks at, and refuses to cache a decision of a
-    /// plugin that looked at anything outside its key. The log names it: the first time at
-    /// `warn`, later at `debug`. It never lets a decision be cached that
+    /// plugin that looked at anything outside its key. The log says at what: for the first
+    /// decision under a conf at `warn`, later at `debug`. It never lets a decision be cached
+    /// that
     ///
     /// - depends on the method, the path, the query, the body, the client's address, or a
     ///   variable other than `scheme` and `route_id`,
     /// - a plugin of the chain does not allow to be cached,
     /// - changes something else than headers, cookies and the upstream,
-    /// - names more than 32 headers or 64 cookies, a header with other characters than
-    ///   letters, digits and `-`, or a value that is not UTF-8,
-    /// - has a cache key that names no header.
+    /// - sets or removes more than 32 headers, or a header whose name has other characters
+    ///   than letters, digits and `-`, or removes more than 64 cookies,
+    /// - sets a value that is not UTF-8, or is longer than 16 KiB as a header of JSON.
     ///
     /// A plugin can depend on something that is no part of the request, such as a file, the
     /// time, or another server's answer. The runner can't see that: choose a time for which
@@ -481,6 +483,11 @@ impl<'f> Request<'f> {
         let so_far = std::mem::take(&mut self.changes.cacheable);
         self.changes.cacheable = so_far.and(allowed);
         result
+    }
+
+    /// All plugins have decided to let the request go on.
+    pub(crate) fn finish(&mut self) {
+        self.changes.finish(self.headers.named("cookie"));
     }
 
     /// The method and the headers, for the carrier, whose looks are not a plugin's.

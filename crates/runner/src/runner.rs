@@ -22,11 +22,11 @@ use crate::dispatcher::Dispatcher;
 use crate::failure::FailureAnswers;
 use crate::listener::admission::Admission;
 use crate::listener::file_watch::gone;
-use crate::listener::server::Server;
+use crate::listener::server::{Purpose, Server};
 use crate::listener::socket_file::{BindError, BoundFile, PreparedFile, SocketFile, lock_folder};
 use crate::listener::takeover::{Incumbent, Inheritance, Inherited, Predecessor, Succession, takeover_path};
 use crate::plugin::{PluginError, PreparedPlugin};
-use crate::registry::Registry;
+use crate::registry::{PREPARE_DEADLINE, Registry};
 use crate::settings::Settings;
 use crate::tasks::{EndOnDrop, Tasks};
 
@@ -139,7 +139,8 @@ impl Runner {
 
     /// Prepares a conf as for a route and forgets it. `None` if no plugin has this name.
     pub async fn check_conf(&self, plugin: &str, conf: &[u8]) -> Option<Result<(), ConfError>> {
-        let prepared = self.registry.prepare(plugin.as_bytes(), conf).await?;
+        let prepared =
+            self.registry.prepare(plugin.as_bytes(), conf, Instant::now() + PREPARE_DEADLINE).await?;
         Some(prepared.map(drop))
     }
 
@@ -470,13 +471,6 @@ fn prepared(file: &SocketFile, purpose: Purpose) -> Result<(SocketFile, Purpose,
     Ok((file.clone(), purpose, file.prepare().map_err(failed)?))
 }
 
-/// What a socket is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Purpose {
-    Calls,
-    Takeover,
-}
-
 /// A start whose sockets are prepared.
 ///
 /// ```
@@ -693,12 +687,12 @@ mod tests {
     use std::sync::{Condvar, Mutex};
 
     use http::HeaderName;
-    use tokio::sync::oneshot;
+    use tokio::sync::{mpsc, oneshot};
 
     use super::*;
     use crate::carrier::{Carried, CarrierFuture, Choice};
     use crate::gateway::{ClientRequest, Gateway, Route};
-    use crate::plugin::{Action, Plugin};
+    use crate::plugin::{Action, Plugin, PreparedPlugin};
     use crate::request::Request;
 
     /// Its start hook waits for ever, and it sends each request to an upstream.
@@ -736,6 +730,136 @@ mod tests {
         let stop = async { drop(has_started.await) };
         runner.run(Settings::new(&socket), stop).await.unwrap();
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "neither socket is there");
+    }
+
+    /// Sends what happens to it.
+    struct Hooked(mpsc::Sender<&'static str>);
+
+    impl Plugin for Hooked {
+        const NAME: &'static str = "hooked";
+        type Config = ();
+
+        async fn start(&self, tasks: &Tasks) -> Result<(), PluginError> {
+            struct Ends(mpsc::Sender<&'static str>);
+
+            impl Drop for Ends {
+                fn drop(&mut self) {
+                    let _ = self.0.try_send("task ended");
+                }
+            }
+
+            let ends = Ends(self.0.clone());
+            tasks.spawn(async move {
+                let _ends = ends;
+                std::future::pending::<()>().await;
+            });
+            self.0.send("start").await?;
+            Ok(())
+        }
+
+        async fn stop(&self) {
+            let _ = self.0.send("stop").await;
+        }
+
+        async fn on_request(&self, (): &(), _: &mut Request<'_>) -> Result<Action, PluginError> {
+            self.0.send("call").await?;
+            Ok(Action::Continue)
+        }
+    }
+
+    /// Its stop hook panics, and comes before that of `Hooked`.
+    struct Breaks;
+
+    impl Plugin for Breaks {
+        const NAME: &'static str = "breaks";
+        type Config = ();
+
+        async fn stop(&self) {
+            panic!("the stop hook of a test");
+        }
+
+        async fn on_request(&self, (): &(), _: &mut Request<'_>) -> Result<Action, PluginError> {
+            Ok(Action::Continue)
+        }
+    }
+
+    #[tokio::test]
+    async fn hooks_run_before_the_first_call_and_after_the_last() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("runner.sock");
+        let (events, mut happened) = mpsc::channel(8);
+        let runner = Runner::named("test", "0").plugin(Hooked(events)).plugin(Breaks);
+        let (stop, stopped) = oneshot::channel::<()>();
+        let running = tokio::spawn(runner.run(Settings::new(&socket), async { drop(stopped.await) }));
+        assert_eq!(happened.recv().await, Some("start"));
+        while !socket.exists() {
+            tokio::task::yield_now().await;
+        }
+        let gateway = Gateway::connect(&socket);
+        let route = Route::new("r").plugin("hooked", "null");
+        assert_eq!(gateway.call(&route, &ClientRequest::get("/")).await.status(), None);
+        assert_eq!(happened.recv().await, Some("call"));
+        drop(stop);
+        running.await.unwrap().unwrap();
+        assert_eq!(happened.recv().await, Some("stop"));
+        assert_eq!(happened.recv().await, Some("task ended"));
+        assert_eq!(happened.recv().await, None, "nothing else");
+    }
+
+    #[tokio::test]
+    async fn a_start_hook_that_fails_ends_the_start() {
+        struct Fails;
+
+        impl Plugin for Fails {
+            const NAME: &'static str = "fails";
+            type Config = ();
+
+            async fn start(&self, _: &Tasks) -> Result<(), PluginError> {
+                Err("no database".into())
+            }
+
+            async fn on_request(&self, (): &(), _: &mut Request<'_>) -> Result<Action, PluginError> {
+                Ok(Action::Continue)
+            }
+        }
+
+        let folder = tempfile::tempdir().unwrap();
+        let runner = Runner::named("test", "0").plugin(Fails);
+        let settings = Settings::new(folder.path().join("runner.sock"));
+        let error = runner.run(settings, std::future::pending()).await.unwrap_err();
+        assert_eq!(error.to_string(), r#"the plugin "fails" did not start: no database"#);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "neither socket is there");
+    }
+
+    /// Prepares for this many milliseconds.
+    struct Slow;
+
+    impl PreparedPlugin for Slow {
+        const NAME: &'static str = "slow";
+        type Config = u64;
+        type Prepared = ();
+
+        async fn prepare(&self, milliseconds: u64) -> Result<(), PluginError> {
+            tokio::time::sleep(Duration::from_millis(milliseconds)).await;
+            Ok(())
+        }
+
+        async fn on_request(&self, (): &(), _: &mut Request<'_>) -> Result<Action, PluginError> {
+            Ok(Action::Continue)
+        }
+    }
+
+    #[tokio::test]
+    async fn the_plugins_of_a_chain_have_one_second_in_common_to_prepare() {
+        let gateway = Gateway::new().plugin(Slow);
+        let status = async |times: [u64; 2]| {
+            let route = Route::new(&format!("{times:?}"));
+            let route = times.iter().fold(route, |route, time| route.plugin("slow", &time.to_string()));
+            gateway.call(&route, &ClientRequest::get("/")).await.status()
+        };
+        assert_eq!(status([10, 20]).await, None);
+        // Each alone has time enough.
+        assert_eq!(status([700, 701]).await, Some(503));
     }
 
     #[tokio::test]

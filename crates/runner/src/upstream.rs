@@ -82,17 +82,6 @@ impl FromStr for Scheme {
 pub struct HostName(Arc<str>);
 
 impl HostName {
-    /// Takes a text that is known to be a name: `text.parse::<HostName>()` would return it
-    /// unchanged.
-    #[must_use]
-    pub fn from_checked(text: Arc<str>) -> Self {
-        debug_assert!(
-            text.parse::<Self>().is_ok_and(|name| name.0 == text),
-            "a host name that was not checked"
-        );
-        Self(text)
-    }
-
     /// The name as text. An IPv6 address has no brackets.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -236,6 +225,13 @@ pub struct Timeouts {
     pub read: Option<Duration>,
 }
 
+impl Timeouts {
+    fn clamped(self) -> Self {
+        let clamped = |timeout: Option<Duration>| timeout.map(clamped_timeout);
+        Self { connect: clamped(self.connect), send: clamped(self.send), read: clamped(self.read) }
+    }
+}
+
 /// A destination for one request: scheme, host name, port, the subject on whose behalf the
 /// request goes there, and timeouts.
 ///
@@ -332,10 +328,11 @@ impl Upstream {
         self.mode
     }
 
-    /// Replaces all three timeouts.
+    /// Replaces all three timeouts. One that is shorter than a millisecond, or longer than a
+    /// day, is set to that.
     #[must_use]
     pub fn with_timeouts(mut self, timeouts: Timeouts) -> Self {
-        self.timeouts = timeouts;
+        self.timeouts = timeouts.clamped();
         self
     }
 
@@ -368,6 +365,11 @@ impl Upstream {
     pub fn subject(&self) -> Option<&str> {
         self.subject.as_deref()
     }
+}
+
+/// The nearest timeout from 1 ms to a day.
+pub(crate) fn clamped_timeout(timeout: Duration) -> Duration {
+    timeout.clamp(MIN_TIMEOUT, MAX_TIMEOUT)
 }
 
 /// A timeout from 1 ms to a day.

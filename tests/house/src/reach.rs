@@ -12,7 +12,7 @@ pub(crate) struct Reach {
     /// Paths of the standard library and of other crates that only some modules may name,
     /// with those modules. Naming a module that holds such a path counts too.
     pub(crate) only_in: &'static [(&'static str, &'static [&'static str])],
-    /// Packages of the workspace, with the items of them that may be imported. A path
+    /// Other packages, with the items of them that may be imported. A path
     /// permits all that is below it.
     pub(crate) items: &'static [(&'static str, &'static [&'static str])],
 }
@@ -56,8 +56,10 @@ impl Reach {
             let is_module = |module: &&str| here == format!("crate::{module}");
             // `use std::net` and `use std::net::*` give a name to what is below.
             if (is_within(path, limited) || is_within(limited, path)) && !modules.iter().any(is_module) {
-                let modules = if modules.is_empty() { "no module".to_owned() } else { modules.join(", ") };
-                return Some(format!("only {modules} may name {limited}"));
+                return Some(match modules {
+                    [] => format!("no module may name {limited}"),
+                    modules => format!("only {} may name {limited}", modules.join(", ")),
+                });
             }
         }
         for (package, items) in self.items {
@@ -124,7 +126,7 @@ mod tests {
         check(
             "src/other.rs",
             "use std::net;",
-            &["src/other.rs:1: std::net: only no module may name std::net::TcpStream"],
+            &["src/other.rs:1: std::net: no module may name std::net::TcpStream"],
         );
     }
 

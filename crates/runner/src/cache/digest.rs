@@ -11,12 +11,6 @@ use crate::headers::Headers;
 const DIGEST_VERSION: &str = "1;";
 
 impl KeyParts {
-    /// Whether the key names no header, so that the requests of all users of a route would
-    /// share a decision. It is more likely a mistake than meant.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.values.is_empty() && self.presence.is_empty()
-    }
-
     /// A digest of the parts as a request has them. The gateway's plugin computes the same
     /// of the request that it saw, and caches a decision only if both are equal.
     ///

@@ -14,6 +14,7 @@ use crate::changes::COOKIE;
 use crate::cookies::{CookieNames, EditedCookies};
 use crate::direct::{DECISION_HEADER, cacheable};
 use crate::headers::Headers;
+use crate::locks::lock;
 use crate::request::MAX_FRAME_HEADERS;
 
 /// Decisions that serve requests with an equal cache key.
@@ -67,7 +68,7 @@ impl DecisionCache {
 
     /// The rewrite of a cached decision for this request.
     pub(super) fn find(&self, scope: &Scope, request: &ClientRequest) -> Option<Rewrite> {
-        let kept = self.kept.lock().expect("no panic while the lock is held");
+        let kept = lock(&self.kept);
         let digest = digest(kept.keys.get(scope)?, request);
         let decision = kept.decisions.get(&(scope.clone(), digest))?;
         if decision.until <= Instant::now() {
@@ -102,7 +103,7 @@ impl DecisionCache {
         let rewrite =
             Rewrite { headers: removed.chain(set).chain([carried]).collect(), ..Rewrite::default() };
         let until = since + decision.time.min(self.most);
-        let mut kept = self.kept.lock().expect("no panic while the lock is held");
+        let mut kept = lock(&self.kept);
         kept.keys.insert(scope.clone(), decision.key);
         kept.decisions.insert((scope, digest), KeptDecision { until, rewrite, cookies: decision.cookies });
     }
@@ -213,6 +214,124 @@ mod tests {
             (of_team("1").header("x-other", "1"), false),
         ] {
             assert_eq!(forwarded(&gateway, &request).await.1, expected, "{request:?}");
+        }
+    }
+
+    /// The lines of the log, as text.
+    #[cfg(feature = "cli")]
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    #[cfg(feature = "cli")]
+    impl std::io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Allows its decisions to be cached, and has no key.
+    #[cfg(feature = "cli")]
+    struct NoKey;
+
+    #[cfg(feature = "cli")]
+    impl Plugin for NoKey {
+        const NAME: &'static str = "no-key";
+        type Config = ();
+
+        async fn on_request(&self, (): &(), request: &mut Request<'_>) -> Result<Action, PluginError> {
+            request.cache_for(Duration::from_secs(5));
+            Ok(Action::Continue)
+        }
+    }
+
+    #[cfg(feature = "cli")]
+    #[tokio::test]
+    async fn the_log_says_why_a_decision_is_not_cached() {
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::DEBUG)
+            .with_ansi(false)
+            .without_time()
+            .with_writer(move || writer.clone())
+            .finish();
+        let _logged = tracing::subscriber::set_default(subscriber);
+        let gateway = gateway().plugin(NoKey);
+        for look in ["all", "value"] {
+            forwarded(&gateway, &of_team("1").header("x-look", look)).await;
+        }
+        let route = Route::new("n").plugin("no-key", "null");
+        assert_eq!(gateway.call(&route, &of_team("1")).await.status(), None);
+        let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        let lines: Vec<_> = text.lines().filter(|line| line.contains("decision not cached")).collect();
+        let expected = [
+            (
+                "WARN",
+                r#"plugin="by-team" reason=the plugin looked at all headers, which is not in its cache key"#,
+            ),
+            (
+                "DEBUG",
+                r#"plugin="by-team" reason=the plugin looked at the header "x-debug", which is not in its cache key"#,
+            ),
+            ("WARN", r#"plugin="no-key" reason=the plugin has no cache key: implement cache_key"#),
+        ];
+        assert_eq!(lines.len(), expected.len(), "{text}");
+        for (line, (level, said)) in lines.iter().zip(expected) {
+            assert!(line.trim_start().starts_with(level) && line.ends_with(said), "{line}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_conf_whose_plugin_has_an_unusable_key_is_refused() {
+        struct Underscore;
+
+        impl Plugin for Underscore {
+            const NAME: &'static str = "underscore";
+            type Config = ();
+
+            fn cache_key(&self, (): &()) -> Option<CacheKey> {
+                Some(CacheKey::new([HeaderName::from_static("x_team")]))
+            }
+
+            async fn on_request(&self, (): &(), _: &mut Request<'_>) -> Result<Action, PluginError> {
+                Ok(Action::Continue)
+            }
+        }
+
+        let runner = Runner::named("test", "0").plugin(Underscore);
+        let refused = runner.check_conf("underscore", b"null").await.unwrap().unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "the cache key names x_team: a name has letters, digits and `-` only"
+        );
+    }
+
+    /// Adds a cookie to those of the request, and sets them all.
+    struct AddsCookie;
+
+    impl Plugin for AddsCookie {
+        const NAME: &'static str = "adds-cookie";
+        type Config = ();
+
+        async fn on_request(&self, (): &(), request: &mut Request<'_>) -> Result<Action, PluginError> {
+            let cookies = request.header_str("cookie").unwrap_or_default().to_owned();
+            request.set_header("cookie", format!("{cookies}; added=1"))?;
+            Ok(Action::Continue)
+        }
+    }
+
+    #[tokio::test]
+    async fn removed_cookies_are_gone_whichever_plugin_is_the_first() {
+        let gateway = gateway().plugin(AddsCookie);
+        let request = of_team("1").header("cookie", "a=1; session=x");
+        for order in [["by-team", "adds-cookie"], ["adds-cookie", "by-team"]] {
+            let route = order.iter().fold(Route::new("both"), |route, name| route.plugin(name, "null"));
+            let forwarded = gateway.call(&route, &request).await.forwarded();
+            assert_eq!(forwarded.header("cookie"), Some(&b"a=1; added=1"[..]), "{order:?}");
         }
     }
 

@@ -1,10 +1,8 @@
 //! The unix listener: accepts, admits, and serves connections until the drain.
 
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use apisix_ext_plugin::payload::Encoder;
@@ -17,6 +15,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, error, info, warn};
 
 use crate::connection::{Connection, Frame, ReadError};
+use crate::containment::poll_caught;
 use crate::dispatcher::{After, Dispatcher};
 use crate::listener::admission::Admission;
 use crate::listener::limit_log::LimitLog;
@@ -58,12 +57,19 @@ pub(crate) struct Server {
     shared: Arc<ServerShared>,
 }
 
+/// What a socket is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Purpose {
+    Calls,
+    Takeover,
+}
+
 /// What each connection needs.
 struct ServerShared {
     dispatcher: Arc<Dispatcher>,
     succession: Arc<Succession>,
     /// Refused peers, by their user.
-    refused: LogThrottle<u32>,
+    refused: LogThrottle<(u32, Purpose)>,
     stop: CancellationToken,
     /// Ends everything.
     cut: CancellationToken,
@@ -149,9 +155,10 @@ impl Server {
         };
         if !self.admission.admits(&peer) {
             let uid = peer.uid();
-            if self.shared.refused.note(uid).is_some() {
+            if let Some(refused) = self.shared.refused.note((uid, Purpose::Calls)) {
                 warn!(
                     uid,
+                    refused,
                     pid = peer.pid(),
                     cure = format!("--allow-uid {uid}"),
                     "peer refused: its user may not connect"
@@ -174,8 +181,8 @@ impl Server {
             Err(error) => return error!(%error, "reading a peer's credentials"),
         };
         if !may_take_over(uid) {
-            if self.shared.refused.note(uid).is_some() {
-                warn!(uid, "peer refused: its user may not take over");
+            if let Some(refused) = self.shared.refused.note((uid, Purpose::Takeover)) {
+                warn!(uid, refused, "peer refused: its user may not take over");
             }
             return;
         }
@@ -193,13 +200,7 @@ impl Server {
         self.connections.spawn(async move {
             // A bug ends its own connection, and is told.
             let mut serving = pin!(cut.run_until_cancelled_owned(serving));
-            let ended = std::future::poll_fn(|task| {
-                match catch_unwind(AssertUnwindSafe(|| serving.as_mut().poll(task))) {
-                    Ok(poll) => poll.map(|_| Ok(())),
-                    Err(panic) => Poll::Ready(Err(panic)),
-                }
-            });
-            if ended.await.is_err() {
+            if std::future::poll_fn(|task| poll_caught(serving.as_mut(), task)).await.is_err() {
                 error!("a connection ended by a bug");
             }
         });

@@ -1,7 +1,10 @@
-//! A plugin's values may panic in their destructors. That ends nothing but the value.
+//! A plugin's code may panic, also in destructors. That ends nothing but the call, the hook
+//! or the value.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
 use tracing::error;
 
@@ -29,6 +32,17 @@ impl<T> Drop for ContainedDrop<T> {
 pub(crate) fn contain_drop(what: &str, drop: impl FnOnce()) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(drop)) {
         error!(panic = panic_text(&*panic), "{what} panicked while it was dropped");
+    }
+}
+
+/// Polls a future, and gives a panic of it as an error.
+pub(crate) fn poll_caught<F: Future + ?Sized>(
+    mut future: Pin<&mut F>,
+    task: &mut Context<'_>,
+) -> Poll<Result<F::Output, Box<dyn Any + Send>>> {
+    match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(task))) {
+        Ok(poll) => poll.map(Ok),
+        Err(panic) => Poll::Ready(Err(panic)),
     }
 }
 
