@@ -294,7 +294,7 @@ async fn a_cached_decision_is_the_one_that_the_runner_would_make() {
     }
 }
 
-/// A token that is over in four seconds is not remembered for ten.
+/// The decision about a token that expires in four seconds is not cached for ten.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_decision_is_good_for_no_longer_than_its_token() {
     let keys = [Signer::new("1", Algorithm::ES256)];
@@ -312,7 +312,7 @@ async fn a_decision_is_good_for_no_longer_than_its_token() {
         let mut claims = claims(&issuer.url(), "alice");
         claims["exp"] = (i64::try_from(now).unwrap() + lasts).into();
         let token = keys[0].token(&claims);
-        // A browser may have another authorization for its workspace beside it.
+        // A browser may also send another authorization, for its workspace.
         let request = || {
             ClientRequest::get("/")
                 .added_header("X-Raw-ID-Token", &token)

@@ -289,7 +289,7 @@ async fn without_a_decision_nobody_goes_anywhere() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_decision_that_is_remembered_serves_its_own_user_alone() {
+async fn a_cached_decision_serves_only_its_own_user() {
     let Some(house) = House::new().await else { return };
     let ask = async |user: &str, lines: &str| {
         let made = house.made();

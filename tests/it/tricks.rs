@@ -426,7 +426,7 @@ async fn no_trick_gets_anything() {
     let lab = Lab::start().await;
     let mut wrong = Vec::new();
     for (name, request, expected) in tricks(&lab) {
-        // The second time it may be remembered, and that must change nothing.
+        // The second time, the answer may come from a cache, and must be the same.
         for time in ["first", "second"] {
             let answer = answer(&lab.ask(&lab.issuer, &request).await);
             if answer != expected {

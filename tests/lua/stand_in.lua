@@ -214,7 +214,7 @@ function lrucache:set(key, value)
     self.entries[key] = { value = value, tick = self.ticks }
 end
 
--- A worker that has just started: the plugin with nothing remembered, and nothing picked.
+-- A worker that has just started: the plugin with an empty cache, and no server picked.
 function stand_in.worker()
     stand_in.clock, stand_in.log, stand_in.caches, stand_in.pickers = 1000, {}, {}, {}
     -- Each worker has its own, which a test may break.

@@ -27,7 +27,7 @@ local BROKEN = {
         package.loaded["resty.sha256"].update = function() return false end
     end },
     { "the digest has no end", function() package.loaded["resty.sha256"].final = function() return nil end end },
-    { "the memory throws", function()
+    { "the cache throws", function()
         for _, cache in ipairs(stand_in.caches) do
             cache.get, cache.set = function() error("broken") end, function() error("broken") end
         end

@@ -1,13 +1,13 @@
 -- SPDX-License-Identifier: Apache-2.0
--- Two requests share a decision only if they are equal in everything that it depended on, whatever stands in
--- their headers.
+-- Two requests share a cached decision only if they are equal in everything that it depended on, whatever their
+-- headers contain.
 local decision = require("decision")
 local expect = require("expect")
 local stand_in = require("stand_in")
 
 local TRIES = 4000
 local NAMES = { "x-a", "x-b", "host", "origin", "x-a-b", "upgrade" }
--- Few, so that equal requests come up, and such as try to look like the encoding.
+-- Few values, so that equal requests come up. Some try to look like the encoding.
 local VALUES = { "", "a", "b", "a, b", "a,b", ", ", "1:a", "1:a1:b", "0:", "3:x-a1;1:a", "x-b", "2;", "1;0:", "nil",
                  "-", "\0", "\255", ("a"):rep(10), "10:" .. ("a"):rep(10) }
 local ROUTES = { "a", "b", "1:a", "a1:b", "" }
@@ -61,7 +61,7 @@ local function near(request)
     return other
 end
 
--- All that a decision by these headers depends on, as a text that nobody else's reads like; nil if the request
+-- All that a decision by these headers depends on, as a text that differs for different inputs; nil if the request
 -- has a name with an underscore.
 local function inputs(request, by)
     local parts = { tostring(request.conf_version), request.scheme, request.route_id }

@@ -1,5 +1,5 @@
 -- SPDX-License-Identifier: Apache-2.0
--- Decisions that are remembered: when a call is left out, for whom, and for how long.
+-- The cache of decisions: which requests a cached decision serves without a call, and for how long.
 local decision = require("decision")
 local expect = require("expect")
 local stand_in = require("stand_in")
@@ -33,7 +33,7 @@ local function ask(plugin, asked, changes)
     return stand_in.serve(plugin, asked)
 end
 
--- A worker that remembers a decision for Alice.
+-- A worker that has cached a decision for Alice.
 local function knowing()
     local plugin = stand_in.worker()
     expect.same(ask(plugin).is_called, true, "whether the runner was called first")
@@ -47,12 +47,12 @@ local function expect_hit(outcome)
 end
 
 local function expect_call(outcome)
-    if not outcome.is_called then error("a decision was remembered", 2) end
+    if not outcome.is_called then error("a cached decision was used", 2) end
     expect.same(outcome.ctx.var.kc_hit, nil)
 end
 
 return function(case)
-    case("nothing is remembered by default", function()
+    case("no decision is cached by default", function()
         local plugin = stand_in.worker()
         for _ = 1, 3 do expect_call(ask(plugin, { remember = 0 })) end
         for _, cache in ipairs(stand_in.caches) do expect.same(cache.count, 0) end
@@ -67,18 +67,18 @@ return function(case)
         expect.same(outcome.ctx.kube_coders_upstream, nil, "what a long tunnel would hold")
     end)
 
-    case("a decision that may not be remembered is not", function()
+    case("a decision without the permission to cache it is not cached", function()
         local plugin = stand_in.worker()
         local runner = decision.runner(decision.of())
         for _ = 1, 3 do expect_call(ask(plugin, { runner = runner })) end
     end)
 
-    case("a decision that depended on no header is not remembered", function()
+    case("a decision that depended on no header is not cached", function()
         local plugin = stand_in.worker()
         for _ = 1, 3 do expect_call(ask(plugin, nil, { headers = {} })) end
     end)
 
-    case("whom a login behind this plugin brought is not remembered for all", function()
+    case("a decision about a user from a login after this plugin is not cached", function()
         local plugin = stand_in.worker()
         for number, user in ipairs({ "alice", "bob", "alice" }) do
             local decided = decision.cacheable({
@@ -121,14 +121,14 @@ return function(case)
         expect.same(rawget(outcome.headers, "host"), "other.example.com")
     end)
 
-    case("a call that was made counts more than what is remembered", function()
+    case("a call that was made counts more than a cached decision", function()
         local plugin = knowing()
-        -- Without the filter on ext-plugin-pre-req the runner is asked all the same.
+        -- Without the filter on ext-plugin-pre-req the runner is still asked.
         local outcome = ask(plugin, { between = decision.runner(decision.of({ addresses = { "10.0.0.9" } })) })
         expect.went_to(outcome, "10.0.0.9:8443")
     end)
 
-    case("a malformed decision is refused even if one is remembered", function()
+    case("a malformed decision is refused even if a good one is cached", function()
         expect.refused(ask(knowing(), { between = decision.runner("{}") }), "malformed")
     end)
 
@@ -208,7 +208,7 @@ return function(case)
             for name, value in pairs(change[2]) do asked[name] = value end
             expect_call(ask(plugin, asked, { addresses = { "10.0.0.2" } }))
             expect.same(asked.headers ~= nil or change[2].headers == nil, true)
-            -- And it did not change what is known for the first.
+            -- It did not change the first request's cached decision.
             expect_hit(ask(plugin))
         end)
     end
@@ -278,7 +278,7 @@ return function(case)
         expect_call(ask(stand_in.worker()))
     end)
 
-    case("a remembered decision survives requests that change their nodes", function()
+    case("a cached decision survives requests that change their nodes", function()
         local plugin = stand_in.worker()
         local changes = { headers = BY, scheme = "https", host = "fd00::9", addresses = { "fd00::1", "10.0.0.2" } }
         local first = ask(plugin, nil, changes)
@@ -294,7 +294,7 @@ return function(case)
         end
     end)
 
-    case("what is remembered is bounded, and the latest stays", function()
+    case("the cache is bounded, and the latest decisions stay", function()
         local plugin = stand_in.worker()
         for i = 1, 2500 do
             ask(plugin, { headers = headers({ ["X-Userinfo"] = "user-" .. i }) })
@@ -323,7 +323,7 @@ return function(case)
         end
     end)
 
-    case("a host of any length takes no memory", function()
+    case("a request with a very long host is not cached", function()
         local plugin = stand_in.worker()
         for _ = 1, 2 do expect_call(ask(plugin, { headers = headers({ Host = ("a"):rep(1000) }) })) end
         expect.same(stand_in.caches[1].count, 0)
