@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::checked::Checked;
+use super::options::Checked;
 use super::route::{GatewayRoute, UpstreamNode, unbracketed};
 
 /// Whether a route leads to the forwarder.

@@ -1,7 +1,7 @@
 //! The calls of the runner: in which order, with which confs.
 
 use super::addresses::leads_to_forwarder;
-use super::checked::Checked;
+use super::options::Checked;
 use super::document::Spot;
 use super::finding::Findings;
 use super::login::LOGIN;
@@ -24,7 +24,7 @@ const REQUEST_PRIORITY: f64 = 12000.0;
 const LOGIN_PRIORITY: f64 = 2599.0;
 const DECISION_PRIORITY: f64 = 2598.0;
 
-/// For how many seconds a decision may be remembered at most.
+/// The most seconds for which a decision may be cached: the plugin's limit of `remember`.
 const MAX_REMEMBER: f64 = 10.0;
 
 /// The filter that skips the call if a decision is cached.

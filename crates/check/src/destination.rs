@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::addresses::{is_forwarder, is_loopback};
 use super::calls::Workspaces;
-use super::checked::Checked;
+use super::options::Checked;
 use super::document::Spot;
 use super::finding::Findings;
 use super::route::{GatewayRoute, RouteUpstream, UpstreamNode};

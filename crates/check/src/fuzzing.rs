@@ -2,7 +2,7 @@
 
 use apisix_plugin_runner::upstream::UpstreamMode;
 
-use super::checked::Checked;
+use super::options::Checked;
 use super::{File, Options, migrated, report};
 
 /// The lines of what is found in a file, printed in every form and migrated on the way.

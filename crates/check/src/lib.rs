@@ -49,7 +49,7 @@
 //! in `apisix-conf/CHECKS.md`.
 
 mod addresses;
-mod checked;
+mod options;
 mod document;
 mod gateway_reader;
 mod objects;
@@ -76,8 +76,8 @@ mod tests;
 
 use thiserror::Error;
 
-use checked::Checked;
-pub use checked::{Judge, Options};
+use options::Checked;
+pub use options::{Judge, Options};
 use document::{Node, Root};
 use finding::{Finding, Findings};
 use objects::Objects;

@@ -1,7 +1,7 @@
 //! The login: openid-connect, on any route.
 
 use super::addresses::is_loopback;
-use super::checked::Checked;
+use super::options::Checked;
 use super::document::Spot;
 use super::finding::Findings;
 use super::route::{GatewayRoute, RoutePlugin};

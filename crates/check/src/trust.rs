@@ -2,7 +2,7 @@
 //! login, and what the runner's conf may believe.
 
 use super::calls::Workspaces;
-use super::checked::Checked;
+use super::options::Checked;
 use super::document::Spot;
 use super::finding::Findings;
 use super::login::LOGIN;
