@@ -5,14 +5,6 @@ use std::io::{self, Read};
 /// Reads a whole file or stream, if it has at most `limit` bytes. Use it for files that a
 /// conf names.
 ///
-/// ```
-/// use kube_coders_identity::read_bounded;
-///
-/// assert_eq!(read_bounded(&b"1234"[..], 4)?, b"1234");
-/// assert!(read_bounded(&b"12345"[..], 4).is_err());
-/// # Ok::<(), std::io::Error>(())
-/// ```
-///
 /// # Errors
 ///
 /// The source can't be read, or is longer.
