@@ -58,7 +58,7 @@ esac
 
 url=${APISIX_ADMIN_URL:-http://127.0.0.1:9180}
 url=${url%/}
-# In clear text, the key and the certificate's key would be everybody's on the way.
+# In clear text, everybody on the way could read the key and the certificate's key.
 case $url in
   https://*) ;;
   http://127.0.0.1 | http://127.0.0.1[:/]*) ;;
@@ -79,8 +79,8 @@ if [ -z "$dry_run" ]; then
   command -v curl >/dev/null || fail "curl is not installed" 2
 fi
 
-# The PEM blocks of a file whose label ends with $2, on one line with \n between, as JSON
-# has it.
+# Prints the PEM blocks of a file whose label ends with $2, as one line of JSON with \n for
+# each line's end.
 pem() {
   local file=$1 label=$2 text='' line inside=
   [ -r "$file" ] || fail "'$file' can't be read" 2
@@ -98,9 +98,9 @@ pem() {
   printf '%s' "$text"
 }
 
-# Puts what stands on standard input. The key goes to curl through a pipe: the arguments
-# of a process are for all users to read. Nobody's .curlrc is read, which could have curl write
-# all that it sends into a file.
+# Puts the object from standard input. The key goes to curl through a pipe, because all users can
+# read the arguments of a process. curl reads no .curlrc, which could make it write all that it
+# sends into a file.
 put() {
   local path=$1 answer status
   if [ -n "$dry_run" ]; then
@@ -146,8 +146,8 @@ for object in "${objects[@]}"; do
   [ -r "$here/${object#* }" ] || fail "'$here/${object#* }' can't be read" 2
 done
 
-# The certificate first and the service before its routes: whatever stops this half way,
-# there is no route without what guards it.
+# The certificate first, and the service before its routes: if this stops half way, no route lacks
+# its certificate or service.
 if [ -n "$ssl" ]; then
   put ssls/coders < <(printf '%s\n' "$ssl")
 else
