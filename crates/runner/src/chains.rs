@@ -1,4 +1,4 @@
-//! Conf tokens: which number stands for which chain of prepared plugins.
+//! Conf tokens: the numbers of the chains of prepared plugins.
 
 use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
@@ -14,7 +14,7 @@ use crate::registry::Prepared;
 /// Prepared plugins, in the order in which the route lists them.
 pub(crate) type Chain = Vec<Box<dyn Prepared>>;
 
-/// What tells one chain from another: a digest over its names and confs.
+/// Identifies a chain: a digest over its names and confs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct ChainId([u8; 32]);
 
@@ -35,13 +35,13 @@ type RouteId = Option<Arc<str>>;
 
 /// Tokens with their chains, for as long as the gateway may use them.
 ///
-/// Tokens are random, so that a route of an earlier life of this process does
-/// not meet another route's chain: with a counter it did (docs/gateway.md,
-/// PrepareConf). The same chain keeps one token however often it is prepared,
-/// since every reload of a gateway's file prepares every route again.
+/// Tokens are random. With a counter, a token from before a restart of the runner could
+/// name another route's chain (docs/gateway.md, PrepareConf). A chain keeps its token
+/// however often it is prepared, because every reload of a gateway's file prepares every
+/// route again.
 ///
-/// It has two indexes, and forgets the chain whose token expires next: a cache
-/// that judges by use would forget a token that the gateway still holds for hours.
+/// If the cache is full, it drops the chain whose token expires next. A cache that judges
+/// by use would drop a token that the gateway still holds for hours.
 pub(crate) struct ConfCache {
     kept: Duration,
     capacity: usize,
@@ -79,7 +79,7 @@ impl ConfCache {
         (entry.expires > Instant::now()).then(|| (Arc::clone(&entry.chain), entry.route.clone()))
     }
 
-    /// The token of a chain that is known, good for its whole time from now.
+    /// The token of a known chain, valid for its whole time from now.
     pub(crate) fn renew(&self, id: ChainId, route: Option<&str>) -> Option<u32> {
         let mut entries = write_lock(&self.entries);
         let now = Instant::now();
@@ -92,7 +92,7 @@ impl ConfCache {
         Some(token)
     }
 
-    /// A token for a chain that was not known, or the one that it got meanwhile.
+    /// A token for a new chain, or the token that the chain has got meanwhile.
     pub(crate) fn insert(
         &self,
         id: ChainId,
@@ -138,7 +138,7 @@ impl ConfCache {
 }
 
 impl CachedChains {
-    /// Takes out what has expired, and if that is not enough, the chain that would expire
+    /// Removes expired chains, and if that is not enough, the chain that would expire
     /// next.
     fn make_room(&mut self, capacity: usize, now: Instant) -> Vec<CachedChain> {
         let expired = self.by_token.extract_if(|_, entry| entry.expires <= now);

@@ -63,8 +63,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         Self { stream, read: BytesMut::new(), unwritten: BytesMut::new() }
     }
 
-    /// The next frame, or `None` where the peer closed the connection between
-    /// two frames.
+    /// The next frame, or `None` if the peer closed the connection between two
+    /// frames.
     pub(crate) async fn read_frame(&mut self) -> Result<Option<Frame>, ReadError> {
         if self.read.is_empty() && !self.read_more().await? {
             return Ok(None);
@@ -80,8 +80,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         !self.read.is_empty()
     }
 
-    /// The stream, for whoever goes on with it: what was read too early is lost, so
-    /// only where nothing is unread.
+    /// The stream, for a caller that goes on with it. Bytes that were read too early are
+    /// lost, so call it only if nothing is unread.
     pub(crate) fn into_stream(self) -> S {
         debug_assert!(self.read.is_empty() && self.unwritten.is_empty(), "something is in between");
         self.stream

@@ -36,7 +36,7 @@ const VERSION: u8 = 1;
 /// How many addresses of a name go to the gateway, which tries them in turn.
 const MAX_ADDRESSES: usize = 8;
 
-/// How long a decision may be cached at most: what the gateway's plugin allows.
+/// The longest time for which a decision may be cached: what the gateway's plugin allows.
 const MAX_CACHED: Duration = Duration::from_secs(10);
 
 /// How many cookies a cached decision may name.
@@ -145,8 +145,8 @@ pub struct Direct {
 }
 
 impl Direct {
-    /// A carrier that resolves names here, since the gateway takes addresses. It waits 6 s
-    /// to connect and 300 s to send and to read, unless a plugin sets another time.
+    /// A carrier that resolves names here, because the gateway takes addresses. The gateway
+    /// waits 6 s to connect and 300 s to send and to read, unless a plugin sets another time.
     #[must_use]
     pub fn new(resolver: Arc<dyn Resolve>) -> Self {
         let timeouts = DecidedTimeouts { connect: 6.0, send: 300.0, read: 300.0 };

@@ -64,8 +64,8 @@ pub(crate) struct Dispatcher {
 pub(crate) enum After {
     /// The next call may come.
     Keep,
-    /// The gateway owes an answer to a question that nobody waits for. It must
-    /// be let send it, or it would take the connection's end for our answer.
+    /// The gateway still owes an answer to an abandoned question. If the connection closed
+    /// before that, the gateway would take its end for our answer.
     TakeLateAnswer,
     /// The peer does not speak the protocol.
     Close,
@@ -157,7 +157,7 @@ impl Dispatcher {
         }
     }
 
-    /// `None` where the conf is refused; the log says why.
+    /// Returns `None` if the conf is refused; the log says why.
     async fn prepare_token(&self, payload: &[u8]) -> Option<u32> {
         let call = PrepareConf::decode(payload)
             .inspect_err(|malformed| error!(error = %malformed, "PrepareConf refused"))
@@ -432,8 +432,8 @@ fn after(extra_info: &ExtraInfo<'_>) -> After {
     }
 }
 
-/// The request's id as the gateway knows it, or one of our own where it can't be
-/// had in time.
+/// The request's id as the gateway knows it, or one of our own if the gateway's does not
+/// come in time.
 async fn request_id(extra_info: &mut ExtraInfo<'_>) -> String {
     let asked = timeout(REQUEST_ID_WAIT, extra_info.variable("request_id")).await;
     shown_request_id(asked.ok().and_then(Result::ok).flatten().as_deref())

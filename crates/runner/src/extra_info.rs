@@ -136,7 +136,7 @@ impl<'c> ExtraInfo<'c> {
         self
     }
 
-    /// Whether a question's answer is still to come although nobody waits for it.
+    /// Whether the answer to an abandoned question is still to come.
     pub(crate) fn is_abandoned(&self) -> bool {
         self.waiting
     }
@@ -178,10 +178,10 @@ impl<'c> ExtraInfo<'c> {
             return Err(AskError::TooMany { limit: self.limits.questions });
         }
         self.questions += 1;
-        // Stays set where this future is dropped before the answer came.
+        // Stays set if this future is dropped before the answer comes.
         self.waiting = true;
         let answer = self.asker.ask(question).await;
-        // Something else than the answer came: the answer may come yet.
+        // Something else came, so the answer may still come.
         self.waiting = matches!(answer, Err(AskError::Unexpected));
         let answer = answer?;
         self.bytes += answer.as_ref().map_or(0, Bytes::len);

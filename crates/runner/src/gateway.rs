@@ -403,11 +403,11 @@ impl Gateway {
         }
     }
 
-    /// Sends a call with the route's token, on a connection from the pool, again
-    /// with a new token where the runner does not know it.
+    /// Sends a call with the route's token on a connection from the pool, and again with a
+    /// new token if the runner does not know the first.
     ///
-    /// The closure encodes and does not send: with an async one the future would
-    /// not be `Send`, and a gateway could not be called from a spawned task.
+    /// The closure encodes and does not send: with an async one, the future would not be
+    /// `Send`, and a spawned task could not call a gateway.
     async fn with_token(
         &self,
         route: &Route,
@@ -591,7 +591,7 @@ fn dropped_without_list(name: &str) -> bool {
 mod tests {
     use super::*;
 
-    /// Only has to compile: an author may call from a task of their own.
+    /// Only has to compile: an author may call a gateway from a spawned task.
     #[allow(dead_code)]
     fn calls_can_be_spawned(gateway: Gateway, route: Route, request: ClientRequest) {
         fn spawned(_: impl Future + Send + 'static) {}

@@ -109,7 +109,7 @@ pub struct Request<'f> {
 }
 
 impl<'f> Request<'f> {
-    /// `None` where the method is none of the protocol's.
+    /// Returns `None` if the protocol has no number for the method.
     pub(crate) fn new(
         call: RequestCall<'f>,
         extra_info: ExtraInfo<'f>,
@@ -158,8 +158,8 @@ impl<'f> Request<'f> {
         std::str::from_utf8(self.path()).ok()
     }
 
-    /// The client's address, as the gateway sees it; `None` where it has none,
-    /// as on a unix socket.
+    /// The client's address, as the gateway sees it; `None` if the client has none,
+    /// for example on a unix socket.
     #[must_use]
     pub fn source(&self) -> Option<IpAddr> {
         self.look(Look::Other("the client's address"));
@@ -242,7 +242,7 @@ impl<'f> Request<'f> {
     }
 
     /// An nginx or APISIX variable, such as `route_id`, `scheme`, `request_id`,
-    /// `remote_addr`; `None` where there is none of this name.
+    /// `remote_addr`; `None` if no variable has this name.
     ///
     /// Each new name is a round trip to the gateway; an answer is kept for the
     /// request.
@@ -258,8 +258,8 @@ impl<'f> Request<'f> {
         self.extra_info.variable(name).await
     }
 
-    /// The request's body, whole; `None` where there is none. At more than
-    /// 16 MiB the gateway fails the call.
+    /// The request's whole body; `None` if there is none. If the body is larger than
+    /// 16 MiB, the gateway fails the call.
     ///
     /// # Errors
     ///

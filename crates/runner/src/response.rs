@@ -178,9 +178,9 @@ impl<'f> Response<'f> {
         Ok(())
     }
 
-    /// All headers that the client shall get.
+    /// All headers that the client is to get.
     ///
-    /// Without a list the gateway drops ten of the upstream's headers,
+    /// Without a list, the gateway drops ten of the upstream's headers,
     /// `Content-Type` among them (docs/gateway.md, HTTPRespCall), so there is always
     /// a list.
     pub(crate) fn resulting_headers(&self) -> Vec<(&[u8], Option<&[u8]>)> {

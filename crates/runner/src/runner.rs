@@ -197,7 +197,7 @@ impl Runner {
             () = control.stop.cancelled() => return Ok(()),
         };
         started.map_err(|(plugin, error)| RunError::PluginStart { plugin, error })?;
-        // A runner that is already told to end takes nothing away from others.
+        // A runner that was already told to end takes nothing from others.
         if control.stop.is_cancelled() {
             return Ok(());
         }
@@ -242,7 +242,7 @@ impl Runner {
             () = control.now.cancelled() => warn!("ended before everything was finished"),
             () = told_to_stop => {}
         }
-        // No call is answered beside the stop hooks.
+        // No call is answered while the stop hooks run.
         drop(server);
         tokio::select! {
             () = stop_plugins(&dispatcher, &tasks) => {}
@@ -410,7 +410,7 @@ pub struct Start {
 /// ```
 #[derive(Debug)]
 pub struct InheritedListener {
-    /// The predecessor's, with the connections in its queue.
+    /// The predecessor's listener, with the connections in its queue.
     pub listener: Option<StdTcpListener>,
     /// Whether a runner of our own user serves the socket and hands no listener over.
     pub may_share: bool,
@@ -552,7 +552,7 @@ async fn inherit(
         let (number, inherited) = tokio::select! {
             next = first_ready(&mut nexts) => next,
             () = stop.cancelled() => {
-                // What waits in their connections is the successor's to read.
+                // The successor reads what waits in their connections.
                 nexts.clear();
                 for (predecessor, HandedOver { calls, requests }) in predecessors.into_values() {
                     let is_handed_on = succession.hand_over_predecessor(&predecessor).await;
@@ -587,7 +587,7 @@ async fn inherit(
 
 type NextInherited = Pin<Box<dyn Future<Output = (u64, Option<Inherited>)> + Send>>;
 
-/// What the first future says that is ready, and removes that future. A task for each would
+/// Returns the output of the first future that is ready, and removes that future. A task for each would
 /// lose a connection that it has received when it is dropped.
 async fn first_ready(nexts: &mut Vec<NextInherited>) -> (u64, Option<Inherited>) {
     std::future::poll_fn(|task| {
@@ -631,8 +631,8 @@ async fn serve_sockets(
     server.finish(Instant::now() + drain).await;
 }
 
-/// Serves a socket, and makes its file again if the file is gone: a runner that was
-/// started beside this one and has ended took it along.
+/// Serves a socket, and makes its file again if the file is gone. The file disappears if
+/// another runner takes the path over and then ends.
 async fn serve_socket(
     server: &Server,
     socket: BoundSocket,

@@ -1,5 +1,5 @@
-//! What a gateway makes of a client's request before it calls a runner, and of
-//! the runner's rewrite after: pure, so that the captured frames can check it.
+//! What a gateway does with a client's request before it calls a runner, and with the
+//! runner's rewrite after it. It is pure, so captured frames can check it.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -13,8 +13,8 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode, percent_encod
 use crate::request::{MAX_FRAME_HEADERS, method_number};
 use crate::upstream::Upstream;
 
-/// The ports that a gateway listens at unless it is told otherwise. It says its
-/// own port in `X-Forwarded-Port`, whatever stands in `Host`.
+/// The ports at which a gateway listens by default. It sends its own port in
+/// `X-Forwarded-Port`, whatever `Host` contains.
 const HTTP_PORT: &str = "9080";
 const HTTPS_PORT: &str = "9443";
 
@@ -56,7 +56,7 @@ impl ClientRequest {
     ///
     /// # Panics
     ///
-    /// If the gateway does not hand on this method, as `CONNECT`.
+    /// If the gateway does not hand on this method, for example `CONNECT`.
     #[must_use]
     pub fn new(method: Method, target: impl AsRef<[u8]>) -> Self {
         assert!(method_number(&method).is_some(), "a gateway does not hand on {method}");
@@ -162,7 +162,7 @@ impl ClientRequest {
         }
     }
 
-    /// All headers as they stand at the gateway, those of its plugins last.
+    /// All headers in the gateway's order, those of its plugins last.
     pub(crate) fn all_headers(&self) -> Vec<(String, Vec<u8>)> {
         let host = self.header_value("host").unwrap_or_default().to_vec();
         let port = if self.scheme == "https" { HTTPS_PORT } else { HTTP_PORT };
@@ -260,7 +260,7 @@ pub struct ForwardedRequest {
     pub body: Option<Bytes>,
     /// What the gateway adds to the upstream's response.
     pub response_headers: Vec<(String, Vec<u8>)>,
-    /// Where a plugin sent the request, read from the carrier's header
+    /// The upstream that a plugin chose, read from the carrier's header
     /// ([`Gateway::reads_upstream`](super::Gateway::reads_upstream)).
     pub upstream: Option<Upstream>,
 }
@@ -273,7 +273,7 @@ impl ForwardedRequest {
     }
 }
 
-/// Whether nginx takes a header at all: it ignores names that hold anything but
+/// Whether nginx accepts a header at all: it ignores names that contain anything except
 /// letters, digits, `-` and, as APISIX sets it, `_` (`ignore_invalid_headers`).
 fn is_known_to_nginx(name: &str) -> bool {
     name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
@@ -281,8 +281,8 @@ fn is_known_to_nginx(name: &str) -> bool {
 
 type Arg = (Vec<u8>, Option<Vec<u8>>);
 
-/// One name's values stay in order; the order of names means nothing, and is
-/// another in every call.
+/// One name's values stay in order. The order of names means nothing, and differs from
+/// call to call.
 fn shuffled_names<V>(mut entries: Vec<(Vec<u8>, V)>, id: u32) -> Vec<(Vec<u8>, V)> {
     entries.sort_by_cached_key(|(name, _)| {
         let mut hasher = DefaultHasher::new();
@@ -295,7 +295,7 @@ fn shuffled_names<V>(mut entries: Vec<(Vec<u8>, V)>, id: u32) -> Vec<(Vec<u8>, V
 fn rewritten_query(mut args: Vec<Arg>, changes: &[Arg]) -> Vec<u8> {
     let mut changed: Vec<&[u8]> = Vec::new();
     for (name, value) in changes {
-        // The first value set replaces what was there, a later one comes beside it.
+        // The first value replaces the old ones, and later values are added to it.
         if value.is_none() || !changed.contains(&&name[..]) {
             args.retain(|(known, _)| known != name);
         }

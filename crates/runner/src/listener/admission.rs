@@ -1,6 +1,6 @@
 //! Who may connect: the credentials of the peer on the unix socket.
 //!
-//! The file's mode can't tell a gateway's workers from anybody else: they run as
+//! The file's mode can't tell a gateway's workers from other processes, because they run as
 //! `nobody` on package installs. The kernel can: it says which process connected.
 
 use std::collections::BTreeSet;
@@ -13,8 +13,8 @@ use tokio::net::unix::UCred;
 
 use crate::listener::process_end::end_of;
 
-/// The first process of a container, which inherits every orphan. Where it is the
-/// gateway's own, a child of it is a worker only if it runs the same program.
+/// The first process of a container, which inherits every orphan. If it is the gateway's
+/// own, a child of it is a worker only if it runs the same program.
 const INIT: i32 = 1;
 
 /// Which peers are served.
@@ -94,7 +94,7 @@ impl Admission {
 }
 
 impl fmt::Display for Admission {
-    /// Who is served, for a person who reads the log.
+    /// The peers that are served, as text for the log.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let uids: BTreeSet<u32> =
             [0, self.own_uid].into_iter().chain(self.allowed_uids.iter().copied()).collect();

@@ -1,4 +1,4 @@
-//! Notices that a socket's file is gone, or that nothing listens behind it any more.
+//! Notices that a socket's file is gone, or that nothing listens at it any more.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -16,12 +16,12 @@ use crate::listener::event_descriptor::register;
 use crate::listener::socket_file::{Watched, Whose};
 use crate::listener::takeover::Succession;
 
-/// How often the file is looked at where the kernel tells nothing: on a file system
-/// without inotify, such as one that another machine changes.
+/// How often the file is looked at if the kernel reports nothing: on a file system without
+/// inotify, such as one that another machine changes.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// How often the file is looked at besides the kernel's events, which do not tell of a
-/// folder above that was renamed, or of a file system that was mounted over it.
+/// How often the file is looked at in addition to the kernel's events, which do not report
+/// that a folder above was renamed, or that a file system was mounted over it.
 const UNSEEN: Duration = Duration::from_secs(10);
 
 /// How often another runner's socket is tried until that runner has said that it serves.
@@ -95,13 +95,13 @@ impl FolderEvents {
         Ok(Self(register(descriptor)?))
     }
 
-    /// Returns after the next changes, which it forgets.
+    /// Returns after the next changes, and discards them.
     async fn next(&self) {
         let forget = |descriptor: &OwnedFd| {
             let mut events = [0; 4096];
             Ok(read(descriptor, &mut events[..])?)
         };
-        // What can't be read is no reason to spin.
+        // An event that can't be read must not make this loop spin.
         if self.0.async_io(Interest::READABLE, forget).await.is_err() {
             sleep(LOOK).await;
         }

@@ -1,4 +1,4 @@
-//! Log lines of which every connection could cause one.
+//! A limit for log lines that every connection could cause.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -9,10 +9,10 @@ use tokio::time::Instant;
 
 use crate::locks::lock;
 
-/// How long nothing more is said of the same thing.
+/// The shortest time between two lines about one key.
 const LOG_EVERY: Duration = Duration::from_secs(60);
 
-/// Of how many things the log may say something in that time.
+/// The most keys that may have a line in that time.
 const MAX_THINGS: usize = 1024;
 
 /// Says when it is time for a line in the log: once a minute for each key.

@@ -24,7 +24,7 @@ use crate::listener::socket_file::BoundFile;
 use crate::listener::takeover::{Succession, may_take_over};
 
 /// How long a connection may be silent. The gateway closes its own after 180 s
-/// (docs/gateway.md, Connections), so only one that it forgot is silent for longer.
+/// (docs/gateway.md, Connections), so only a connection that it forgot is silent for longer.
 const IDLE: Duration = Duration::from_secs(200);
 
 /// How long a drain waits for the first call of a connection that was just
@@ -96,7 +96,7 @@ impl Server {
     }
 
     /// Accepts until it is told to stop, or until another listener has taken this one's
-    /// place. The file goes first, so that nobody comes who would not be served.
+    /// place. It removes the file first, so no client connects that would not be served.
     pub(crate) async fn accept(
         &self,
         listener: UnixListener,
@@ -118,8 +118,8 @@ impl Server {
             }
         }
         drop(file);
-        // Who connected before the file went is in the queue and will send a call.
-        // The kernel is asked itself: the runtime may not know yet what it has.
+        // Clients that connected before the file was removed are in the queue and will send a
+        // call. Ask the kernel itself: the runtime may not know its connections yet.
         if let Ok(queue) = listener.into_std() {
             loop {
                 match queue.accept() {
@@ -129,7 +129,7 @@ impl Server {
                             admit(self, stream);
                         }
                     }
-                    // Who has gone while they waited leaves the others in the queue.
+                    // If one client has gone while it waited, the others are still in the queue.
                     Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                     Err(_) => break,
                 }
@@ -168,13 +168,13 @@ impl Server {
         }
         // Closing at once costs the client a 503; keeping it waiting would cost it 60 s.
         let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else { return self.limit.turn_away() };
-        // Each future around it would hold it once more.
+        // Each future around this one would hold it once more.
         let serving = Box::pin(serve_connection(stream, Arc::clone(&self.shared), permit));
         self.spawn(serving);
     }
 
-    /// Serves a successor's connection, if the kernel says that it is of our own user or
-    /// root.
+    /// Serves a successor's connection, if the kernel says that it belongs to our own user
+    /// or root.
     pub(crate) fn admit_successor(&self, stream: UnixStream) {
         let uid = match stream.peer_cred() {
             Ok(peer) => peer.uid(),
@@ -198,7 +198,7 @@ impl Server {
     fn spawn(&self, serving: Pin<Box<impl Future<Output = ()> + Send + 'static>>) {
         let cut = self.shared.cut.clone();
         self.connections.spawn(async move {
-            // A bug ends its own connection, and is told.
+            // A bug ends only its own connection, and is logged.
             let mut serving = pin!(cut.run_until_cancelled_owned(serving));
             if std::future::poll_fn(|task| poll_caught(serving.as_mut(), task)).await.is_err() {
                 error!("a connection ended by a bug");
@@ -208,7 +208,7 @@ impl Server {
 }
 
 impl Drop for Server {
-    /// Whoever drops it wants an end, not tasks without a master.
+    /// Ends all tasks, which would otherwise go on without an owner.
     fn drop(&mut self) {
         self.shared.cut.cancel();
     }
@@ -236,7 +236,7 @@ async fn serve_connection(stream: UnixStream, shared: Arc<ServerShared>, _permit
 /// What became of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Served {
-    /// How many were answered.
+    /// How many calls were answered.
     pub(crate) calls: u64,
     pub(crate) end: ConnectionEnd,
 }
@@ -248,12 +248,11 @@ pub(crate) enum ConnectionEnd {
     HandOver,
 }
 
-/// Answers calls until the connection ends, or until there is somebody to hand it over
-/// to.
+/// Answers calls until the connection ends or can be handed over to a successor.
 ///
-/// It is handed over as soon as that one serves, and not only in the drain: two runners
-/// that answer one gateway do not know each other's conf tokens, and after three times
-/// the wrong one a call would fail (docs/gateway.md, PrepareConf).
+/// It is handed over as soon as the successor serves, and not only in the drain: two
+/// runners that answer one gateway do not know each other's conf tokens, and after three
+/// wrong tokens a call would fail (docs/gateway.md, PrepareConf).
 pub(crate) async fn serve_calls<S>(
     connection: &mut Connection<S>,
     dispatcher: &Dispatcher,
@@ -269,7 +268,7 @@ where
     let mut succeeded = Box::pin(succession.ready());
     let mut idle = pin!(IdleTimer::new(IDLE));
     loop {
-        // What is rarely waited for is large, and held by each connection.
+        // Rare futures are boxed: they are large, and each connection holds them.
         let next = tokio::select! {
             biased;
             frame = connection.read_frame() => frame?.into(),
@@ -291,8 +290,8 @@ where
             After::Keep if succession.is_ready() => {
                 return Ok(Served { calls, end: ConnectionEnd::HandOver });
             }
-            // Right behind an answer is where a close costs least: the gateway mostly
-            // sees it before it takes the connection for another call.
+            // A close costs least right after an answer: the gateway mostly sees it before
+            // it uses the connection for another call.
             After::Keep if stop.is_cancelled() => break,
             After::Keep => {}
             After::Close => break,
@@ -307,7 +306,7 @@ where
 
 enum NextCall {
     Call(Frame),
-    /// There will be none, here.
+    /// No further call comes on this connection.
     Nothing(ConnectionEnd),
 }
 
@@ -317,8 +316,8 @@ impl From<Option<Frame>> for NextCall {
     }
 }
 
-/// The call that has begun; else what comes from now on waits in the connection for
-/// whoever reads next.
+/// The call that has begun. If there is none, later bytes wait in the connection for its
+/// next reader.
 async fn hand_over<S>(connection: &mut Connection<S>) -> Result<NextCall, ReadError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -329,8 +328,8 @@ where
     }
 }
 
-/// The next call in a drain: one that has begun, or come while we were told to stop, is
-/// in flight.
+/// The next call in a drain. A call is in flight if it has begun, or came while we were
+/// told to stop.
 async fn last_call<S>(
     connection: &mut Connection<S>,
     calls: u64,
@@ -349,8 +348,8 @@ where
     }
 }
 
-/// Reads the answer to a question that was abandoned, so that the gateway, which
-/// reads ours only after sending its own, is not cut off before.
+/// Reads the answer to an abandoned question. The gateway reads our answer only after it
+/// has sent its own, so the connection must not close before.
 async fn take_late_answer<S>(connection: &mut Connection<S>) -> Result<(), ReadError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -361,8 +360,8 @@ where
     }
 }
 
-/// Ends a silence, without a timer to set for each call: it is set anew only
-/// when it has run down, if there was a call meanwhile.
+/// Ends a silence without setting a timer for each call: the timer is set again only when
+/// it has run down, if there was a call meanwhile.
 struct IdleTimer {
     limit: Duration,
     sleep: Pin<Box<Sleep>>,

@@ -1,5 +1,5 @@
-//! The unix socket's file: bound beside its path, then renamed over it, so that
-//! there is never a moment without a listener.
+//! The unix socket's file. It is bound in the same folder under another name, and then
+//! renamed to its path, so there is never a moment without a listener.
 
 use std::fs;
 use std::io;
@@ -15,10 +15,10 @@ use tokio::time::timeout;
 /// How long a socket's path may be, in bytes (unix(7): 108 with a NUL).
 const MAX_PATH: usize = 107;
 
-/// How long it may take to see whether somebody listens.
+/// How long it may take to see whether a process listens.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// How often a lock is tried that another process has, and the pause in between.
+/// How often to try a lock that another process has, and the pause in between.
 const LOCK_TRIES: usize = 20;
 const LOCK_PAUSE: Duration = Duration::from_millis(2);
 
@@ -35,8 +35,8 @@ pub(crate) struct SocketFile {
     pub(crate) group: Option<u32>,
 }
 
-/// A socket that listens beside its path, where nobody looks for it yet; removed on
-/// drop.
+/// A socket that listens in the folder of its path under another name, which no client
+/// knows yet. Removed on drop.
 #[derive(Debug)]
 pub(crate) struct PreparedFile {
     listener: StdListener,
@@ -54,11 +54,11 @@ pub(crate) enum Whose {
     Ours,
     /// Another runner has taken the path over.
     Anothers,
-    /// Nothing stands at the path.
+    /// There is no file at the path.
     Nobodys,
 }
 
-/// A socket's file by its path and what tells it from others.
+/// A socket's file: its path, and what tells it from other files.
 #[derive(Clone, Debug)]
 pub(crate) struct Watched {
     path: PathBuf,
@@ -67,7 +67,7 @@ pub(crate) struct Watched {
 }
 
 impl Watched {
-    /// Whose file stands at the path; a path that can't be looked at is still ours.
+    /// Whose file is at the path. A path that can't be looked at counts as ours.
     pub(crate) fn whose(&self) -> Whose {
         match fs::symlink_metadata(&self.path) {
             Ok(there) if there.dev() == self.device && there.ino() == self.inode => Whose::Ours,
@@ -85,7 +85,7 @@ impl Watched {
         }
     }
 
-    /// Whether nothing listens behind the file at the path.
+    /// Whether nothing listens at the file at the path.
     pub(crate) async fn leads_nowhere(&self) -> bool {
         let connected = timeout(LOOK, UnixStream::connect(&self.path)).await;
         // A link may lead to nothing at all.
@@ -95,7 +95,7 @@ impl Watched {
 }
 
 impl BoundFile {
-    /// What to look for, to know whether it is still there.
+    /// The mark by which the file is recognised later.
     pub(crate) fn watched(&self) -> Watched {
         self.0.clone()
     }
@@ -165,7 +165,7 @@ impl SocketFile {
         Ok(PreparedFile { listener, beside, made })
     }
 
-    /// Gives the file its owner and mode before anybody can find it by its path.
+    /// Gives the file its owner and mode before a client can find it by its path.
     fn furnish(&self, beside: &Path) -> Result<Watched, BindError> {
         let failed = |doing| move |error| BindError::Io { doing, error };
         if self.owner.is_some() || self.group.is_some() {
@@ -214,7 +214,7 @@ impl PreparedFile {
 
 impl Drop for PreparedFile {
     fn drop(&mut self) {
-        // Gone where it has taken its path.
+        // The file is gone if it has been renamed to its path.
         let _ = fs::remove_file(&self.beside);
     }
 }
@@ -238,7 +238,7 @@ pub(crate) fn lock_folder(path: &Path) -> Option<fs::File> {
 impl Drop for BoundFile {
     /// A runner that took over has its own file at the path by now, which stays.
     fn drop(&mut self) {
-        // Between the look and the removal nobody may rename another file there.
+        // Between the look and the removal, no other runner may rename its file to this path.
         let _locked = lock_folder(&self.0.path);
         if self.0.whose() == Whose::Ours {
             let _ = fs::remove_file(&self.0.path);

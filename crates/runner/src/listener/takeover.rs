@@ -42,8 +42,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// How long a predecessor waits for a successor that is about to listen.
 const ABOUT_TO_LISTEN: Duration = Duration::from_secs(2);
 
-/// What a predecessor sends: the forwarder's listener first, or that it has none, then
-/// connections of the gateway's, and those to predecessors of its own.
+/// What a predecessor sends: first the forwarder's listener, or that it has none; then the
+/// gateway's connections, and those to its own predecessors.
 const LISTENER: u8 = b'L';
 const NO_LISTENER: u8 = b'-';
 const CALLS: u8 = b'C';
@@ -56,8 +56,7 @@ const ASKS: u8 = b'A';
 /// What a successor sends once it serves.
 const LISTENS: u8 = b'S';
 
-/// Whether a process of this user may take over: what is handed over are other users'
-/// connections.
+/// Whether a process of this user may take over. It receives connections of other users.
 pub(crate) fn may_take_over(uid: u32) -> bool {
     uid == geteuid().as_raw() || uid == 0
 }
@@ -93,9 +92,9 @@ pub struct Succession {
 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct SuccessionState {
-    /// How many have asked and do not serve yet. One may fail before it does.
+    /// How many successors have asked and do not serve yet. One may fail before it serves.
     announced: usize,
-    /// The one that serves; of several the last.
+    /// The successor that serves; the last one if several do.
     ready: Option<Arc<UnixStream>>,
 }
 
@@ -169,8 +168,8 @@ impl Succession {
         });
     }
 
-    /// Waits for a successor that serves, for as long as this, or for a moment if one is
-    /// about to.
+    /// Waits for a successor that serves: for this time, or for a moment if one is about to
+    /// serve.
     pub(crate) async fn wait(&self, for_one: Duration) {
         let mut state = self.state.subscribe();
         let is_enough = |state: &SuccessionState| {
@@ -181,7 +180,7 @@ impl Succession {
         let _ = timeout(patience, state.wait_for(is_enough)).await;
     }
 
-    /// Gives up the companion's listener. It lives as long as a process has it.
+    /// Gives up the companion's listener. It lives as long as any process holds it.
     pub fn close_listener(&self) {
         // Closed after the lock is released.
         let _closed = lock(&self.listener).take();
@@ -222,7 +221,7 @@ impl Succession {
     }
 }
 
-/// One who has asked, until they serve or are gone.
+/// A successor that has asked, until it serves or is gone.
 struct Announced<'s>(&'s watch::Sender<SuccessionState>);
 
 impl<'s> Announced<'s> {
@@ -252,11 +251,11 @@ pub(crate) struct Inheritance {
 /// What a predecessor hands over.
 #[derive(Debug)]
 pub(crate) enum Inherited {
-    /// A connection of the gateway's to the runner's socket, between two calls.
+    /// A connection of the gateway to the runner's socket, between two calls.
     Calls(UnixStream),
-    /// One to the forwarder, between two requests.
+    /// A connection to the forwarder, between two requests.
     Requests(TcpStream),
-    /// One to the predecessor's own.
+    /// The connection to the predecessor's own predecessor.
     Predecessor(Predecessor),
 }
 
@@ -315,7 +314,7 @@ impl Incumbent {
         }
     }
 
-    /// Nothing hands over. A runner may still serve the socket.
+    /// No runner hands over. A runner may still serve the socket.
     async fn without_takeover(socket: &Path) -> Self {
         match timeout(PATIENCE, UnixStream::connect(socket)).await {
             Ok(Err(error)) if matches!(error.kind(), NotFound | ConnectionRefused | InvalidInput) => {
@@ -368,7 +367,7 @@ impl Inheritance {
 impl Predecessor {
     /// Tells it that the successor serves.
     pub(crate) async fn listens(&self) {
-        // One that is gone hands nothing over.
+        // A predecessor that is gone hands nothing over.
         let _ = timeout(PATIENCE, send(&self.0, LISTENS, None)).await;
     }
 
@@ -594,7 +593,7 @@ mod tests {
         assert!(matches!(handed_on.next().await, Some(Inherited::Requests(_))));
     }
 
-    /// Who asks and never serves changes nothing for who does.
+    /// A successor that asks and never serves changes nothing for one that serves.
     #[tokio::test]
     async fn only_one_that_serves_counts() {
         let (two, inheritance) = Two::new(None).await;
@@ -647,7 +646,7 @@ mod tests {
         assert_eq!(since.elapsed(), ABOUT_TO_LISTEN);
         alone.wait(Duration::from_secs(1)).await;
         assert_eq!(since.elapsed(), ABOUT_TO_LISTEN + Duration::from_secs(1));
-        // One that fails leaves the time to the next.
+        // A successor that fails leaves the time to the next.
         tokio::join!(alone.wait(Duration::from_secs(1)), async { drop(about) });
         assert_eq!(since.elapsed(), ABOUT_TO_LISTEN + Duration::from_secs(2));
         let stream = Arc::new(UnixStream::pair().unwrap().0);
