@@ -17,10 +17,10 @@ pub fn userinfo(data: &[u8]) {
     }
 }
 
-/// A token: whatever it says, nobody signed it.
+/// A token. Its content does not matter, because it has no valid signature.
 pub fn token(data: &[u8]) {
     // The public key of RFC 8037, appendix A.2. No fuzzer guesses a signature of its
-    // private half, which stands there too.
+    // private half, which the appendix also contains.
     static KEY: LazyLock<DecodingKey> = LazyLock::new(|| {
         DecodingKey::from_ed_components("11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo").expect("a key")
     });

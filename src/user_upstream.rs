@@ -3,8 +3,8 @@
 //!
 //! `walk` is the way of a request: identity, policy, template, addresses, changes. What
 //! `identity` gives is put together there with what the plugin remembers (`memory`) and
-//! checks itself (`origin`). A rejection is an answer of the plugin's, so that it holds
-//! whatever the route says of failures.
+//! checks itself (`origin`). A rejection is an answer of the plugin, so it
+//! holds whatever the route says about failures.
 
 mod prepared;
 mod issuer_names;

@@ -30,7 +30,7 @@ pub(crate) async fn call(
     .await
 }
 
-/// What a choice says besides the upstream; the stamp itself is not shown.
+/// What a choice contains in addition to the upstream; the stamp itself is not shown.
 fn note(forwarded: &ForwardedRequest) -> Note {
     let mut note = decision_note(forwarded);
     note.hidden.push(STAMP_HEADER);

@@ -62,13 +62,13 @@ pub(crate) enum KeeperEnd {
     Ended(ExitStatus),
 }
 
-/// Where the runner's log goes.
+/// The destination of the runner's log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Log {
     /// Through the keeper. A gateway takes the process that it started for alive as long
     /// as any process holds its pipe, so the runner must not hold it.
     PassedOn,
-    /// Where the keeper's own goes, also after its end.
+    /// The destination of the keeper's own log, also after the keeper's end.
     Same,
 }
 

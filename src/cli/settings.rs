@@ -29,7 +29,7 @@ const MAX_NAME_TIME: Duration = Duration::from_secs(86_400);
 pub(crate) struct ProgramSettings {
     pub(crate) runner: Settings,
     pub(crate) log_filter: LogFilter,
-    /// Whether the gateway started this process, and so says where it listens.
+    /// Whether the gateway started this process. Then it also says where to listen.
     pub(crate) spawned: bool,
     /// Whether this process is to start the process that serves.
     pub(crate) is_keeper: bool,
@@ -309,7 +309,7 @@ mod tests {
             "loud",
         ];
         let args: Vec<&str> = args.into_iter().collect();
-        // clap takes what begins with a hyphen for a flag, unless it stands behind an equals sign.
+        // clap takes a value that begins with a hyphen for a flag, unless an equals sign precedes it.
         let args: Vec<String> = args.chunks(2).map(|pair| pair.join("=")).collect();
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         let mistakes = check(&args, &environment).expect_err("all wrong");

@@ -7,8 +7,8 @@ use std::task::{Context, Poll};
 use tokio::io::AsyncRead;
 use tokio_util::io::poll_read_buf;
 
-/// How much is read at a time where a head may begin: most heads, and with them
-/// most responses of an editor, are shorter.
+/// How much is read at a time if a head may begin. Most heads, and with them most
+/// responses of an editor, are shorter.
 const HEAD_READ: usize = 8 * 1024;
 
 /// A stream whose heads are read together with the bytes after them.

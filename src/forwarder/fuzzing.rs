@@ -48,7 +48,7 @@ pub(crate) fn request_head(bytes: &[u8]) {
         again.fields.iter().filter(|field| field.is("host")).map(|field| field.value).collect();
     match hosts[..] {
         [] => assert_eq!(asked.version, HttpVersion::Http10),
-        // Whom a URL names is whom the workspace reads of.
+        // The host in a URL is the host that the workspace sees.
         [host] if head.target.get(..4).is_some_and(|start| start.eq_ignore_ascii_case(b"http")) => {
             let named = [b"://", host].concat().to_ascii_lowercase();
             let target = head.target.to_ascii_lowercase();

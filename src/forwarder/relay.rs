@@ -25,7 +25,7 @@ thread_local! {
     static PIECE: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH].into());
 }
 
-/// How the next connection learns where a body ends.
+/// How the receiver learns where a body ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Coding {
     /// By the length in the head, or by the connection's end.

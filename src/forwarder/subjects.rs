@@ -53,7 +53,7 @@ pub(crate) struct Activity {
     pub(crate) subject: String,
     /// How many requests are under way and tunnels open.
     pub(crate) open: usize,
-    /// Where each tunnel leads, and for how long it has been open.
+    /// The upstream of each tunnel, and how long it has been open.
     pub(crate) tunnels: Vec<(Upstream, Duration)>,
     /// How long ago the last request began, or bytes of the client's came through a
     /// tunnel.

@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-/// All tasks that run besides the accept loop. The drain waits for them, and drops those
-/// that are left at its deadline.
+/// All tasks other than the accept loop. The drain waits for them, and drops those that are
+/// left at its deadline.
 pub(super) struct ForwarderTasks {
     tracker: TaskTracker,
     deadline: CancellationToken,

@@ -147,7 +147,7 @@ where
         .await
     }
 
-    /// Ends both ways: a WebSocket's with a close, where a frame may begin.
+    /// Ends both ways: a WebSocket with a close frame, if a frame may begin here.
     async fn close(&mut self) -> io::Result<()> {
         self.up.relay.end_with(websocket::close_to_server());
         self.down.relay.end_with(websocket::close_to_client());
@@ -293,7 +293,7 @@ mod tests {
         }
     }
 
-    /// A side that has ended still reads, and who still speaks is not cut off.
+    /// A side that has ended still reads, and a peer that still sends is not cut off.
     #[tokio::test(start_paused = true)]
     async fn a_side_that_goes_on_may_take_its_time() {
         for gateway_ends in [true, false] {

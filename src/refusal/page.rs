@@ -10,7 +10,7 @@ use super::facts::{PageText, Refusal};
 use super::reader::Language;
 use kube_coders_identity::LoginLink;
 
-/// From when on a start takes so long that an administrator should look at it.
+/// The time after which an administrator should look at a start.
 const LONG_START: Duration = Duration::from_secs(120);
 
 const STYLE: &str = "\
@@ -49,11 +49,11 @@ fn reload_script(refusal: Refusal) -> Option<String> {
     reloads_after(refusal).map(|seconds| format!("setTimeout(function(){{location.reload()}},{seconds}000)"))
 }
 
-/// What a page may say besides its own texts.
+/// What a page may say in addition to its own texts.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum More<'m> {
     Nothing,
-    /// Where to sign in again.
+    /// The link to sign in again.
     Login(&'m LoginLink),
     /// How long the workspace has been starting.
     Waited(Duration),

@@ -20,7 +20,7 @@ use super::name_table::{KnownAddresses, NameEntry, NameSource, TableHit};
 use super::resolve_error::ResolveError;
 use apisix_plugin_runner::HostName;
 
-/// Where a system has its hosts file (hosts(5)).
+/// The system's hosts file (hosts(5)).
 const HOSTS_FILE: &str = "/etc/hosts";
 
 /// How long a caller waits for the first lookup of an expired name before it gets the

@@ -110,8 +110,8 @@ async fn ask(server: &TokioResolver, name: &Name) -> Result<FoundAddresses, Reso
     a.join(aaaa)
 }
 
-/// The answer to the other question, which is only worth a short wait where this
-/// one gave addresses.
+/// The answer to the other question. It is only worth a short wait if this answer has
+/// addresses.
 async fn wait_for_other(answer: &DnsAnswer, other: impl Future<Output = DnsAnswer>) -> DnsAnswer {
     match answer {
         DnsAnswer::Addresses { .. } => {
@@ -121,7 +121,7 @@ async fn wait_for_other(answer: &DnsAnswer, other: impl Future<Output = DnsAnswe
     }
 }
 
-/// A name server over UDP, and over TCP where an answer is too long.
+/// A name server over UDP, and over TCP if an answer is too long.
 pub(super) fn name_server(address: SocketAddr) -> NameServerConfig {
     let connections = [ProtocolConfig::Udp, ProtocolConfig::Tcp].map(|protocol| {
         let mut connection = ConnectionConfig::new(protocol);

@@ -17,11 +17,11 @@ use tracing::{info, warn};
 use crate::locks::{read_lock, try_lock, write_lock};
 use apisix_plugin_runner::{HostName, read_bounded};
 
-/// How often the file is looked at, at most. To look takes a microsecond.
+/// The shortest time between two looks at the file. A look takes a microsecond.
 pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How many bytes the file may have. It is read where a call is served, and this
-/// is a hundred times what a cluster writes into one.
+/// How many bytes the file may have. It is read during a call. The limit is a hundred times
+/// what a cluster writes into one.
 const MAX_BYTES: u64 = 1 << 20;
 
 /// How long after its last change a file may be changed again without a trace: a

@@ -42,7 +42,7 @@ impl Lookup {
         self.answer.await.unwrap_or(Err(ResolveError::Unavailable))
     }
 
-    /// The answer, or `None` if it is not there so long after the start.
+    /// The answer, or `None` if it is not there at this time after the start.
     pub(super) async fn wait_for(self, patience: Duration) -> Option<KnownAddresses> {
         let deadline = self.started + patience;
         timeout_at(deadline, self.wait()).await.ok()

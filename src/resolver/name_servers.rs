@@ -5,14 +5,14 @@ use std::net::SocketAddr;
 use hickory_resolver::net::NetError;
 use thiserror::Error;
 
-/// Where names are looked up.
+/// The source of names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub(crate) enum NameServers {
     /// The system's resolv.conf and hosts file.
     System,
-    /// These servers, over UDP and over TCP where an answer is too long, and
-    /// neither search domains nor a hosts file.
+    /// These servers, over UDP, and over TCP if an answer is too long. There are neither
+    /// search domains nor a hosts file.
     Listed(Vec<SocketAddr>),
 }
 

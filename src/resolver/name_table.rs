@@ -32,12 +32,12 @@ pub(super) struct NameEntry {
     pub(super) kept_until: Instant,
 }
 
-/// Where an entry comes from.
+/// The source of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NameSource {
     Hosts,
     Dns,
-    /// From the name servers, which could say nothing more when they were asked again.
+    /// From the name servers, which did not answer when they were asked again.
     FailingDns,
 }
 

@@ -1,16 +1,16 @@
-//! The search list of resolv.conf: which full names a name may stand for.
+//! The search list of resolv.conf: the full names that a name may mean.
 
 use hickory_resolver::proto::rr::Name;
 
 /// Domains to look for a name in (resolv.conf(5), `search` and `ndots`).
 pub(super) struct Search {
     pub(super) domains: Vec<Name>,
-    /// How many dots a name has at least that is first asked for as it is.
+    /// The least number of dots of a name that is first looked up as it is.
     pub(super) dots: usize,
 }
 
 impl Search {
-    /// The full names that a name may stand for, in the order to ask.
+    /// The full names that a name may mean, in the order in which to ask.
     pub(super) fn candidates(&self, name: &Name) -> Vec<Name> {
         let mut whole = name.clone();
         whole.set_fqdn(true);

@@ -1,6 +1,6 @@
 //! Request headers that reach the workspace even if the client names them in `Connection`.
 //!
-//! The gateway passes the client's own `Connection` on where WebSockets are enabled. A
+//! The gateway passes the client's own `Connection` on if WebSockets are enabled. A
 //! client that sends `Connection: x-forwarded-user` must not be able to remove a header
 //! that the gateway or a plugin has just set: a workspace that finds no user may believe
 //! that there is none. Headers of this list are kept for every request. Other headers that

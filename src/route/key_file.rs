@@ -1,6 +1,6 @@
-//! The stamps' key in a file: an operator's own, or one beside the socket that
-//! the first runner at a path makes and every later one reads, so that a stamp of
-//! one is good at the other.
+//! The stamps' key in a file: the administrator's own, or one next to the socket. The
+//! first runner at a path makes that file and every later one reads it, so that a stamp of
+//! one is valid for the other.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -33,15 +33,15 @@ pub(crate) enum KeyError {
     Foreign(u32),
 }
 
-/// The key in a file of the operator's.
+/// The key in the administrator's file.
 pub(crate) fn read_key(file: &Path) -> Result<OperatorsKey, KeyError> {
-    // To open a pipe would else wait for its writer.
+    // Without the flag, opening a pipe would wait for its writer.
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(file)?;
     let is_everybodys = file.metadata()?.mode() & 0o007 != 0;
     Ok(OperatorsKey { key: key_in(file)?, is_everybodys })
 }
 
-/// A key that an operator has put somewhere.
+/// A key from the administrator's file.
 #[derive(Clone, Debug)]
 pub(crate) struct OperatorsKey {
     pub(crate) key: StampKey,
@@ -61,22 +61,22 @@ fn key_in(file: File) -> Result<StampKey, KeyError> {
     StampKey::new(&secret).ok_or(KeyError::TooShort(secret.len()))
 }
 
-/// Where the key of the runners at a socket's path is.
+/// The path of the key of the runners at a socket's path.
 pub(crate) fn key_beside(socket: &Path) -> PathBuf {
     let mut name = socket.as_os_str().to_owned();
     name.push(".key");
     name.into()
 }
 
-/// The key beside a socket, made if it is not there.
+/// The key next to a socket, made if it is missing.
 pub(crate) fn read_or_make_key(file: &Path) -> Result<StampKey, KeyError> {
     match fs::symlink_metadata(file) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => make_key(file)?,
         Err(error) => return Err(error.into()),
         Ok(_) => {}
     }
-    // Looked at where it is open: whoever may write to the folder could put another one
-    // in its place in between.
+    // Look at the open file: a user who may write to the folder could replace the file
+    // between a look at its path and the opening.
     let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW;
     let file = OpenOptions::new().read(true).custom_flags(flags).open(file);
     let file = file.map_err(|error| match error.raw_os_error() {
@@ -87,7 +87,7 @@ pub(crate) fn read_or_make_key(file: &Path) -> Result<StampKey, KeyError> {
     if !there.is_file() {
         return Err(KeyError::NotAFile);
     }
-    // Somebody else's key would let them make stamps.
+    // The owner of another user's key could make stamps.
     if there.uid() != nix::unistd::geteuid().as_raw() {
         return Err(KeyError::Foreign(there.uid()));
     }
@@ -97,7 +97,7 @@ pub(crate) fn read_or_make_key(file: &Path) -> Result<StampKey, KeyError> {
     key_in(file)
 }
 
-/// Makes a key's file, whole from its first moment, unless somebody was faster.
+/// Makes a key's file, complete from its first moment, unless another process was faster.
 fn make_key(file: &Path) -> Result<(), KeyError> {
     let mut secret = [0; MIN_KEY];
     getrandom::fill(&mut secret).map_err(io::Error::from)?;

@@ -14,7 +14,7 @@
 //! | … | host name |
 //! | 2 | length of the subject, big-endian; 0 for none |
 //! | … | subject |
-//! | … | names of headers that plugins set, in lower case, each with a line feed behind it |
+//! | … | names of headers that plugins set, in lower case, each with a line feed after it |
 //! | 32 | HMAC-SHA256 of all before it |
 //!
 //! Upstream, subject and names are under the MAC, so the stamp is bound to them.
@@ -83,7 +83,7 @@ pub(crate) struct StampKey {
 }
 
 impl StampKey {
-    /// A key that nobody else has and that ends with this process.
+    /// A key that no other process has and that ends with this process.
     #[cfg(test)]
     pub(crate) fn random() -> Result<Self, getrandom::Error> {
         let mut secret = [0; MIN_KEY];
@@ -232,8 +232,8 @@ fn decode(content: &[u8]) -> Option<(u64, Stamped)> {
     Some((u64::from_be_bytes(*expires), Stamped { upstream, kept }))
 }
 
-/// The upstream that a stamp speaks of, whoever made it: for people who look,
-/// never to decide by.
+/// The upstream that a stamp names. The MAC is not checked, so use it only to show the
+/// stamp to people, never to decide.
 pub(crate) fn claimed_upstream(stamp: &[u8]) -> Option<Upstream> {
     let bytes = URL_SAFE_NO_PAD.decode(stamp).ok()?;
     let (content, _) = bytes.split_last_chunk::<MAC>()?;

@@ -1,4 +1,4 @@
-//! Where an identity goes. Only claims and conf decide it.
+//! The workspace of an identity. Only claims and conf decide it.
 
 use tokio::time::Instant;
 
@@ -67,15 +67,15 @@ fn note_labels(config: &UserUpstreamConfig, claims: &Claims, trace: &mut impl Tr
     }
 }
 
-/// Whether a text can stand in a header as it is. A user name is its owner's to
-/// choose, and no reason to turn them away.
+/// Whether a text can be a header's value as it is. Users choose their names, so a name
+/// that can't is no reason to reject the user.
 fn is_header_text(text: &str) -> bool {
     // Spaces around it are not the value's (RFC 9110, section 5.5), so " a" would arrive as "a".
     !text.is_empty() && text.trim() == text && !text.chars().any(char::is_control)
 }
 
-/// Whether a text can stand in a header, and is no longer than a subject: names are
-/// remembered, and their owners choose them.
+/// Whether a text can be a header's value, and is no longer than a subject: names are
+/// kept in memory, and users choose them.
 fn is_short_header_text(text: &str) -> bool {
     is_header_text(text) && text.chars().nth(MAX_VALUE).is_none()
 }

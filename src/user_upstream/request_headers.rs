@@ -8,11 +8,12 @@ use kube_coders_identity::identity_headers::{self, IDENTITY_HEADERS};
 
 pub(super) static AUTHORIZATION: HeaderName = HeaderName::from_static(identity_headers::AUTHORIZATION);
 
-/// What tells a workspace who its user is.
+/// The headers that tell a workspace who its user is.
 pub(super) static FORWARDED_USER: HeaderName = HeaderName::from_static("x-forwarded-user");
 pub(super) static FORWARDED_USERNAME: HeaderName = HeaderName::from_static("x-forwarded-preferred-username");
 
-/// What the runner adds to a request behind all plugins, and the forwarder believes.
+/// The header that the runner adds to a request after all plugins, and that the forwarder
+/// believes.
 pub(super) static STAMP: HeaderName = HeaderName::from_static(STAMP_HEADER);
 
 /// Headers that the workspace, the forwarder or the gateway believes: a request that has
@@ -25,8 +26,8 @@ pub(super) static RESERVED: [HeaderName; 4] = [
     HeaderName::from_static(DECISION_HEADER),
 ];
 
-/// The parts of a request that a decision under this conf depends on: who the user is, and
-/// for a WebSocket whose page opens it. The other headers are only removed if they are there.
+/// The parts of a request that a decision under this conf depends on: the user, and for a
+/// WebSocket the page that opens it. The other headers are only removed if they are there.
 pub(super) fn cache_key(config: &UserUpstreamConfig) -> CacheKey {
     let [.., userinfo] = IDENTITY_HEADERS.clone();
     let mut values = vec![userinfo, HeaderName::from_static("host"), HeaderName::from_static("origin")];

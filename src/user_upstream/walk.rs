@@ -270,8 +270,8 @@ impl<K: Keys> Walk<'_, K> {
         Ok(())
     }
 
-    /// Takes from the request what would let a workspace act as its user, and adds who the
-    /// user is.
+    /// Removes from the request what would let a workspace act as its user, and adds the
+    /// user's name and subject.
     fn change(
         &self,
         is_in_authorization: bool,

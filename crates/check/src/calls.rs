@@ -156,7 +156,7 @@ fn user_upstream<'d>(
     Workspaces { call: plugin.clone(), conf: spot.clone(), config, mode, route_mode: mode }
 }
 
-/// When a call runs among a request's plugins; a later phase is behind all of them.
+/// The priority of a call among a request's plugins. A later phase comes after all of them.
 fn call_priority(call: &RoutePlugin<'_>) -> f64 {
     match call.name {
         REQUEST => call.priority().unwrap_or(REQUEST_PRIORITY),

@@ -1,4 +1,4 @@
-//! Where the gateway itself sends what a route matches.
+//! The destination to which the gateway itself sends a route's requests.
 
 use std::time::Duration;
 
@@ -63,7 +63,7 @@ pub(super) fn check(
     }
 }
 
-/// Checks the plugins that a route, or a global rule, has for where requests go.
+/// Checks the plugins of a route, or a global rule, that decide where requests go.
 pub(super) fn check_plugins(route: &GatewayRoute<'_>, findings: &mut Findings) {
     for plugin in &route.plugins {
         if ELSEWHERE.contains(&plugin.name) {

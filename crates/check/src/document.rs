@@ -56,7 +56,7 @@ pub(super) fn documents(text: &str) -> Result<Vec<Node>, DocumentError> {
             max_nodes: MAX_VALUES,
             max_events: 4 * MAX_VALUES,
             max_documents: MAX_VALUES,
-            // What aliases make of a file is limited all the same.
+            // The other limits also hold for what aliases add to a file.
             enforce_alias_anchor_ratio: false,
         },
     };
@@ -226,18 +226,18 @@ impl<'d> Spot<'d> {
         names.iter().try_fold(self.clone(), |spot, name| spot.get(name))
     }
 
-    /// Where a value of this name would stand; there is nothing in it.
+    /// The place where a value of this name would be, with nothing in it.
     pub(super) fn missing(&self, name: &str) -> Self {
         let path = if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) };
         Self { file: self.file, path, place: self.place, node: &NOTHING }
     }
 
-    /// The value of this name, or where it would stand.
+    /// The value of this name, or the place where it would be.
     pub(super) fn get_or_missing(&self, name: &str) -> Self {
         self.get(name).unwrap_or_else(|| self.missing(name))
     }
 
-    /// A list's values; of anything else none.
+    /// The values of a list. Anything else has none.
     pub(super) fn items(&self) -> Vec<Self> {
         let Value::List(items) = &self.node.value else { return Vec::new() };
         let item = |(at, node): (usize, &'d Node)| Self {

@@ -38,14 +38,14 @@ fn split_at_character(line: &str, count: usize) -> (&str, &str) {
     line.split_at(at)
 }
 
-/// As APISIX looks for it: `#END` and nothing but white space behind it, in the last bytes.
+/// As APISIX looks for it: `#END` in the last bytes, with only white space after it.
 fn is_terminated(text: &str) -> bool {
     let bytes = text.as_bytes();
     let end = &bytes[bytes.len().saturating_sub(END)..];
     end.trim_ascii_end().ends_with(b"#END")
 }
 
-/// What YAML 1.1 reads as something else, of a name or value as it stands in its line.
+/// What YAML 1.1 reads instead of a name or value, which is given as its line has it.
 fn read_differently(before: &str, source: &str) -> Option<&'static str> {
     let is_merge = ["\"<<\"", "'<<'", "!!merge "].iter().any(|name| source.starts_with(name));
     if is_merge || before.ends_with("!!merge ") {

@@ -256,12 +256,12 @@ impl Checked<'_> {
     }
 }
 
-/// Where a route leads, and by whose decision.
+/// Where a route leads, and what decides it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Leads {
-    /// To workspaces, by the runner's.
+    /// To workspaces, by the runner's decision.
     ByRunner,
-    /// To workspaces, by that of a function in the route.
+    /// To workspaces, by the decision of a function in the route.
     ByFunction,
     Elsewhere,
 }
@@ -272,7 +272,7 @@ fn needs_runner(route: &GatewayRoute<'_>, checked: &Checked<'_>) -> bool {
     route.is_complete && addresses::leads_to_forwarder(route, checked) && !route_set::is_answered(route)
 }
 
-/// The standalone file of our route, in place of the first route whose Lua function chooses
+/// The standalone file of our route. It replaces the first route whose Lua function chooses
 /// the upstream.
 ///
 /// ```

@@ -111,7 +111,7 @@ fn refused(plugin: &RoutePlugin<'_>, findings: &mut Findings) {
     }
 }
 
-/// Checks whether the gateway knows whom it asks, and believes only what is signed.
+/// Checks whether the gateway authenticates the provider, and believes only signed tokens.
 fn provider(conf: &Spot<'_>, checked: &Checked<'_>, findings: &mut Findings) {
     let verify = conf.get_or_missing("ssl_verify");
     let by_default = checked.options.gateway_version.filter(|version| *version < CHECKS_CERTIFICATES);
@@ -195,8 +195,8 @@ fn foreign(route: &GatewayRoute<'_>, url: &Url) -> Option<String> {
     (path == "/").then(|| "redirect_uri is the workspace's first page".to_owned())
 }
 
-/// A path of a route: itself, one with `*` behind what it begins with, or with parameters,
-/// of which nobody can say that it does not match.
+/// Whether a route's path may match. The pattern is a path, a start with `*` after it, or a
+/// path with parameters, which may match anything.
 pub(super) fn matches_path(pattern: &str, path: &str) -> bool {
     match pattern.strip_suffix('*') {
         _ if pattern.contains(':') => true,

@@ -39,8 +39,7 @@ fn functions<'d>(route: &GatewayRoute<'d>) -> Vec<Spot<'d>> {
     of_plugins.chain(before_plugins).collect()
 }
 
-/// The functions that send a request somewhere by who is asking: those which the runner
-/// takes the place of.
+/// The functions that choose a destination by the user. The runner replaces them.
 pub(super) fn choosers<'d>(route: &GatewayRoute<'d>) -> Vec<Spot<'d>> {
     let chooses = |function: &Spot<'d>| {
         // `upstream_status` and the like are results of a choice that was made.
@@ -59,8 +58,8 @@ pub(super) fn choosers<'d>(route: &GatewayRoute<'d>) -> Vec<Spot<'d>> {
     all.chain(route.scripts.iter().cloned()).filter(chooses).collect()
 }
 
-/// Checks a route to workspaces, or a global rule, for what changes requests beside the
-/// runner.
+/// Checks a route to workspaces, or a global rule, for functions other than the runner that
+/// change requests.
 pub(super) fn check(route: &GatewayRoute<'_>, findings: &mut Findings) {
     let choosers = choosers(route);
     let is_chooser = |function: &Spot<'_>| choosers.iter().any(|chooser| chooser.path == function.path);

@@ -1,7 +1,7 @@
-//! Our route for one whose function chooses the upstream.
+//! Our route, in place of a route whose function chooses the upstream.
 //!
-//! What is printed is the shipped standalone file with what the old route says in the
-//! place of its examples, so that there is one text of our route and not two.
+//! It prints the shipped standalone file with the old route's values instead of the
+//! examples, so there is only one text of our route.
 
 use std::fmt::Write as _;
 
@@ -28,7 +28,7 @@ const PORT: &str = "8443";
 
 const WELL_KNOWN: &str = "/.well-known/openid-configuration";
 
-/// The route that takes the place of the first whose function chooses the upstream.
+/// The route that replaces the first route whose function chooses the upstream.
 pub(super) fn migrated(routes: &[GatewayRoute<'_>]) -> Option<String> {
     let mut with_choosers = routes.iter().filter(|route| !lua::choosers(route).is_empty());
     let route = with_choosers.next()?;
@@ -56,8 +56,8 @@ pub(super) fn migrated(routes: &[GatewayRoute<'_>]) -> Option<String> {
     Some(format!("{head}{HEAD_END}{body}"))
 }
 
-/// What the old route says that ours says too; where it says nothing, or what can't be
-/// taken over, the shipped example and a note.
+/// The values of the old route that ours needs. If a value is missing or can't be taken
+/// over, it is the shipped example, with a note.
 struct Facts {
     host: String,
     issuer: String,
@@ -108,8 +108,8 @@ impl Facts {
     }
 }
 
-/// What the old route has that ours has not, of which nobody but its owner knows what it
-/// is for.
+/// The parts of the old route that ours does not have. Only the route's owner knows their
+/// purpose.
 fn left_behind(route: &GatewayRoute<'_>) -> Vec<String> {
     let replaced = ["openid-connect", "proxy-rewrite", "serverless-pre-function", "serverless-post-function"];
     let plugins = route.plugins.iter().filter(|plugin| !replaced.contains(&plugin.name));
@@ -205,8 +205,8 @@ fn number_of_port(function: &str) -> Option<&str> {
     })
 }
 
-/// The host, and the port if there is one behind it, where a literal, a claim and perhaps
-/// another literal are put together.
+/// The host, and the port if one follows it, if a literal, a claim and perhaps another
+/// literal are put together.
 fn concatenated<'f>(function: &'f str, literals: &[Literal<'f>], at: usize) -> Option<FoundFunction<'f>> {
     let before = &literals[at];
     let rest = behind_dots(&function[before.end..])?;
@@ -229,7 +229,7 @@ fn behind_dots(text: &str) -> Option<&str> {
     Some(text.trim_start().strip_prefix("..")?.trim_start())
 }
 
-/// A text in quotes: where it begins and ends, without and with its quotes.
+/// A text in quotes: its start and end, without and with the quotes.
 struct Literal<'f> {
     text: &'f str,
     start: usize,

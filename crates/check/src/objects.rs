@@ -8,7 +8,7 @@ use super::ingress;
 use super::route::{GatewayRoute, Plugins, RoutePlugin, RouteUpstream};
 use super::rule::Rule;
 
-/// The objects of a gateway by their kinds, as they stand in the files.
+/// The objects of a gateway by their kinds, as the files contain them.
 #[derive(Default)]
 pub(super) struct Objects<'d> {
     routes: Collection<'d>,
@@ -97,7 +97,7 @@ impl<'d> Objects<'d> {
                     self.ingress.add(kind, document);
                     true
                 }
-                // Another resource of Kubernetes', beside the gateway's.
+                // A resource of Kubernetes that is not the gateway's.
                 _ => false,
             };
         }
@@ -140,7 +140,7 @@ impl<'d> Objects<'d> {
         documents.iter().map(|document| self.add(document)).filter(|is_ours| *is_ours).count() > 0
     }
 
-    /// An object as it is sent to the Admin API, whose kind stands in the request's path.
+    /// An object as it is sent to the Admin API. The request's path says its kind.
     fn add_body(&mut self, body: &Spot<'d>) -> bool {
         let has = |name: &str| body.get(name).is_some();
         if has("uri") || has("uris") {

@@ -1,4 +1,4 @@
-//! What files are checked by.
+//! The options of a check.
 
 use std::net::SocketAddr;
 
@@ -22,9 +22,9 @@ use super::version::Version;
 pub struct Options {
     /// How requests get to their workspaces if a conf does not say so.
     pub mode: UpstreamMode,
-    /// Where the forwarder listens.
+    /// The address at which the forwarder listens.
     pub forwarder: SocketAddr,
-    /// Which APISIX runs, if that is known.
+    /// The version of APISIX, if it is known.
     pub gateway_version: Option<Version>,
 }
 
@@ -44,7 +44,7 @@ pub struct Options {
 /// ```
 pub type Judge<'j> = dyn Fn(&str, &str) -> Option<Result<(), String>> + 'j;
 
-/// What the files are checked by.
+/// The options of a check, and the judge of confs.
 pub(super) struct Checked<'r> {
     pub(super) options: Options,
     pub(super) judge: &'r Judge<'r>,

@@ -1,4 +1,4 @@
-//! The gateway's own configuration, `config.yaml`, beside what its routes need of it.
+//! The gateway's own configuration, `config.yaml`, compared with what its routes need.
 
 use std::collections::HashSet;
 
@@ -137,7 +137,7 @@ fn is_wide(range: &Spot<'_>) -> bool {
     range.text().is_some_and(|range| range.ends_with("/0") || range.ends_with("/1"))
 }
 
-/// Checks whose word about a client's address, host and scheme is believed.
+/// Checks which peers the gateway believes about a client's address, host and scheme.
 fn forwarded(config: &Spot<'_>, findings: &mut Findings) {
     for (path, what) in [
         (&["apisix", "trusted_addresses"][..], "its scheme, host and port"),

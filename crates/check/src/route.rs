@@ -16,11 +16,11 @@ pub(super) struct GatewayRoute<'d> {
     pub(super) upstream: Option<RouteUpstream<'d>>,
     /// No file has the object that tells it.
     pub(super) upstream_is_unknown: bool,
-    /// The switch for WebSockets, or where it would stand.
+    /// The switch for WebSockets, or the place where it would be.
     pub(super) websocket: Spot<'d>,
     /// The route's own, which counts before the upstream's.
     pub(super) timeout: Option<Spot<'d>>,
-    /// What a request must have besides path and host.
+    /// The conditions on a request in addition to path and host.
     pub(super) conditions: Option<Spot<'d>>,
     /// Other conditions, each by its place.
     pub(super) narrowed: Vec<Spot<'d>>,
@@ -102,7 +102,7 @@ impl<'d> Plugins<'d> {
     }
 }
 
-/// Where the gateway itself sends a route's requests.
+/// The upstream to which the gateway itself sends a route's requests.
 pub(super) struct RouteUpstream<'d> {
     pub(super) spot: Spot<'d>,
     pub(super) nodes: Vec<UpstreamNode<'d>>,

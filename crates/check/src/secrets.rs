@@ -1,4 +1,4 @@
-//! Secrets that stand in the files themselves.
+//! Secrets that the files themselves contain.
 
 use super::document::Spot;
 use super::finding::Findings;
@@ -25,11 +25,11 @@ pub(super) fn check(objects: &Objects<'_>, findings: &mut Findings) {
 
 fn check_texts(object: &Spot<'_>, objects: &Objects<'_>, findings: &mut Findings) {
     let may_replace = objects.replaces_variables(object.file);
-    // There the gateway looks nothing up: the reference itself would be the secret.
+    // In config.yaml the gateway looks nothing up: the reference itself would be the secret.
     let in_config = objects.configs().iter().any(|config| config.file == object.file);
     for (name, spot) in object.texts() {
         let value = spot.text().unwrap_or_default();
-        // A variable that is listed may have its value behind its name.
+        // A listed variable may have its value after its name.
         let (name, value) = match value.split_once('=') {
             Some((name, value)) if object.path.ends_with("envs") => (Some(name), value),
             _ => (name, value),
@@ -52,7 +52,7 @@ fn check_texts(object: &Spot<'_>, objects: &Objects<'_>, findings: &mut Findings
     }
 }
 
-/// Whether a value says where the secret is, and not what it is.
+/// Whether a value refers to a secret and does not contain it.
 fn is_reference(value: &str, in_config: bool, may_replace: bool) -> bool {
     let lower = value.to_ascii_lowercase();
     let is_looked_up = ["$env://", "$secret://"].iter().any(|prefix| lower.starts_with(prefix));
@@ -60,12 +60,12 @@ fn is_reference(value: &str, in_config: bool, may_replace: bool) -> bool {
 }
 
 /// Whether a value is a variable that the gateway replaces as it reads its own files. A
-/// default behind `:=` is in clear.
+/// default after `:=` is in clear.
 pub(super) fn is_variable(value: &str) -> bool {
     value.starts_with("${{") && value.ends_with("}}") && !value.contains(":=")
 }
 
-/// Whether a value is a variable of the request's: what the client has sent itself.
+/// Whether a value is a variable of the request: the client sent it itself.
 fn is_of_request(value: &str) -> bool {
     let value = value.strip_prefix("Bearer ").or_else(|| value.strip_prefix("Basic ")).unwrap_or(value);
     let is_name = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');

@@ -15,7 +15,7 @@ use kube_coders_identity::{IdentityConfig, UserUpstreamConfig, Verified};
 /// The session's cookie by default (lua-resty-session 4).
 const SESSION_COOKIE: &str = "session";
 
-/// Where a login ends by default.
+/// The path that ends a login by default.
 const LOGOUT_PATH: &str = "/logout";
 
 /// The first versions in which the gateway removes identity headers that clients send,

@@ -62,7 +62,7 @@ pub struct UserUpstreamConfig {
     pub policy: Policy,
     /// The cookies that the workspace must not receive.
     pub remove_cookies: CookieNames,
-    /// Where a rejection page sends the user to sign in again.
+    /// The link on a rejection page by which the user signs in again.
     pub login: LoginLink,
     /// The waits for a workspace that differ from the forwarder's settings.
     pub timeouts: Timeouts,
@@ -78,28 +78,28 @@ pub struct UserUpstreamConfig {
 struct ConfFields {
     /// What identifies users.
     identity: IdentityConfig,
-    /// Where requests go: `http://code-{sub}:8443`, with a scheme, a host name
-    /// that may have claims in it, and a port.
+    /// The destination of requests, for example `http://code-{sub}:8443`: a scheme, a host
+    /// name that may contain claims, and a port.
     upstream: Template,
-    /// Who is let in. By default, and empty, everybody whose identity is known.
+    /// Which users are admitted. By default, and if empty, all users with a known identity.
     #[serde(default)]
     allow: Object<Rules>,
     /// Which users are refused, whatever `allow` says. Empty by default.
     #[serde(default)]
     deny: Object<Rules>,
-    /// In which claims groups and roles are; `groups` and `realm_access.roles` by
+    /// The claims that contain groups and roles; `groups` and `realm_access.roles` by
     /// default.
     #[serde(default)]
     claims: Object<ClaimPaths>,
-    /// The cookies that no workspace gets to see, and their numbered chunks; by
-    /// default `session`, which is openid-connect's.
+    /// The cookies that no workspace receives, with their numbered chunks; by default
+    /// `session`, which is openid-connect's.
     #[serde(default)]
     remove_cookies: CookieNames,
-    /// Where the pages' link to sign in again leads; `/logout` by default.
+    /// The target of the pages' link to sign in again; `/logout` by default.
     #[serde(default)]
     login: LoginLink,
-    /// How long workspaces are waited for; by default as long as the forwarder's
-    /// settings say.
+    /// How long to wait for workspaces; by default as long as the forwarder's settings
+    /// say.
     #[serde(default)]
     timeout: Object<TimeoutFields>,
     /// How requests get to their workspaces, which the route is made for; by default as

@@ -21,7 +21,7 @@ pub static IDENTITY_HEADERS: [HeaderName; 5] = [
 /// The header in which openid-connect passes the userinfo on.
 const USERINFO: HeaderName = HeaderName::from_static("x-userinfo");
 
-/// The header whose token has its scheme before it (RFC 6750, section 2.1).
+/// The header that has a scheme before its token (RFC 6750, section 2.1).
 pub const AUTHORIZATION: &str = "authorization";
 
 /// Headers with other meanings, which never hold the token.
@@ -159,7 +159,7 @@ pub enum HeadersError {
 /// Finds the identity headers of a request. `values` gives all values of a header, and
 /// `underscored` the names of headers that have a `_` in them.
 ///
-/// `reserved` are headers that something behind the caller believes. A request that has
+/// `reserved` are headers that a later reader of the request believes. A request that has
 /// the name of one of them, or of an identity header, with `_` for `-` is refused.
 ///
 /// ```
@@ -194,7 +194,7 @@ pub fn find<'f, V: Iterator<Item = &'f [u8]>>(
     let [.., userinfo] = &IDENTITY_HEADERS;
     let userinfo = only(userinfo)?;
     let mut token = None;
-    // All of them, so that a header that is there twice is refused even behind the one that is used.
+    // Look at all of them, so a header that is there twice is refused even after the one that is used.
     for (source, name) in sources.0.iter().enumerate() {
         let Some(value) = only(name)? else { continue };
         let text = if name.as_str() == AUTHORIZATION { bearer(value) } else { Some(value) };
@@ -293,7 +293,7 @@ mod tests {
         refused(&[("x-userinfo", "b"), ("x-userinfo", "b")], "x-userinfo is there twice");
         refused(&[("x-userinfo", "b"), ("X-USERINFO", "b")], "x-userinfo is there twice");
         refused(&[("x-access-token", "b"), ("x-access-token", "b")], "x-access-token is there twice");
-        // Even behind the one that is used.
+        // Even after the one that is used.
         refused(
             &[("x-raw-id-token", "a"), ("authorization", "Bearer b"), ("authorization", "Bearer c")],
             "authorization is there twice",

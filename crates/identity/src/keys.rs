@@ -1,7 +1,7 @@
 //! The keys of issuers: a task of their own fetches, keeps and refreshes them.
 //!
-//! A call never asks an issuer. It takes the keys that are there, and where the
-//! right one is not, it waits a moment for the task that asks.
+//! A call never asks an issuer. It uses the keys that are there. If the right key is
+//! missing, the call waits a moment for the task that asks.
 
 mod fetch;
 mod set;
@@ -42,9 +42,9 @@ const LAST_RETRY: Duration = Duration::from_secs(10);
 /// name may take 2 s and the id that its refusal shows half a second.
 const KEYS_WAIT: Duration = Duration::from_secs(2);
 
-/// How many calls may wait for one issuer's keys. Anybody can write a token with an
-/// unknown key, and while the issuer hangs each would hold one of the runner's
-/// connections, of which there are 4096 by default.
+/// How many calls may wait for one issuer's keys. Any client can send a token
+/// with an unknown key. While the issuer hangs, each such token would hold one of the
+/// runner's connections, of which there are 4096 by default.
 const MAX_WAITING: usize = 1024;
 
 /// The issuers whose keys are in use. Confs of the same source share one.

@@ -2,8 +2,8 @@
 //!
 //! Subjects tell upper case from lower and DNS does not, and a long or strange
 //! subject must not break a name. So a value that is no plain label, or does not
-//! fit, carries a piece of its own hash behind `---`; and because no value with
-//! `---` stays as it is, nobody can choose a value that looks like another's.
+//! fit, gets `---` and a part of its own hash at its end. A value that contains `---`
+//! itself never passes unchanged, so no user can choose a value that looks like another's.
 
 use sha2::{Digest as _, Sha256};
 
@@ -16,10 +16,10 @@ pub const MAX_VALUE: usize = 255;
 /// The separator between the readable part and the hash.
 const SEPARATOR: &str = "---";
 
-/// How many hex digits of the SHA-256 stand in a label.
+/// How many hex digits of the SHA-256 a label contains.
 const HASH_DIGITS: usize = 16;
 
-/// How much room a label leaves to a value at least: one readable character,
+/// The least room that a label leaves to a value: one readable character,
 /// the separator, and the hash.
 pub const MIN_ROOM: usize = 1 + SEPARATOR.len() + HASH_DIGITS;
 

@@ -1,4 +1,4 @@
-//! Where a page's link to sign in again leads.
+//! The target of a page's link to sign in again.
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};

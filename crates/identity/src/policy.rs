@@ -228,8 +228,8 @@ impl Policy {
         }
     }
 
-    /// Whether an identity has any of these; `None` where its claim is neither a
-    /// text nor a list of texts, and none of what can be read of it is listed.
+    /// Whether an identity has any of these. `None` if its claim is neither a text nor a
+    /// list of texts, and no readable part of it is listed.
     fn has_any(&self, kind: RuleKind, Values(values): &Values, claims: &Claims) -> Option<bool> {
         let Some(path) = self.path(kind) else { return Some(values.contains(claims.subject())) };
         if path.name() == "sub" {

@@ -91,8 +91,8 @@ impl<'de> Deserialize<'de> for Template {
     }
 }
 
-/// Where the host ends: at the colon before the port, which is neither in a hole
-/// nor in the brackets of an IPv6 address.
+/// The end of the host: the colon before the port, which is neither in a hole nor in the
+/// brackets of an IPv6 address.
 fn end_of_host(text: &str, at: usize) -> Result<usize, TemplateError> {
     let mut opened = None;
     for (index, byte) in text.bytes().enumerate() {

@@ -37,7 +37,7 @@ const ALGORITHMS: [(&str, Algorithm); 9] = [
     ("EdDSA", Algorithm::EdDSA),
 ];
 
-/// The claims of a token that say whose it is, for whom, and for how long (RFC
+/// The claims of a token that name its issuer, its audience and its lifetime (RFC
 /// 7519, section 4.1; OpenID Connect Core 1.0, section 2).
 pub const CHECKED_CLAIMS: [&str; 6] = ["iss", "aud", "azp", "exp", "nbf", "iat"];
 
@@ -139,8 +139,8 @@ impl<'t> Token<'t> {
         Ok(Self { algorithm, key_id: header.kid, claims, message, signature })
     }
 
-    /// Checks whose the token is, for whom, and whether now is its time, given in
-    /// seconds since 1970. Returns when it expires.
+    /// Checks the token's issuer, its audience, and whether it is valid now, given in
+    /// seconds since 1970. Returns the time at which it expires.
     pub fn check(&self, expected: &Expected, now: f64) -> Result<f64, TokenError> {
         let leeway = LEEWAY.as_secs_f64();
         if self.claims.claim("iss") != Some(&Claim::Text(expected.issuer.clone())) {

@@ -7,8 +7,8 @@ use thiserror::Error;
 
 use super::claims::{self, Claims, ClaimsError, Wanted};
 
-/// How long the header's value may be, in bytes: 12 KiB of JSON, which is more
-/// than fits into nginx's default header buffers beside anything else.
+/// How long the header's value may be, in bytes: 12 KiB of JSON. nginx's default
+/// header buffers hold less than that together with anything else.
 pub const MAX_USERINFO: usize = 16 * 1024;
 
 const EITHER_PADDING: GeneralPurposeConfig =

@@ -185,7 +185,7 @@ mod tests {
     use super::*;
 
     /// The data and trailers of a body that comes in pieces of this length, and what
-    /// is behind it.
+    /// follows it.
     fn decode(bytes: &[u8], length: usize) -> Result<(Vec<u8>, Vec<u8>, usize), ChunkError> {
         let (mut decoder, mut data, mut at) = (Decoder::default(), Vec::new(), 0);
         let mut end = 0;

@@ -63,12 +63,12 @@ impl HeaderField<'_> {
     }
 }
 
-/// Finds where a head ends, as its bytes come in.
+/// Finds the end of a head while its bytes come in.
 #[derive(Debug, Default)]
 pub(crate) struct HeadEnd {
     /// How many bytes were searched.
     looked_at: usize,
-    /// Where the current line begins.
+    /// The start of the current line.
     line_start: usize,
     lines: usize,
 }

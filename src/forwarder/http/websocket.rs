@@ -1,5 +1,5 @@
-//! Where a WebSocket's frames begin (RFC 6455, section 5.2), so that a close frame can be
-//! inserted between two of them.
+//! Finds the start of a WebSocket's frames (RFC 6455, section 5.2), so that a close frame
+//! can be inserted between two of them.
 
 /// The reason in a close frame: the server goes away (section 7.4.1, 1001).
 const GOING_AWAY: [u8; 2] = 1001_u16.to_be_bytes();

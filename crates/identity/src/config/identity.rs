@@ -15,7 +15,7 @@ use super::super::token::{CHECKED_CLAIMS, Expected};
 use super::super::userinfo::{self, UserinfoError};
 use super::object::Object;
 
-/// Where a provider describes itself, behind its issuer (OpenID Connect
+/// The path of a provider's discovery document, after its issuer (OpenID Connect
 /// Discovery 1.0, section 4).
 const WELL_KNOWN: &str = "/.well-known/openid-configuration";
 
@@ -25,7 +25,7 @@ const MAX_TEXT: usize = 2048;
 /// How many audiences, or names of claims, can be listed.
 const MAX_LIST: usize = 64;
 
-/// Whose word is believed.
+/// The party that the runner trusts to say who a user is.
 ///
 /// ```
 /// use apisix_plugin_runner::config::parse_conf;
@@ -70,7 +70,7 @@ pub struct Verified {
     pub sources: TokenSources,
     /// What the token must say about its issuer and its audience.
     pub expected: Expected,
-    /// Where the issuer's keys come from.
+    /// The source of the issuer's keys.
     pub keys: Source,
     /// The claims that `X-Userinfo` may add.
     pub userinfo_claims: Box<[Box<str>]>,
@@ -143,14 +143,14 @@ impl IdentityConfig {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, expecting = "an object")]
 struct IdentityFields {
-    /// `"gateway"` or `"verified"`. Has no default: whose word is believed is the
-    /// administrator's decision.
+    /// `"gateway"` or `"verified"`. Has no default: the administrator decides whom to
+    /// trust.
     trust: Trust,
     /// The `iss` of the tokens, byte for byte. Needed for `verified`.
     #[serde(default)]
     issuer: Option<Text>,
-    /// Where the issuer's discovery document is; by default at the issuer, with
-    /// `/.well-known/openid-configuration` behind it.
+    /// The URL of the issuer's discovery document; by default the issuer with
+    /// `/.well-known/openid-configuration` appended.
     #[serde(default)]
     discovery: Option<Text>,
     /// The headers that may hold the token; the first that is there counts. By
@@ -173,8 +173,8 @@ struct IdentityFields {
     /// issuer; by default the system's are. It is read at each fetch.
     #[serde(default)]
     ca_file: Option<PathBuf>,
-    /// The claims that an `X-Userinfo` of the token's own `sub` may add where the
-    /// token lacks them. None by default: `X-Userinfo` is not signed.
+    /// The claims that an `X-Userinfo` of the token's own `sub` may add if the token
+    /// lacks them. None by default: `X-Userinfo` is not signed.
     #[serde(default)]
     userinfo_claims: Option<List>,
 }

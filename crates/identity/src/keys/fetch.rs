@@ -25,10 +25,10 @@ const CONNECT_TIME: Duration = Duration::from_secs(3);
 /// key sets have a few KiB, with certificate chains some tens.
 const MAX_BODY: usize = 512 * 1024;
 
-/// How often an issuer may send us on.
+/// How many redirects of an issuer we follow.
 const MAX_REDIRECTS: usize = 3;
 
-/// Where an issuer's keys come from, and what is trusted on the way.
+/// The source of an issuer's keys, and what is trusted on the way.
 ///
 /// ```
 /// use kube_coders_identity::Url;
