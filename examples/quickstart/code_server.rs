@@ -1,4 +1,4 @@
-//! A real code-server for each user, in place of the small workspaces.
+//! A real code-server for each user, instead of the small workspaces.
 
 use std::fs::{self, File};
 use std::io;
@@ -17,7 +17,7 @@ use crate::users::User;
 
 const PROGRAM: &str = "code-server";
 
-/// What to do where there is none.
+/// What to do if there is no code-server.
 const HOW_TO_GET_IT: &str = "there is no code-server on PATH. Get it with `npm install --global code-server`, \
                              or as https://coder.com/docs/code-server/install says; \
                              without --code-server the quickstart needs nothing";
@@ -25,11 +25,11 @@ const HOW_TO_GET_IT: &str = "there is no code-server on PATH. Get it with `npm i
 /// How long a code-server may take to end before it is killed.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What of the environment would make a code-server listen elsewhere, or open a
-/// window of another one instead of starting.
+/// Variables that would make a code-server listen elsewhere, or open a window of another
+/// code-server instead of starting.
 const DISTURBING: [&str; 4] = ["PORT", "CODE_SERVER_HOST", "CODE_SERVER_CONFIG", "VSCODE_IPC_HOOK_CLI"];
 
-/// The code-servers that were started. Dropped, they are killed.
+/// The code-servers that were started. They are killed on drop.
 #[derive(Default)]
 pub(crate) struct CodeServers(Vec<Started>);
 
@@ -39,7 +39,7 @@ struct Started {
     log: PathBuf,
 }
 
-/// The program, or what to do about it.
+/// The program, or what to do if it is missing.
 pub(crate) fn find() -> Result<PathBuf, &'static str> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut programs = std::env::split_paths(&path).map(|folder| folder.join(PROGRAM));
@@ -47,7 +47,7 @@ pub(crate) fn find() -> Result<PathBuf, &'static str> {
 }
 
 impl CodeServers {
-    /// Starts one more, with folders of its own.
+    /// Starts one more code-server, with folders of its own.
     pub(crate) fn start(
         &mut self,
         program: &Path,
@@ -74,8 +74,8 @@ impl CodeServers {
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output)
-            // A group of its own: Ctrl-C is for us to hear, and what it starts
-            // ends with it.
+            // A group of its own, so that only this program receives Ctrl-C, and processes
+            // that the code-server starts end with it.
             .process_group(0)
             .kill_on_drop(true);
         for name in DISTURBING {
@@ -85,7 +85,7 @@ impl CodeServers {
         Ok(())
     }
 
-    /// Returns when one has ended, with what it said; never if there is none.
+    /// Returns when a code-server has ended, with its output; never if there is none.
     pub(crate) async fn one_ended(&mut self) -> String {
         if self.0.is_empty() {
             return std::future::pending().await;
@@ -98,12 +98,12 @@ impl CodeServers {
         format!("the code-server of {} ended ({how}) and said:\n{}", user.name, said.trim_end())
     }
 
-    /// Ends all, and waits for it.
+    /// Ends all code-servers, and waits for their ends.
     pub(crate) async fn end(mut self) {
         self.signal(Signal::SIGTERM);
         let ended = async {
             for started in &mut self.0 {
-                // Whoever can't be waited for is not there any more.
+                // A process that can't be waited for has already ended.
                 let _ = started.process.wait().await;
             }
         };
@@ -112,7 +112,7 @@ impl CodeServers {
         }
     }
 
-    /// Tells those that still run, and what they started.
+    /// Signals the code-servers that still run, and the processes that they started.
     fn signal(&self, signal: Signal) {
         for started in &self.0 {
             if let Some(id) = started.process.id().and_then(|id| i32::try_from(id).ok()) {

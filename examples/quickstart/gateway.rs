@@ -1,8 +1,8 @@
-//! The gateway of the quickstart: what a browser talks to.
+//! The gateway of the quickstart, to which a browser connects.
 //!
-//! It stands in for Apache APISIX with openid-connect and ext-plugin-pre-req on
-//! one route. Instead of a login there is a page to pick a user, under
-//! `/quickstart/`; everything else belongs to the route.
+//! It replaces Apache APISIX with openid-connect and ext-plugin-pre-req on one route.
+//! Instead of a login there is a page to pick a user, under `/quickstart/`. All other
+//! paths belong to the route.
 
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -26,23 +26,23 @@ use crate::users::{UPSTREAM_HOST, USERS, User};
 
 const PICKER: &str = include_str!("pages/picker.html");
 
-/// The paths that are the gateway's own.
+/// The gateway's own paths.
 const OWN: &str = "/quickstart/";
 
-/// The cookie that says who was picked. There is no password behind it: this
-/// gateway believes everybody.
+/// The cookie that names the picked user. There is no password: this gateway believes every
+/// client.
 pub(crate) const USER_COOKIE: &str = "quickstart_user";
 
-/// What only the gateway says: openid-connect takes away what a client claims
-/// by these headers.
+/// The headers that only the gateway may set. Like openid-connect, it removes a client's
+/// own.
 const IDENTITY_HEADERS: [&str; 5] =
     ["x-userinfo", "x-access-token", "x-id-token", "x-raw-id-token", "x-refresh-token"];
 
-/// The host names of the route. Any other may be a page of the internet that
-/// had its own name point here, in order to speak with a workspace.
+/// The host names of the route. Under any other name, a page of the internet could have
+/// pointed its own name here to reach a workspace.
 const HOSTS: [&str; 3] = ["127.0.0.1", "localhost", "[::1]"];
 
-/// The gateway and the one route that it has.
+/// The gateway and its one route.
 pub(crate) struct Gateway {
     runner: gateway::Gateway,
     route: Route,
@@ -51,8 +51,8 @@ pub(crate) struct Gateway {
 }
 
 impl Gateway {
-    /// A gateway that asks the runner at the end of this connection, and sends
-    /// to the forwarder what is for a workspace.
+    /// A gateway that asks the runner at the end of this connection, and sends requests for a
+    /// workspace to the forwarder.
     pub(crate) fn new(
         runner: gateway::Gateway,
         workspace_port: u16,
@@ -81,7 +81,7 @@ impl Gateway {
             let gateway = Arc::clone(&self);
             async move { Ok::<_, Infallible>(gateway.answer(request, client).await) }
         });
-        // A connection that breaks off is the client's affair.
+        // A broken connection is the client's fault, so it is not reported.
         let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades().await;
     }
 
@@ -114,8 +114,8 @@ impl Gateway {
     }
 }
 
-/// The request as the runner is told of it; `None` for a method that the
-/// protocol does not have.
+/// The request as the runner receives it; `None` for a method that the protocol does not
+/// have.
 fn client_request(request: &Request<Incoming>, client: IpAddr, user: Option<&User>) -> Option<ClientRequest> {
     let method = Some(request.method().clone()).filter(hands_on)?;
     let target = request.uri().path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
@@ -156,7 +156,7 @@ fn chosen_user(headers: &HeaderMap) -> Option<&'static User> {
     pairs.find(|(name, _)| name.trim() == USER_COOKIE).and_then(|(_, subject)| User::find(subject.trim()))
 }
 
-/// What stands under `/quickstart/`.
+/// The pages under `/quickstart/`.
 fn own_answer(path: &str, query: Option<&str>) -> Response<Body> {
     match path {
         "" => picker(),

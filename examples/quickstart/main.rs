@@ -2,9 +2,8 @@
 //! asks who you are, the real runner and forwarder, and a workspace for each
 //! user.
 //!
-//! `gateway` is what a browser talks to, `proxy` its way to the forwarder,
-//! `workspace` what it ends at, `code_server` a real one in its place, `users`
-//! who can be picked.
+//! A browser connects to `gateway`. `proxy` is the way to the forwarder, and `workspace` its
+//! end. `code_server` replaces the workspaces by real ones, and `users` lists the users.
 
 // What production leaves to one place, tests and tools may do.
 #![allow(clippy::disallowed_methods)]
@@ -112,8 +111,8 @@ async fn listen(port: u16) -> Result<TcpListener, Error> {
     })
 }
 
-/// Starts a workspace for each user who has one, gives it its name, and returns
-/// the port of all.
+/// Starts a workspace for each user who has one, gives it its name, and returns the port of
+/// all workspaces.
 async fn start_workspaces(
     names: &NameServer,
     code_server: Option<&Path>,
@@ -132,7 +131,7 @@ async fn start_workspaces(
         match code_server {
             None => workspace::serve(user, listener, address, tasks),
             Some(program) => {
-                // The port is code-server's from here on.
+                // From here on, the port belongs to code-server.
                 drop(listener);
                 code_servers
                     .start(program, folder, user, address)
@@ -143,8 +142,8 @@ async fn start_workspaces(
     Ok(port)
 }
 
-/// Runs runner, forwarder and gateway until the stop signal, or until a part
-/// ends that should not.
+/// Runs runner, forwarder and gateway until the stop signal, or until one of them ends
+/// unexpectedly.
 async fn serve(
     listener: TcpListener,
     folder: &Path,
@@ -190,8 +189,8 @@ async fn serve(
     ended
 }
 
-/// A port of 127.0.0.1 that nobody takes before the forwarder does, which may
-/// share it: it is bound, and nobody listens.
+/// A port of 127.0.0.1 that no other process can take before the forwarder, which may share
+/// it: the port is bound, and nothing listens.
 fn reserved_port() -> io::Result<TcpSocket> {
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;
@@ -212,7 +211,7 @@ ready: http://{front}/
 ",
         gateway::USER_COOKIE
     );
-    // Whoever closed our output does not want to know.
+    // If the reader of our output has closed it, there is no one to tell.
     let mut out = io::stdout();
     let _ = out.write_all(lines.as_bytes()).and_then(|()| out.flush());
 }

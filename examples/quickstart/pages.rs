@@ -1,4 +1,4 @@
-//! What the pages of gateway and workspaces have in common.
+//! The common part of the gateway's and the workspaces' pages.
 
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, HeaderValue};
@@ -13,11 +13,11 @@ pub(crate) const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
 pub(crate) const JSON: &str = "application/json";
 pub(crate) const TEXT: &str = "text/plain; charset=utf-8";
 
-/// Everything that a page loads, and every WebSocket, is of its own origin.
+/// A page may load files and open WebSockets only at its own origin.
 const ONLY_OURS: &str = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; \
                          base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// A whole answer. Nobody keeps it: the next one at the same address may be for
+/// A whole response. No cache may keep it: the next response at the same address may be for
 /// another user.
 pub(crate) fn answer(
     status: StatusCode,
@@ -34,8 +34,8 @@ pub(crate) fn answer(
     response
 }
 
-/// A template's text with each `{{name}}` replaced. Values are HTML: whoever has
-/// a text gives it through [`escape`].
+/// A template's text with each `{{name}}` replaced. Values are HTML, so pass plain text
+/// through [`escape`] first.
 pub(crate) fn fill(template: &str, values: &[(&str, &str)]) -> String {
     let mut page = String::with_capacity(template.len());
     let mut rest = template;
@@ -49,7 +49,7 @@ pub(crate) fn fill(template: &str, values: &[(&str, &str)]) -> String {
     page
 }
 
-/// A text with every character that means something in HTML replaced.
+/// A text in which every character with a meaning in HTML is replaced.
 pub(crate) fn escape(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")

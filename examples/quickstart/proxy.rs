@@ -1,4 +1,4 @@
-//! A request's way from the gateway to the forwarder, and its answer's way back.
+//! A request's way from the gateway to the forwarder, and its response's way back.
 
 use std::net::SocketAddr;
 
@@ -16,12 +16,12 @@ use tokio::net::TcpStream;
 use crate::pages::{self, TEXT};
 use crate::tasks::Tasks;
 
-/// A body that passes piece by piece, or one of ours.
+/// A body that passes piece by piece, or a body of our own.
 pub(crate) type Body = Either<Incoming, Full<Bytes>>;
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
-/// What belongs to one connection and not to the next.
+/// The headers that belong to one connection and not to the next.
 const HOP_BY_HOP: [HeaderName; 6] = [
     header::CONNECTION,
     HeaderName::from_static("keep-alive"),
@@ -31,8 +31,8 @@ const HOP_BY_HOP: [HeaderName; 6] = [
     header::UPGRADE,
 ];
 
-/// Sends the client's request to the forwarder in the form that the runner gave
-/// it, and returns the answer.
+/// Sends the client's request to the forwarder in the form that the runner gave it, and
+/// returns the response.
 pub(crate) async fn forward(
     forwarder: SocketAddr,
     request: Request<Incoming>,
@@ -51,12 +51,12 @@ async fn exchange(
     tasks: &Tasks,
 ) -> Result<Response<Body>, Error> {
     let client = hyper::upgrade::on(&mut request);
-    // A connection for each request: a real gateway keeps them, and nothing
-    // would be seen of it here.
+    // A new connection for each request. A real gateway keeps them, which would make no
+    // visible difference here.
     let stream = TcpStream::connect(forwarder).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     tasks.spawn(async move {
-        // What fails here, the answer fails with.
+        // If this fails, the response fails too.
         let _ = connection.with_upgrades().await;
     });
     let mut response = sender.send_request(for_forwarder(request, forwarded)?).await?;
@@ -73,8 +73,7 @@ async fn exchange(
     Ok(response.map(Either::Left))
 }
 
-/// The request as it goes on: the runner's headers and target, the client's
-/// body.
+/// The request to the forwarder: the runner's headers and target, the client's body.
 fn for_forwarder(request: Request<Incoming>, forwarded: &ForwardedRequest) -> Result<Request<Body>, Error> {
     let protocol = request.headers().get(header::UPGRADE).cloned();
     let method = request.method().clone();
@@ -99,7 +98,7 @@ fn for_forwarder(request: Request<Incoming>, forwarded: &ForwardedRequest) -> Re
 /// Copies both ways until both sides have ended.
 async fn tunnel(client: OnUpgrade, workspace: OnUpgrade) {
     if let Ok((client, workspace)) = tokio::try_join!(client, workspace) {
-        // A tunnel that breaks off is the affair of whoever broke it.
+        // A broken tunnel is the fault of one of its ends, so it is not reported.
         let _ = tokio::io::copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(workspace)).await;
     }
 }
@@ -117,7 +116,7 @@ fn set_upgrade(headers: &mut HeaderMap, protocol: Option<HeaderValue>) {
     }
 }
 
-/// Adds headers; what is none is left out.
+/// Adds headers, without those that are not valid.
 pub(crate) fn append_headers(headers: &mut HeaderMap, added: &[(String, Vec<u8>)]) {
     for (name, value) in added {
         if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::from_bytes(value)) {

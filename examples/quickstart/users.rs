@@ -1,23 +1,23 @@
-//! Who can be picked, and what the gateway says of them.
+//! The users that can be picked, and what the gateway says about them.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-/// Somebody who has signed in, as far as this gateway is concerned.
+/// A user, who counts as signed in at this gateway once picked.
 #[derive(Debug)]
 pub(crate) struct User {
-    /// The `sub` claim. Each is a plain DNS label, so that it stands in the
-    /// workspace's name as it is.
+    /// The `sub` claim. Each is a plain DNS label, so the workspace's name contains it
+    /// unchanged.
     pub(crate) subject: &'static str,
-    /// What the person is called.
+    /// The user's name.
     pub(crate) name: &'static str,
     /// The language that the name is in.
     pub(crate) language: &'static str,
-    /// What the picker says of them.
+    /// What the picker says about the user.
     pub(crate) about: &'static str,
     /// The userinfo, as an identity provider would send it.
     pub(crate) claims: &'static str,
-    /// Whether a workspace is started for them.
+    /// Whether a workspace is started for this user.
     pub(crate) has_workspace: bool,
 }
 
@@ -38,8 +38,8 @@ pub(crate) const USERS: [User; 4] = [
         claims: r#"{"sub":"bob","preferred_username":"bob","name":"Bob"}"#,
         has_workspace: true,
     },
-    // The team is there for its bytes: with it the base64 has both characters
-    // that the URL-safe alphabet has not.
+    // The team is there for its bytes: with it, the base64 contains both characters that
+    // the URL-safe alphabet lacks.
     User {
         subject: "jaehun",
         name: "김재훈",
@@ -58,7 +58,7 @@ pub(crate) const USERS: [User; 4] = [
     },
 ];
 
-/// The template of the route's upstream, but for its port.
+/// The template of the route's upstream, without its port.
 pub(crate) const UPSTREAM_HOST: &str = "code-{sub}";
 
 impl User {
@@ -72,13 +72,13 @@ impl User {
         STANDARD.encode(self.claims)
     }
 
-    /// The name under which the runner looks for this user's workspace.
+    /// The name that the runner looks up for this user's workspace.
     pub(crate) fn host(&self) -> String {
         UPSTREAM_HOST.replace("{sub}", self.subject)
     }
 }
 
-/// Those who have a workspace.
+/// The users who have a workspace.
 pub(crate) fn owners() -> impl Iterator<Item = &'static User> {
     USERS.iter().filter(|user| user.has_workspace)
 }

@@ -1,5 +1,4 @@
-//! A small workspace: a page that says whose it is, and a WebSocket that
-//! answers.
+//! A small workspace: a page that names its user, and a WebSocket that answers.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -29,10 +28,10 @@ use crate::users::{User, owners};
 const PAGE: &str = include_str!("pages/workspace.html");
 const SCRIPT: &str = include_str!("pages/workspace.js");
 
-/// What a workspace is told of its user.
+/// The headers that tell a workspace about its user.
 const TOLD: [&str; 2] = ["X-Forwarded-User", "X-Forwarded-Preferred-Username"];
 
-/// What must not come as far as a workspace.
+/// The headers that must not reach a workspace.
 const KEPT: [&str; 6] = [
     "X-Userinfo",
     "X-Access-Token",
@@ -42,7 +41,7 @@ const KEPT: [&str; 6] = [
     "X-Kube-Coders-Stamp",
 ];
 
-/// How often a port is tried that is free on all addresses.
+/// How often to look for a port that is free on all addresses.
 const PORT_TRIES: usize = 16;
 
 /// A listener for each user who has a workspace: on addresses of their own, and
@@ -78,7 +77,7 @@ pub(crate) fn serve(user: &'static User, listener: TcpListener, address: SocketA
                 let answer = workspace.answer(request, &tasks).await;
                 Ok::<_, Infallible>(answer)
             });
-            // A connection that breaks off is its peer's affair.
+            // A broken connection is the peer's fault, so it is not reported.
             let _ =
                 http1::Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades().await;
         }
@@ -106,7 +105,7 @@ impl Workspace {
         }
     }
 
-    /// Reads an upload piece by piece and says how much it was.
+    /// Reads an upload piece by piece, and says how many bytes it had.
     async fn count(&self, mut body: Incoming) -> Response<Full<Bytes>> {
         let mut received = 0;
         while let Some(frame) = body.frame().await {
@@ -138,8 +137,8 @@ impl Workspace {
         )
     }
 
-    /// All headers that came, for whoever asks with a command line; the values
-    /// of a repeated one in a list of their own.
+    /// All headers that came, for a client on a command line. The values of a repeated header
+    /// are in a list of their own.
     fn headers(&self, request: &Request<Incoming>) -> String {
         let mut headers: BTreeMap<&str, Vec<Cow<'_, str>>> = BTreeMap::new();
         for (name, value) in request.headers() {
