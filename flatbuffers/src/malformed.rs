@@ -1,4 +1,4 @@
-//! What reading a payload gives besides numbers: a name with its value, or an error.
+//! Results of reading a payload: a name with its value, or an error.
 
 use thiserror::Error;
 

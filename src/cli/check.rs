@@ -100,8 +100,8 @@ fn usable(args: &CheckArgs) -> Result<(Options, Ways, Format), CheckCommandError
     }
 }
 
-/// What the runner would say of a plugin's conf. That of `user-upstream` is not prepared:
-/// its files and its issuer are another machine's.
+/// What the runner would say about a plugin's conf. A conf of `user-upstream` is not
+/// prepared, because its files and its issuer belong to another machine.
 fn judge(runner: &Runner, ways: Ways, name: &str, conf: &str) -> Option<Result<(), String>> {
     if name != UserUpstream::NAME {
         return Some(prepared(runner, name, conf)?.map_err(|error| error.to_string()));
@@ -113,7 +113,7 @@ fn judge(runner: &Runner, ways: Ways, name: &str, conf: &str) -> Option<Result<(
     }))
 }
 
-/// What a plugin of the program says of a conf, on a runtime of its own.
+/// What a plugin of the program says about a conf, on a runtime of its own.
 fn prepared(runner: &Runner, name: &str, conf: &str) -> Option<Result<(), ConfError>> {
     let prepare = || match Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => {

@@ -33,8 +33,8 @@ pub(crate) struct ProgramSettings {
     pub(crate) spawned: bool,
     /// Whether this process is to start the process that serves.
     pub(crate) is_keeper: bool,
-    /// The gateway's process, whose workers are served whatever their user, if another
-    /// process keeps this one; 0 for none.
+    /// The gateway's process, if a keeper started this one; 0 for none. Its workers are
+    /// served whatever their user.
     pub(crate) kept_for: Option<i32>,
     pub(crate) forwarder: SocketAddr,
     pub(crate) upstream_mode: UpstreamMode,

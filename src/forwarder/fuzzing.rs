@@ -61,7 +61,7 @@ pub(crate) fn request_head(bytes: &[u8]) {
     assert!(!again.fields.iter().any(|field| field.is(STAMP_HEADER)), "{}", output.escape_ascii());
 }
 
-/// What goes out is one head, and says of the body what will be sent.
+/// A response's head leaves as one head that describes the body as it is sent.
 pub(crate) fn response_head(bytes: &[u8]) {
     let Some(Ok(head)) = whole(bytes).map(RawResponseHead::parse) else { return };
     let Ok(framing) = framing::of_response(&head, Answers::OtherMethod) else { return };

@@ -146,8 +146,8 @@ mod tests {
     use super::*;
     use crate::route::stamp::KeptNames;
 
-    /// The header lines at the workspace of a request with these lines, of which plugins
-    /// have set those with these names.
+    /// The header lines that reach the workspace from a request with these lines. Plugins
+    /// have set the headers with these names.
     fn passed(lines: &str, set_by_plugins: &[&str]) -> Vec<String> {
         let (key, now) = (StampKey::random().unwrap(), SystemTime::now());
         let kept = KeptNames::new(set_by_plugins.iter().copied()).unwrap();

@@ -1,4 +1,4 @@
-//! The page that a user sees whose request was refused: one file that loads nothing else.
+//! The page for a user after a refused request: one file that loads no other.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What a name server said, and what that says of a name.
+//! A name server's answer, and what it means for a name.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -54,8 +54,8 @@ impl DnsAnswer {
         }
     }
 
-    /// Takes the records of the name that was asked for, or of the one that it is
-    /// an alias of, and no other's: hickory gives on whatever came along.
+    /// Takes only the records of the name that was asked for, or of the name that it is an
+    /// alias of. hickory also passes on other records.
     fn from_records(records: &[Record], name: &Name, kind: RecordType) -> Self {
         let (mut owner, mut ttl) = (name, u32::MAX);
         // Each alias leads one step on, so that a circle of them ends as well.
@@ -76,7 +76,7 @@ impl DnsAnswer {
         }
         match addresses.is_empty() {
             false => Self::Addresses { addresses, good_for: Duration::from_secs(ttl.into()) },
-            // Records, but none that was asked for: nothing was said of the name.
+            // Records, but none that was asked for, so the name is still unknown.
             true => Self::Unavailable,
         }
     }

@@ -33,11 +33,11 @@ type HostNames = HashMap<HostName, Arc<[IpAddr]>>;
 
 /// What a hosts file says now.
 pub(super) struct Hosts {
-    /// Without one there are no names and nothing to look at.
+    /// Without a path there are no names and no file to look at.
     path: Option<PathBuf>,
     names: RwLock<HostNames>,
     /// How often the names have changed. The cache keeps this number with each answer,
-    /// and so notices that the file may say something else by now.
+    /// and so notices that the file may have changed.
     generation: AtomicU32,
     made: Instant,
     /// When the file is to be looked at next, in nanoseconds since `made`.
@@ -90,8 +90,8 @@ impl Hosts {
         }
     }
 
-    /// Reads the file again if it has changed, and returns how often its names
-    /// have. Costs a comparison but for once a second.
+    /// Reads the file again if it has changed, and returns how often its names have changed.
+    /// Looks at the file once a second; other calls cost a comparison.
     pub(super) fn check(&self, now: Instant) -> u32 {
         if let Some(path) = &self.path {
             let age = nanoseconds(now.saturating_duration_since(self.made));

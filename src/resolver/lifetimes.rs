@@ -5,10 +5,10 @@ use std::time::Duration;
 /// For how long answers of name servers are used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Lifetimes {
-    /// How long addresses are good at least and at most, whatever their TTL.
+    /// The least and the most time for which addresses are used, whatever their TTL.
     pub(crate) min_ttl: Duration,
     pub(crate) max_ttl: Duration,
-    /// How long after that they are used while no name server can say.
+    /// How long expired addresses are used while no name server answers.
     pub(crate) stale: Duration,
 }
 

@@ -50,7 +50,7 @@ impl Lookup {
 }
 
 impl Lookups {
-    /// Joins the lookup of a name that is under way, or else starts this one. `None`
+    /// Joins the lookup of this name if one is under way, and else starts this lookup. `None`
     /// if there are too many.
     pub(super) fn join_or_start(
         &self,

@@ -17,7 +17,7 @@ use crate::route::stamp::{KeptNames, MAX_KEPT, STAMP_HEADER, Stamper};
 /// Checked when the program is compiled, and not in each call.
 const STAMP_NAME: HeaderName = HeaderName::from_static(STAMP_HEADER);
 
-/// Carries choices as the settings say, and as far as a plugin says nothing else.
+/// Carries choices as the settings say, unless a plugin sets other values.
 pub(crate) struct RouteCarrier {
     ways: Ways,
     stamper: Stamper,

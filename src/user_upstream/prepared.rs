@@ -32,7 +32,7 @@ pub(crate) enum PrepareError {
     Unchecked(#[from] Unchecked),
 }
 
-/// Checks what a conf says of files and of the way to workspaces.
+/// Checks what a conf says about files and the way to workspaces.
 ///
 /// # Errors
 ///

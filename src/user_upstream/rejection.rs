@@ -39,8 +39,8 @@ impl Rejection {
         }
     }
 
-    /// Whether the same identity headers come to the same for a while, however
-    /// clocks go on and whatever keys come.
+    /// Whether the same identity headers give the same rejection for a while, whatever the
+    /// time and whichever keys arrive.
     pub(super) fn is_lasting(&self) -> bool {
         match self {
             Self::Identity(error) => error.is_lasting(),

@@ -70,7 +70,7 @@ pub(crate) enum ClientScheme {
     Unknown,
 }
 
-/// Whose keys check the signatures of tokens.
+/// The source of the keys that check the signatures of tokens.
 pub(super) trait Keys: Sync {
     /// The claims of a token, as far as its signature is known.
     fn verify(

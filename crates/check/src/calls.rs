@@ -75,8 +75,7 @@ pub(super) fn check<'d>(
     Some(found)
 }
 
-/// Checks the calls of a global rule or a consumer, of which neither has a place for
-/// user-upstream.
+/// Checks the calls of a global rule or a consumer. Neither may name user-upstream.
 pub(super) fn check_elsewhere(plugins: &[RoutePlugin<'_>], checked: &Checked<'_>, findings: &mut Findings) {
     for plugin in plugins.iter().filter(|plugin| is_call(plugin.name)) {
         degradation(plugin, findings);

@@ -68,7 +68,7 @@ pub(super) fn documents(text: &str) -> Result<Vec<Node>, DocumentError> {
 
 const START: Place = Place { line: 1, column: 1 };
 
-/// What is wrong, in words of ours: an error's own may quote a secret.
+/// What is wrong, in our own words: the error's text may quote a secret.
 fn reason(error: &Error) -> &'static str {
     match error {
         Error::WithSnippet { error, .. } | Error::AliasError { error, .. } => reason(error),
@@ -249,7 +249,7 @@ impl<'d> Spot<'d> {
         items.iter().enumerate().map(item).collect()
     }
 
-    /// A map's names and values; of anything else none.
+    /// The names and values of a map. Anything else has none.
     pub(super) fn entries(&self) -> Vec<(&'d str, Self)> {
         let Value::Map(entries) = &self.node.value else { return Vec::new() };
         entries.iter().map(|entry| (&*entry.name, self.entry(entry))).collect()

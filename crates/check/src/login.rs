@@ -11,7 +11,7 @@ use kube_coders_identity::Url;
 
 pub(super) const LOGIN: &str = "openid-connect";
 
-/// What a session may have; the gateway refuses anything else.
+/// The fields that a session may have. The gateway refuses any other.
 const SESSION_FIELDS: [&str; 13] = [
     "secret",
     "cookie_name",
@@ -28,7 +28,7 @@ const SESSION_FIELDS: [&str; 13] = [
     "redis",
 ];
 
-/// What is a truth value; the gateway refuses anything else.
+/// The fields that are truth values. The gateway refuses any other value.
 const TRUTH_VALUES: [&str; 14] = [
     "bearer_only",
     "ssl_verify",
@@ -46,16 +46,16 @@ const TRUTH_VALUES: [&str; 14] = [
     "renew_access_token_on_expiry",
 ];
 
-/// What becomes of requests without a session; the gateway refuses anything else.
+/// What may happen to requests without a session. The gateway refuses any other value.
 const ACTIONS: [&str; 3] = ["auth", "deny", "pass"];
 
-/// A session's secret has at least so many characters.
+/// The least length of a session's secret, in characters.
 const MIN_SECRET: usize = 16;
 
-/// From which version on the gateway checks certificates by default.
+/// The first version in which the gateway checks certificates by default.
 const CHECKS_CERTIFICATES: Version = Version { major: 3, minor: 16 };
 
-/// Checks what holds for any login, whatever its route is for.
+/// Checks that apply to every login, whatever its route is for.
 pub(super) fn check(route: &GatewayRoute<'_>, checked: &Checked<'_>, findings: &mut Findings) {
     let Some(plugin) = route.plugin(LOGIN) else { return };
     let conf = &plugin.conf;
@@ -186,7 +186,7 @@ fn redirect_uri(route: &GatewayRoute<'_>, plugin: &RoutePlugin<'_>, findings: &m
     }
 }
 
-/// Why a redirect URI is none for this route, if it is none.
+/// Why a redirect URI does not fit this route, if it does not.
 fn foreign(route: &GatewayRoute<'_>, url: &Url) -> Option<String> {
     let (host, path) = (url.host_str().unwrap_or_default(), url.path());
     if !route.hosts.is_empty() && !route.hosts.iter().any(|pattern| matches_host(pattern, host)) {

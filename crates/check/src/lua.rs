@@ -1,4 +1,4 @@
-//! Functions in routes, and what else changes a request on its way.
+//! Functions in routes, and other things that change a request on its way.
 
 use super::document::Spot;
 use super::finding::Findings;

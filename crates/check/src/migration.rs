@@ -236,7 +236,7 @@ struct Literal<'f> {
     end: usize,
 }
 
-/// The texts in quotes of a function, as far as they are plain.
+/// The plain texts in quotes of a function.
 fn literals(function: &str) -> Vec<Literal<'_>> {
     let mut literals = Vec::new();
     let mut from = 0;

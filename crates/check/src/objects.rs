@@ -192,7 +192,7 @@ impl<'d> Objects<'d> {
         self.others.iter().map(plugins_of).filter(|plugins| !plugins.is_empty()).collect()
     }
 
-    /// The global rules, each as a route that has its plugins and nothing else.
+    /// The global rules, each as a route with only its plugins.
     pub(super) fn global_rules(&self) -> Vec<GatewayRoute<'d>> {
         let rules = self.global_rules.objects.iter();
         let rules = rules.map(|rule| GatewayRoute::with_plugins(rule, plugins_of(rule)));
@@ -261,7 +261,7 @@ impl<'d> Objects<'d> {
         }
     }
 
-    /// What an object says of its upstream; the gateway looks at the id first.
+    /// What an object says about its upstream. The gateway looks at the id first.
     fn upstream(&self, object: &Spot<'d>, findings: &mut Findings) -> Option<Spot<'d>> {
         match object.get("upstream_id") {
             Some(_) => self.referenced(object, "upstream_id", &self.upstreams, findings),

@@ -28,7 +28,7 @@ pub(super) fn check_runner(objects: &Objects<'_>, findings: &mut Findings) {
     let is_set = |config: &Spot<'_>| {
         ["path_for_test", "cmd"].iter().any(|name| config.at(&["ext-plugin", name]).is_some())
     };
-    // Values for Helm come in layers, of which one says it.
+    // Values for Helm come in layers, and only one of them sets it.
     for config in configs.iter().filter(|config| is_set(config)) {
         runner(config, findings);
     }

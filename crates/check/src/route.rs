@@ -76,7 +76,7 @@ impl<'d> RoutePlugin<'d> {
     }
 }
 
-/// Plugins by name, of which a later one takes the place of an earlier one.
+/// Plugins by name. A later plugin replaces an earlier one of the same name.
 #[derive(Default)]
 pub(super) struct Plugins<'d> {
     plugins: Vec<RoutePlugin<'d>>,

@@ -10,7 +10,7 @@ use super::rule::Rule;
 use super::trust::is_for_navigations;
 use kube_coders_identity::Url;
 
-/// Checks the routes of a gateway, of which some lead to workspaces.
+/// Checks the routes of a gateway. Some of them lead to workspaces.
 pub(super) fn check(routes: &[GatewayRoute<'_>], to_workspaces: &[bool], findings: &mut Findings) {
     sessions(routes, findings);
     callbacks(routes, findings);

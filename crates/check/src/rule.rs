@@ -10,7 +10,7 @@ pub(super) enum Severity {
     Warning,
 }
 
-/// What is always said of a rule's findings.
+/// The fixed part of a rule's findings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct RuleFacts {
     /// A stable name.
@@ -92,7 +92,7 @@ rules! {
         "remove ext-plugin-post-resp from routes with WebSockets",
     ),
 
-    // Whom the runner believes.
+    // Trust: what the runner believes.
     ConfMalformed => error(
         "conf-malformed",
         "the gateway refuses the route, or calls the runner without any plugin",

@@ -5,7 +5,7 @@ use super::finding::Findings;
 use super::objects::Objects;
 use super::rule::Rule;
 
-/// What a secret's name ends with, whatever it belongs to.
+/// The ends of secrets' names, in any object.
 const SECRETS: [&str; 7] =
     ["secret", "password", "private_key", "secret_key", "api_key", "token", "authorization"];
 

@@ -224,7 +224,7 @@ impl ClaimPath {
         Self::of_names(text.split('.').map(Box::from))
     }
 
-    /// The path of these names, of which none may be empty.
+    /// The path of these names. No name may be empty.
     pub fn of_names(names: impl IntoIterator<Item = Box<str>>) -> Option<Self> {
         let mut names = names.into_iter();
         let path = Self { name: names.next()?, inner: names.collect() };

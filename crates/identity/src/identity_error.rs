@@ -1,4 +1,4 @@
-//! Why it is not known who a user is.
+//! Why a user's identity is not known.
 
 use thiserror::Error;
 
@@ -7,7 +7,7 @@ use super::keys::VerifyError;
 use super::token::TokenError;
 use super::userinfo::UserinfoError;
 
-/// Why it is not known who a user is.
+/// Why a user's identity is not known.
 ///
 /// ```
 /// use kube_coders_identity::identity_error::IdentityError;

@@ -60,7 +60,7 @@ impl TokenSources {
         &self.0
     }
 
-    /// The headers that are nothing for a workspace, but for `Authorization`.
+    /// The headers that a workspace must not receive, except `Authorization`.
     pub fn secrets(&self) -> impl Iterator<Item = &HeaderName> {
         let is_other =
             |name: &&HeaderName| !IDENTITY_HEADERS.contains(name) && name.as_str() != AUTHORIZATION;
@@ -203,8 +203,8 @@ pub fn find<'f, V: Iterator<Item = &'f [u8]>>(
     Ok(IdentityHeaders { userinfo, token })
 }
 
-/// Refuses a name that would be taken for a header of ours by whatever reads `_`
-/// as `-`, as CGI and its heirs do (RFC 3875, section 4.1.18).
+/// Refuses a name that software which reads `_` as `-` would take for a header of ours, for
+/// example CGI and its successors (RFC 3875, section 4.1.18).
 fn refuse_twin(name: &[u8], sources: &TokenSources, reserved: &[HeaderName]) -> Result<(), HeadersError> {
     let plain = |byte: &u8| if *byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
     let is_twin = |known: &&HeaderName| {

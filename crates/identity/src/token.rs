@@ -53,7 +53,7 @@ pub fn algorithm(name: &str) -> Option<Algorithm> {
     ALGORITHMS.iter().find(|(known, _)| *known == name).map(|(_, algorithm)| *algorithm)
 }
 
-/// What a token has to say of itself.
+/// What a token must say about itself.
 ///
 /// ```
 /// use kube_coders_identity::token::Expected;

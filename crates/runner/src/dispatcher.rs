@@ -284,8 +284,8 @@ impl Dispatcher {
         Ok((action, carried))
     }
 
-    /// The answer to a call that could not even be read. It is a stop, because at an error
-    /// the gateway may skip the plugin.
+    /// The answer to a call that could not be read. It is a stop, because the gateway may skip
+    /// the plugin after an error.
     fn unread_call_answer(&self) -> Stop {
         self.failures.answer(FailedCall::new(RUNNER_FAILED, &shown_request_id(None), None))
     }

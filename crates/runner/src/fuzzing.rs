@@ -1,5 +1,5 @@
-//! What the fuzz targets `frames` and `takeover` try: whatever a peer of the runner's
-//! sockets sends, the runner answers in its protocol or closes, and comes to an end.
+//! The fuzz targets `frames` and `takeover`: whatever a peer of the runner's sockets sends,
+//! the runner answers in its protocol or closes the connection, and does not hang.
 
 use std::future::Future;
 use std::sync::LazyLock;
@@ -30,10 +30,10 @@ use crate::runner::Runner;
 use crate::settings::Settings;
 use crate::stop::Stop;
 
-/// How long anything may take, none of which waits for anything.
+/// How long a step may take. No step waits for anything.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What calls in the corpus have in place of a conf token, which is a random number.
+/// The corpus's calls have this instead of a conf token, which is a random number.
 const TOKEN: [u8; 4] = *b"tokn";
 
 static RUNTIME: LazyLock<Runtime> =

@@ -423,7 +423,7 @@ impl<'f> Request<'f> {
     /// - depends on the method, the path, the query, the body, the client's address, or a
     ///   variable other than `scheme` and `route_id`,
     /// - a plugin of the chain does not allow to be cached,
-    /// - changes something else than headers, cookies and the upstream,
+    /// - changes anything other than headers, cookies and the upstream,
     /// - sets or removes more than 32 headers, or a header whose name has other characters
     ///   than letters, digits and `-`, or removes more than 64 cookies,
     /// - sets a value that is not UTF-8, or is longer than 16 KiB as a header of JSON.

@@ -454,7 +454,7 @@ pub enum UpstreamError {
     /// Neither `forward` nor `direct`.
     #[error("a request goes to its upstream by \"forward\" or \"direct\"")]
     Mode,
-    /// A time to wait is none, or too long.
+    /// A time to wait is zero, or too long.
     #[error("a timeout is between 1 ms and 1 day")]
     Timeout,
     /// The port is missing or not between 1 and 65535.

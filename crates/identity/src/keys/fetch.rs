@@ -197,7 +197,7 @@ impl Source {
         let source = self.clone();
         let builder = Client::builder()
             .http1_only()
-            // The environment has no say in whom we ask.
+            // No variable of the environment may redirect us to a proxy.
             .no_proxy()
             .referer(false)
             .connect_timeout(CONNECT_TIME)

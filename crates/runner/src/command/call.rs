@@ -151,8 +151,8 @@ pub struct Note {
     pub hidden: Vec<&'static str>,
 }
 
-/// What a decision of the direct carrier says besides the upstream. The header itself is
-/// not shown.
+/// What a decision of the direct carrier contains in addition to the upstream. The header
+/// itself is not shown.
 ///
 /// ```
 /// use apisix_plugin_runner::command::decision_note;

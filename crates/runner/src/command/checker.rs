@@ -127,7 +127,7 @@ impl Checker {
 ///
 /// # Errors
 ///
-/// Anything else than digits, and a number out of the bounds.
+/// Anything other than digits, and a number out of the bounds.
 pub fn number_between(text: &str, least: usize, most: usize) -> Result<usize, String> {
     match text.parse() {
         Ok(number) if (least..=most).contains(&number) && !text.starts_with('+') => Ok(number),

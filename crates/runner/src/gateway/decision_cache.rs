@@ -36,7 +36,7 @@ struct KeptDecision {
     cookies: CookieNames,
 }
 
-/// What tells all decisions apart, whatever their keys.
+/// What separates decisions in addition to their keys.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(super) struct Scope {
     route: String,

@@ -1,4 +1,4 @@
-//! What the log says of a limit on connections.
+//! What the log says about a limit on connections.
 
 use tracing::warn;
 
