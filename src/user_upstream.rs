@@ -2,11 +2,11 @@
 //! workspace the request goes to.
 //!
 //! `walk` is the way of a request: identity, policy, template, addresses, changes. What
-//! `identity` gives is put together there with what the plugin remembers (`memory`) and
-//! checks itself (`origin`). A rejection is an answer of the plugin, so it
-//! holds whatever the route says about failures.
+//! `identity` gives is combined there with what the plugin remembers (`memory`) and
+//! checks itself (`origin`). A rejection is an answer of the plugin, so it holds whatever
+//! the route says about failures.
 
-mod prepared;
+mod preparation;
 mod issuer_names;
 mod request_headers;
 mod walk;
@@ -38,8 +38,8 @@ use kube_coders_identity::identity_error::IdentityError;
 use kube_coders_identity::keys::{Issuer, Issuers};
 use kube_coders_identity::token::Token;
 use memory::Memory;
-use prepared::PreparedUserUpstream;
-pub(crate) use prepared::check as check_config;
+use preparation::PreparedUserUpstream;
+pub(crate) use preparation::check as check_config;
 use rejection::Rejection;
 use trace::{NoTrace, Trace};
 pub(crate) use trace::{Step, StepOutcome, Steps};

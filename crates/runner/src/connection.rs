@@ -10,7 +10,7 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::timeout;
 
-use crate::poll_once::now_or_never;
+use crate::single_poll::now_or_never;
 
 /// How much is read at a time, in bytes, and so how much an announced length
 /// makes us allocate before its data is there. Ordinary calls fit.

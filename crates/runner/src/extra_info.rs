@@ -199,7 +199,7 @@ mod tests {
     use std::pin::pin;
 
     use super::*;
-    use crate::poll_once::now_or_never;
+    use crate::single_poll::now_or_never;
 
     /// Gives these answers, and none after them.
     struct Answers(VecDeque<Result<Option<Bytes>, AskError>>);

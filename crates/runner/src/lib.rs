@@ -104,7 +104,7 @@ mod answers;
 mod call_context;
 mod chains;
 mod dispatcher;
-mod poll_once;
+mod single_poll;
 pub mod request_id;
 pub mod listener;
 mod settings;

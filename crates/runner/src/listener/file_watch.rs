@@ -121,11 +121,11 @@ mod tests {
         let (_listener, bound) = file.bind().unwrap();
         let (watched, succession, stop) = (bound.watched(), Succession::new(None), CancellationToken::new());
         let mut gone = std::pin::pin!(gone(&watched, &succession, &stop, || panic!("not taken over")));
-        assert!(crate::poll_once::now_or_never(gone.as_mut()).is_none());
+        assert!(crate::single_poll::now_or_never(gone.as_mut()).is_none());
         std::fs::write(folder.path().join("other"), "").unwrap();
         tokio::task::yield_now().await;
         assert!(
-            crate::poll_once::now_or_never(gone.as_mut()).is_none(),
+            crate::single_poll::now_or_never(gone.as_mut()).is_none(),
             "another file's change is no reason"
         );
         std::fs::remove_file(path).unwrap();

@@ -70,7 +70,7 @@ mod tests {
     use std::pin::pin;
 
     use super::*;
-    use crate::poll_once::now_or_never;
+    use crate::single_poll::now_or_never;
 
     #[tokio::test]
     #[allow(clippy::disallowed_methods)] // a test may start a process

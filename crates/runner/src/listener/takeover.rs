@@ -452,7 +452,7 @@ mod tests {
     use tokio::task::JoinHandle;
 
     use super::*;
-    use crate::poll_once::now_or_never;
+    use crate::single_poll::now_or_never;
 
     /// A predecessor at a socket, and a successor that has asked it.
     struct Two {

@@ -5,7 +5,7 @@ use std::pin::pin;
 use tokio::io::AsyncWriteExt as _;
 
 use super::*;
-use crate::poll_once::now_or_never;
+use crate::single_poll::now_or_never;
 
 /// How many bytes a peer sends: each may take a descriptor along.
 const MAX_BYTES: usize = 32;
