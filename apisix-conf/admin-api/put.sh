@@ -14,7 +14,7 @@ first answer that is not 2xx.
 
   --mode MODE  forward (default): through the runner's forwarder
                direct: the gateway goes to the workspaces itself
-  --dry-run    say what would be put where, and ask nobody
+  --dry-run    print what would be put where, and send nothing
 
 From the environment:
   APISIX_ADMIN_KEY     the key, needed unless with --dry-run

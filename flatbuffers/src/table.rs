@@ -36,7 +36,7 @@ fn u32_at(payload: &[u8], at: usize) -> Result<u32, MalformedPayload> {
     Ok(u32::from_le_bytes(*bytes))
 }
 
-/// Follows a reference, which counts from where it stands.
+/// Follows a reference, which counts from its own position.
 fn referred(payload: &[u8], at: usize) -> Result<usize, MalformedPayload> {
     let forward = usize::try_from(u32_at(payload, at)?).map_err(|_| MalformedPayload::OutOfBounds { at })?;
     at.checked_add(forward).ok_or(MalformedPayload::OutOfBounds { at })
@@ -50,7 +50,7 @@ impl<'f> PayloadTable<'f> {
 
     fn at(payload: &'f [u8], start: usize) -> Result<Self, MalformedPayload> {
         let outside = MalformedPayload::OutOfBounds { at: start };
-        // The list of fields stands before the table, or behind it where this is negative.
+        // The list of fields is before the table, or after it if this is negative.
         let back = u32_at(payload, start)?.cast_signed();
         let position = i64::try_from(start).ok().and_then(|start| start.checked_sub(i64::from(back)));
         let position = position.and_then(|position| usize::try_from(position).ok()).ok_or(outside)?;
@@ -60,14 +60,14 @@ impl<'f> PayloadTable<'f> {
         Ok(Self { payload, start, fields })
     }
 
-    /// Where a field stands; `None` where it is not there.
+    /// The position of a field; `None` if the field is missing.
     fn position(&self, field: Field) -> Option<usize> {
         let offset =
             self.fields.get(4 + field * 2..).and_then(<[u8]>::first_chunk).copied().map(u16::from_le_bytes);
         offset.filter(|offset| *offset != 0).map(|offset| self.start + usize::from(offset))
     }
 
-    /// 0 where the field is not there, as all the schema's numbers have it.
+    /// 0 if the field is missing, as for all numbers of the schema.
     pub(crate) fn u8(&self, field: Field) -> Result<u8, MalformedPayload> {
         match self.position(field) {
             Some(at) => self.payload.get(at).copied().ok_or(MalformedPayload::OutOfBounds { at }),
@@ -91,7 +91,7 @@ impl<'f> PayloadTable<'f> {
         bytes.map(Some).ok_or(MalformedPayload::OutOfBounds { at: start })
     }
 
-    /// A list of names with values; empty where it is not there.
+    /// A list of names with values; empty if the field is missing.
     pub(crate) fn entries<E>(
         &self,
         field: Field,

@@ -84,7 +84,7 @@ impl NameServer {
         Ok(Self { address, shared, _tasks: tasks })
     }
 
-    /// Where it listens, over UDP and over TCP.
+    /// The address at which it listens, over UDP and over TCP.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -227,7 +227,7 @@ impl Zone {
     }
 }
 
-/// A name as it stands in the table: DNS does not tell upper case from lower.
+/// A name as the table has it: DNS does not distinguish upper case from lower case.
 fn key(name: &str) -> String {
     name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()
 }
@@ -247,7 +247,7 @@ async fn bind() -> io::Result<(TcpListener, UdpSocket)> {
         let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         match UdpSocket::bind(tcp.local_addr()?).await {
             Ok(udp) => return Ok((tcp, udp)),
-            // Somebody else has the port over UDP.
+            // Another process has the port over UDP.
             Err(_) if tries < PORT_TRIES => tries += 1,
             Err(error) => return Err(error),
         }

@@ -49,7 +49,7 @@ impl Signer {
         KEY.get_or_init(|| Self::new("rsa-1", Algorithm::RS256))
     }
 
-    /// The public half, as it stands in a set of keys.
+    /// The public half, as a set of keys contains it.
     pub fn jwk(&self) -> Value {
         let mut jwk =
             serde_json::to_value(Jwk::from_encoding_key(&self.key, self.algorithm).expect("a test's key"))
@@ -71,7 +71,7 @@ impl Signer {
         format!("{message}.{}", self.sign(&message))
     }
 
-    /// The signature of a message, as it stands in a token.
+    /// The signature of a message, as a token contains it.
     pub fn sign(&self, message: &str) -> String {
         crypto::sign(message.as_bytes(), &self.key, self.algorithm).expect("a test's key")
     }
