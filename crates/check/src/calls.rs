@@ -1,10 +1,10 @@
 //! The calls of the runner: in which order, with which confs.
 
 use super::addresses::leads_to_forwarder;
-use super::options::Checked;
 use super::document::Spot;
 use super::finding::Findings;
 use super::login::LOGIN;
+use super::options::Checked;
 use super::route::{GatewayRoute, RoutePlugin};
 use super::rule::Rule;
 use super::runner_facts::USER_UPSTREAM;

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use super::addresses::{is_forwarder, is_loopback};
 use super::calls::Workspaces;
-use super::options::Checked;
 use super::document::Spot;
 use super::finding::Findings;
+use super::options::Checked;
 use super::route::{GatewayRoute, RouteUpstream, UpstreamNode};
 use super::rule::Rule;
 use super::runner_facts::READ_TIMEOUT;

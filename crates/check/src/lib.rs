@@ -76,11 +76,11 @@ mod tests;
 
 use thiserror::Error;
 
-use options::Checked;
-pub use options::{Judge, Options};
 use document::{Node, Root};
 use finding::{Finding, Findings};
 use objects::Objects;
+use options::Checked;
+pub use options::{Judge, Options};
 pub use report::shown;
 use route::GatewayRoute;
 use rule::{Rule, Severity};

@@ -1,9 +1,9 @@
 //! The login: openid-connect, on any route.
 
 use super::addresses::is_loopback;
-use super::options::Checked;
 use super::document::Spot;
 use super::finding::Findings;
+use super::options::Checked;
 use super::route::{GatewayRoute, RoutePlugin};
 use super::rule::Rule;
 use super::version::Version;

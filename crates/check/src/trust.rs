@@ -2,10 +2,10 @@
 //! login, and what the runner's conf may believe.
 
 use super::calls::Workspaces;
-use super::options::Checked;
 use super::document::Spot;
 use super::finding::Findings;
 use super::login::LOGIN;
+use super::options::Checked;
 use super::route::{GatewayRoute, RoutePlugin};
 use super::rule::Rule;
 use super::version::Version;

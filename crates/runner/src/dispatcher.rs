@@ -23,11 +23,11 @@ use crate::containment::{contain_drop, panic_text, poll_caught};
 use crate::extra_info::{Ask, AskError, AskLimits, Asked, ExtraInfo};
 use crate::failure::{FailedCall, FailureAnswers, ProblemAnswers, RUNNER_FAILED};
 use crate::plugin::{Action, PluginError};
-use crate::single_poll::now_or_never;
 use crate::registry::{PREPARE_DEADLINE, Prepared, Registry};
 use crate::request::{NotCached, Request};
 use crate::request_id::{REQUEST_ID_WAIT, shown_request_id};
 use crate::response::Response;
+use crate::single_poll::now_or_never;
 use crate::stop::Stop;
 
 /// How many plugins one chain may have.
