@@ -260,7 +260,7 @@ local function pick(ctx)
 end
 
 -- Serves a request as the gateway does: the rewrite phase of whatever is before the plugin (`before`), of
--- the plugin, and of ext-plugin-pre-req (`runner`, left out where kc_hit is "1"), then the access phase.
+-- the plugin, and of ext-plugin-pre-req (`runner`, skipped if kc_hit is "1"), then the access phase.
 -- Gives what became of it: the status of an answer of the gateway's, or where the request went.
 function stand_in.serve(plugin, asked)
     request = {
