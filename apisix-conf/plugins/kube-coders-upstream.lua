@@ -98,7 +98,7 @@ local function is_navigation(headers) -- as the runner reads it: crates/runner/s
     return false
 end
 
--- Equal for two requests only if all parts of the key are. The runner computes it too: crates/runner/src/cache/digest.rs
+-- Equal for two requests only if all parts of the key are. The runner computes it: crates/runner/src/cache/digest.rs
 local function digest_of(headers, key)
     local kind = not key.navigation and "any;" or is_navigation(headers) and "navigation;" or "other;"
     local parts = { "1;", #key.headers, ";", #key.presence, ";", kind }
