@@ -4,11 +4,11 @@
 -- client's own copy is dropped in the rewrite phase, behind openid-connect (2599) and before the call (2597, by its
 -- _meta.priority). Without a good decision the answer is 503: no request reaches the route's own upstream.
 --
--- With `remember`, a decision is cached for so many seconds and serves later requests with an equal cache key: kc_hit
--- is set, and ext-plugin-pre-req with the filter [["kc_hit", "!", "==", "1"]] leaves the call out. A decision names the
+-- With `remember`, a decision is cached for so many seconds and serves later requests with an equal cache key: its
+-- changes are made in the rewrite phase, as a call makes them, and ext-plugin-pre-req is skipped. A decision names the
 -- parts of its key and a digest of them; it is cached only if they were the same here and at the runner.
 -- While it is cached, revoked sessions, tokens, groups and workspaces keep working, in each of the gateway's workers.
-local core, upstream = require("apisix.core"), require("apisix.upstream")
+local core, upstream, plugin = require("apisix.core"), require("apisix.upstream"), require("apisix.plugin")
 local lrucache, sha256 = require("resty.lrucache"), require("resty.sha256")
 local ngx, concat, find = ngx, table.concat, string.find
 
@@ -91,7 +91,8 @@ local function is_navigation(headers) -- as the runner reads it: crates/runner/s
     if ngx.req.get_method() ~= "GET" or rawget(headers, "upgrade") or not accept then return false end
     for item in (accept:lower():gsub("[ \t\n\f\r]", " ") .. ","):gmatch("([^,]*),") do
         local range, parameters = item:match("^ *([^;]*)(.*)$")
-        local weight = (parameters:match("; *q *= *([^;]*)") or "1"):match("^(.-) *$")
+        -- Greedy: from each space on, a pattern for spaces at the end would look at all that follow.
+        local weight = (parameters:match("; *q *= *([^;]*)") or "1"):match("^.*[^ ]") or ""
         local is_weight = find(weight, "^[01]$") or find(weight, "^[01]%.%d?%d?%d?$")
         if find(range, "^text/html *$") and is_weight and is_between(tonumber(weight), 0.001, 1) then return true end
     end
@@ -161,13 +162,17 @@ local function rewrite(conf, ctx)
         if name:lower():gsub("_", "-") == HEADER then core.request.set_header(ctx, name, nil) end
     end
     if ngx.var[HEADER_VAR] then return "a client's decision can't be dropped" end
-    local seen = (conf.remember or 0) > 0 and see(ctx) or {}
+    -- APISIX has skip_plugin from 3.18 on.
+    local caches = (conf.remember or 0) > 0 and plugin.skip_plugin and not ctx.consumer
+    local seen = caches and see(ctx) or {}
     local key = seen.scope and keys:get(seen.scope)
     local entry = key and decisions:get(digest_of(seen.headers, key) .. seen.scope)
     local age = entry and seen.now - entry.since or -1
     -- Below 0 where the clock was set back, which must not make a decision last.
     if age >= 0 and age < math.min(conf.remember, entry.decision.cache.seconds) then
         seen.cached, ctx.var.kc_hit = entry.decision, "1"
+        plugin.skip_plugin(ctx, "ext-plugin-pre-req")
+        change(ctx, entry.decision.cache)
     end
     ctx.kube_coders_upstream = seen
 end
@@ -189,7 +194,14 @@ local function access(_, ctx)
     if not it then return "no decision" end
     apply(ctx, it)
     local cache = it.cache
-    if not is_new then return change(ctx, cache) end
+    if not is_new then
+        local headers = ngx.req.get_headers(0)
+        for _, header in ipairs(cache.remove) do
+            -- A login behind this plugin may have found another user, and the runner did not decide about them.
+            if rawget(headers, header) then return "a header that was removed is there again: " .. header end
+        end
+        return nil
+    end
     -- A consumer, found in between, may bring plugins of its own.
     if not cache or #cache.headers + #cache.presence == 0 or not seen.scope or ctx.consumer then return end
     local digest = digest_of(seen.headers, cache)

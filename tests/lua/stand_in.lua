@@ -222,6 +222,12 @@ function stand_in.worker()
     stand_in.core = core
     package.loaded["apisix.core"] = core
     package.loaded["apisix.upstream"] = upstream
+    package.loaded["apisix.plugin"] = {
+        skip_plugin = function(ctx, name)
+            ctx.skipped = ctx.skipped or {}
+            ctx.skipped[name] = true
+        end,
+    }
     package.loaded["resty.sha256"] = sha256
     package.loaded["resty.lrucache"] = lrucache
     stand_in.ngx = {
@@ -260,7 +266,7 @@ local function pick(ctx)
 end
 
 -- Serves a request as the gateway does: the rewrite phase of whatever is before the plugin (`before`), of
--- the plugin, and of ext-plugin-pre-req (`runner`, skipped if kc_hit is "1"), then the access phase.
+-- the plugin, and of ext-plugin-pre-req (`runner`, unless the plugin skips it), then the access phase.
 -- Gives what became of it: the status of an answer of the gateway's, or where the request went.
 function stand_in.serve(plugin, asked)
     request = {
@@ -287,7 +293,7 @@ function stand_in.serve(plugin, asked)
 
     local status, body
     if not asked.skips_rewrite then status, body = plugin.rewrite(conf, ctx) end
-    if not status and ctx.var.kc_hit ~= "1" then
+    if not status and not (ctx.skipped and ctx.skipped["ext-plugin-pre-req"]) then
         outcome.is_called = true
         if asked.runner then asked.runner(ctx, core.request.set_header) end
     end

@@ -8,6 +8,7 @@ use super::options::Checked;
 use super::route::{GatewayRoute, RoutePlugin};
 use super::rule::Rule;
 use super::runner_facts::USER_UPSTREAM;
+use super::version::Version;
 use apisix_plugin_runner::upstream::UpstreamMode;
 use kube_coders_identity::UserUpstreamConfig;
 
@@ -23,6 +24,9 @@ pub(super) const DECISION: &str = "kube-coders-upstream";
 const REQUEST_PRIORITY: f64 = 12000.0;
 const LOGIN_PRIORITY: f64 = 2599.0;
 const DECISION_PRIORITY: f64 = 2598.0;
+
+/// The first version in which one plugin can skip another.
+const SKIPS_PLUGINS: Version = Version { major: 3, minor: 18 };
 
 /// The most seconds for which a decision may be cached: the plugin's limit of `remember`.
 const MAX_REMEMBER: f64 = 10.0;
@@ -205,7 +209,12 @@ fn filter(workspaces: &Workspaces<'_>, findings: &mut Findings) {
 }
 
 /// Checks that direct mode has its plugin in the gateway, and forward mode has not.
-pub(super) fn check_decision(route: &GatewayRoute<'_>, workspaces: &Workspaces<'_>, findings: &mut Findings) {
+pub(super) fn check_decision(
+    route: &GatewayRoute<'_>,
+    workspaces: &Workspaces<'_>,
+    gateway_version: Option<Version>,
+    findings: &mut Findings,
+) {
     let Some(decision) = route.plugin(DECISION) else {
         if workspaces.mode == UpstreamMode::Direct && route.is_complete {
             findings.add(
@@ -230,9 +239,9 @@ pub(super) fn check_decision(route: &GatewayRoute<'_>, workspaces: &Workspaces<'
     }
     if let Some(remember) = decision.conf.get("remember")
         && remember.number().is_some_and(|seconds| seconds > 0.0 && seconds <= MAX_REMEMBER)
-        && workspaces.call.filter().is_none()
+        && let Some(version) = gateway_version.filter(|version| *version < SKIPS_PLUGINS)
     {
-        let text = format!("remember, and {} without its filter", workspaces.call.name);
+        let text = format!("remember, with APISIX {version}");
         findings.add(Rule::RememberedInVain, &remember, text);
     }
     if let Some(timeout) = &route.timeout {

@@ -241,7 +241,7 @@ impl Checked<'_> {
         login::check(route, self, findings);
         let workspaces = calls::check(route, self, findings);
         if let Some(workspaces) = &workspaces {
-            calls::check_decision(route, workspaces, findings);
+            calls::check_decision(route, workspaces, self.options.gateway_version, findings);
         } else if needs_runner(route, self) {
             let text = "the upstream is the forwarder, without user-upstream";
             findings.add(Rule::RunnerNotCalled, &route.spot, text);

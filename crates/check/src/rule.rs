@@ -73,7 +73,7 @@ rules! {
     CallFiltered => error(
         "call-filtered",
         "requests that do not match the filter go on without the runner's decision",
-        "remove the filter; only direct mode needs one, [[\"kc_hit\", \"!\", \"==\", \"1\"]]",
+        "remove the filter; only direct mode may have one, [[\"kc_hit\", \"!\", \"==\", \"1\"]]",
     ),
     DecisionBeforeLogin => error(
         "decision-before-login",
@@ -132,7 +132,7 @@ rules! {
     GatewayTooOld => error(
         "gateway-too-old",
         "this gateway lets clients forge X-Userinfo (CVE-2026-44087)",
-        "use APISIX 3.17 or later, or \"trust\": \"verified\"",
+        "use APISIX 3.18 or later, or \"trust\": \"verified\"",
     ),
     GatewayUnsaid => warning(
         "gateway-unsaid",
@@ -353,8 +353,8 @@ rules! {
     ),
     RememberedInVain => warning(
         "remembered-in-vain",
-        "the gateway still calls the runner for every request, so caching decisions saves nothing",
-        "give ext-plugin-pre-req \"_meta\": {\"filter\": [[\"kc_hit\", \"!\", \"==\", \"1\"]]}, or remove remember",
+        "this gateway can't skip the call, so kube-coders-upstream caches nothing",
+        "use APISIX 3.18 or later, or remove remember",
     ),
     DecisionDropped => error(
         "decision-dropped",

@@ -20,7 +20,7 @@ const LOGOUT_PATH: &str = "/logout";
 
 /// The first versions in which the gateway removes identity headers that clients send,
 /// and in which it passes the signed ID token on.
-const REMOVES_HEADERS: Version = Version { major: 3, minor: 17 };
+const REMOVES_HEADERS: Version = Version { major: 3, minor: 18 };
 const HAS_RAW_TOKEN: Version = Version { major: 3, minor: 18 };
 
 /// Checks what a route to workspaces needs of its login.

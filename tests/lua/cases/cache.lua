@@ -97,6 +97,49 @@ return function(case)
         end
     end)
 
+    case("a login after this plugin, which finds another user, gets no cached decision", function()
+        local plugin = stand_in.worker()
+        local decided = { headers = { "host", "x-userinfo" }, remove = { "x-userinfo" } }
+        expect_call(ask(plugin, nil, decided))
+        expect_hit(ask(plugin, nil, decided))
+        -- Mallory sends Alice's value, and is logged in after this plugin.
+        local outcome = ask(plugin, { between = function(ctx, set) set(ctx, "X-Userinfo", "mallory") end }, decided)
+        expect.refused(outcome, "a header that was removed is there again: x-userinfo", { "mallory", "alice" })
+    end)
+
+    case("a plugin between this one and the access phase sees the changes of a hit", function()
+        local plugin = knowing()
+        local seen
+        local outcome = ask(plugin, {
+            headers = headers({ ["X-Forwarded-User"] = { "mallory", "root" }, Cookie = "session=x; a=1" }),
+            between = function() seen = ngx.req.get_headers(0) end,
+        })
+        expect_hit(outcome)
+        expect.same(rawget(seen, "x-forwarded-user"), "alice")
+        expect.same(rawget(seen, "cookie"), "a=1")
+    end)
+
+    case("a request with a consumer is served by no cached decision", function()
+        local plugin = knowing()
+        expect_call(ask(plugin, { ctx = { consumer = { username = "c" } } }))
+    end)
+
+    case("an older gateway, which can't skip the call, caches nothing", function()
+        local plugin = stand_in.worker()
+        package.loaded["apisix.plugin"].skip_plugin = nil
+        for _ = 1, 3 do expect_call(ask(plugin)) end
+        expect.same(stand_in.caches[1].count, 0)
+    end)
+
+    case("a long row of spaces in Accept takes no time", function()
+        local plugin = stand_in.worker()
+        local accept = "*/*;q=0" .. (" "):rep(200000) .. "x"
+        local start = os.clock()
+        for _ = 1, 2 do ask(plugin, { headers = headers({ Accept = accept }) }, { navigation = true }) end
+        local took = os.clock() - start
+        assert(took < 2, took .. " s, and quadratic it would be minutes")
+    end)
+
     case("what a hit changes is the later request's own", function()
         local plugin = knowing()
         local outcome = ask(plugin, { headers = headers({

@@ -94,6 +94,7 @@ local gateway = {}
 function gateway.new(path, calls, own)
     package.loaded["apisix.core"], package.loaded["apisix.upstream"] = core, upstream
     package.loaded["resty.sha256"] = require("sha256")
+    package.loaded["apisix.plugin"] = { skip_plugin = function(ctx, name) ctx["skips " .. name] = true end }
     local plugin = assert(loadfile(path))()
     local balancer = require("ngx.balancer")
 
@@ -105,7 +106,7 @@ function gateway.new(path, calls, own)
         log_in(ctx)
         ngx.ctx.conf = { remember = tonumber(ngx.var.arg_remember) or 0 }
         local status, body = plugin.rewrite(ngx.ctx.conf, ctx)
-        if not status and ctx.var.kc_hit ~= "1" then status, body = call(ctx, calls) end
+        if not status and not ctx["skips ext-plugin-pre-req"] then status, body = call(ctx, calls) end
         if status then return answer(status, body) end
     end
 

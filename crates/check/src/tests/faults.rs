@@ -172,9 +172,13 @@ pub(super) fn faults() -> Vec<Fault> {
             flags: &["--gateway-version", "3.16.2"],
             ..fault(&[TRUST_GATEWAY, (RAW_TOKEN, "")], Rule::GatewayTooOld, CONF)
         },
+        Fault {
+            flags: &["--gateway-version", "3.17.0"],
+            ..fault(&[TRUST_GATEWAY, (RAW_TOKEN, "")], Rule::GatewayTooOld, CONF)
+        },
         fault(&[TRUST_GATEWAY], Rule::GatewayUnsaid, CONF),
         Fault {
-            flags: &["--gateway-version", "3.17"],
+            flags: &["--gateway-version", "3.18"],
             ..fault(
                 &[TRUST_GATEWAY, (RAW_TOKEN, "        set_userinfo_header: false\n")],
                 Rule::UserinfoOff,
@@ -182,7 +186,7 @@ pub(super) fn faults() -> Vec<Fault> {
             )
         },
         Fault {
-            flags: &["--gateway-version", "3.17"],
+            flags: &["--gateway-version", "3.18"],
             ..fault(
                 &[TRUST_GATEWAY, (RAW_TOKEN, "        session_contents: {access_token: true}\n")],
                 Rule::SessionWithoutUser,
@@ -489,16 +493,20 @@ pub(super) fn faults() -> Vec<Fault> {
             Rule::ObjectRefused,
             "routes[0].plugins.kube-coders-upstream.remember",
         ),
-        fault(
-            &[
-                DIRECT,
-                CLOSED,
-                (DECISION.0, "      kube-coders-upstream: {remember: 5}\n      ext-plugin-pre-req:\n"),
-                DECISION_ORDER,
-            ],
-            Rule::RememberedInVain,
-            "routes[0].plugins.kube-coders-upstream.remember",
-        ),
+        Fault {
+            flags: &["--gateway-version", "3.17"],
+            ..fault(
+                &[
+                    DIRECT,
+                    CLOSED,
+                    (DECISION.0, "      kube-coders-upstream: {remember: 5}\n      ext-plugin-pre-req:\n"),
+                    DECISION_ORDER,
+                    (RAW_TOKEN, ""),
+                ],
+                Rule::RememberedInVain,
+                "routes[0].plugins.kube-coders-upstream.remember",
+            )
+        },
         fault(&[("http://code-{sub}:8443", "http://code:8443")], Rule::OneForAll, CONF),
         fault(
             &[
