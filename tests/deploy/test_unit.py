@@ -34,7 +34,7 @@ class Unit(unittest.TestCase):
             self.assertIn("ProtectProcc", verified.stderr)
 
     def test_its_exposure_is_what_it_says(self):
-        (noted,) = re.findall(r"# Its exposure is (\d+\.\d+),", UNIT.read_text(encoding="utf-8"))
+        (noted,) = re.findall(r"an exposure of (\d+\.\d+)\.", UNIT.read_text(encoding="utf-8"))
         found = self.analyze("security", "--offline=true", str(UNIT))
         (exposure,) = re.findall(r"Overall exposure level for kube-coders.service: (\S+)", found.stdout)
         # Other versions weigh a little differently.

@@ -12,8 +12,8 @@ use super::userinfo;
 /// The subject of a userinfo.
 pub fn userinfo(value: &[u8]) -> Option<String> {
     // The name may be anything, too.
-    let _ =
-        identity_headers::find([(value, value), (&b"x-userinfo"[..], value)], &TokenSources::default(), &[]);
+    let sources = TokenSources::default();
+    let _ = identity_headers::find(|_| std::iter::once(value), [value], &sources, &[]);
     let claims = userinfo::decode(value, &Wanted::new(["groups", "realm_access"])).ok()?;
     Some(claims.subject().to_owned())
 }
