@@ -52,7 +52,7 @@ pub(crate) struct RunCommandArgs {
     #[command(flatten)]
     pub(crate) runner: RunArgs,
 
-    /// Drain in a separate process. The started process exits at once; the draining one first waits up to 2 s for a
+    /// Drain in a separate process. When it is told to end, the started process exits immediately; the draining one first waits up to 2 s for a
     /// successor. Always on if the gateway starts the runner
     #[arg(long, help_heading = "Limits")]
     pub(crate) drain_apart: bool,
@@ -108,7 +108,7 @@ pub(crate) struct RunCommandArgs {
     #[arg(long, value_name = "COUNT", default_value = "1000", help_heading = "Forwarder")]
     pub(crate) max_connection_requests: String,
 
-    /// How long a stamp is valid. The gateway may read a whole upload before it sends the request on
+    /// How long a stamp is valid. The gateway may read a whole upload before it sends the request on, so allow for the longest upload
     #[arg(long, value_name = "DURATION", default_value = "60s", help_heading = "Forwarder")]
     pub(crate) stamp_lifetime: String,
 
@@ -222,7 +222,7 @@ pub(crate) struct InstallArgs {
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct NameArgs {
-    /// The host part of an upstream, with claims in braces, each of which stands for the subject
+    /// The host part of an upstream, with claims in braces. The subject replaces every claim
     #[arg(long, default_value = "code-{sub}")]
     pub(crate) template: String,
 

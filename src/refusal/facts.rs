@@ -135,7 +135,7 @@ refusals! {
         english: PageText {
             title: "There are too many connections right now",
             cause: "The server has reached its limit of open connections.",
-            advice: "Nothing is lost. Reload this page in a few seconds. If it happens again, tell your administrator.",
+            advice: "Your files are safe. Reload this page in a few seconds. If it happens again, tell your administrator.",
         },
         korean: PageText {
             title: "지금은 연결이 너무 많습니다",
@@ -243,7 +243,7 @@ refusals! {
         english: PageText {
             title: "Your sign-in can't be checked right now",
             cause: "The service that checks sign-ins does not respond.",
-            advice: "Nothing is lost. Reload this page in a few seconds.",
+            advice: "Your files are safe. Reload this page in a few seconds.",
         },
         korean: PageText {
             title: "지금은 로그인을 확인할 수 없습니다",
@@ -278,7 +278,7 @@ refusals! {
         login_helps: true,
         english: PageText {
             title: "No workspace belongs to this account",
-            cause: "Your account lacks the information that a workspace is named after.",
+            cause: "Your account lacks the information that is needed to find your workspace.",
             advice: "Ask your administrator to complete your account, then sign in again.",
         },
         korean: PageText {
@@ -297,7 +297,7 @@ refusals! {
         english: PageText {
             title: "This connection came from another site",
             cause: "A page of another site tried to open a connection to a workspace, and we blocked it.",
-            advice: "Open your workspace at its own address. If you already did, ask your administrator to check the gateway's host name.",
+            advice: "Open your workspace at its own address. If you already did, ask your administrator to check this site's host name.",
         },
         korean: PageText {
             title: "다른 사이트에서 시작된 연결입니다",
@@ -333,7 +333,7 @@ refusals! {
         english: PageText {
             title: "Your workspace can't be found right now",
             cause: "The service that knows where workspaces are does not respond.",
-            advice: "Nothing is lost. Reload this page in a few seconds.",
+            advice: "Your files are safe. Reload this page in a few seconds.",
         },
         korean: PageText {
             title: "지금은 작업 공간을 찾을 수 없습니다",
@@ -368,8 +368,8 @@ refusals! {
         login_helps: false,
         english: PageText {
             title: "This request did not come through the gateway",
-            cause: "The request did not come through the gateway, or took too long to arrive.",
-            advice: "Open your workspace at the gateway's address. If you already did, reload this page.",
+            cause: "The request did not come through this site's gateway, or took too long to arrive.",
+            advice: "Open your workspace at this site's address. If you already did, reload this page.",
         },
         korean: PageText {
             title: "요청이 잘못된 경로로 들어왔습니다",
@@ -386,8 +386,8 @@ refusals! {
         login_helps: false,
         english: PageText {
             title: "Your workspace closed the connection",
-            cause: "Your workspace closed the connection before it had answered.",
-            advice: "Reload this page. If it happens again, restart your workspace or tell your administrator.",
+            cause: "Your workspace closed the connection before it responded.",
+            advice: "Reload this page. If it happens again, ask your administrator to restart your workspace.",
         },
         korean: PageText {
             title: "작업 공간과의 연결이 끊어졌습니다",
@@ -404,7 +404,7 @@ refusals! {
         login_helps: false,
         english: PageText {
             title: "Something went wrong on our side",
-            cause: "An error in the gateway's plugin stopped this request.",
+            cause: "An error in this site's gateway stopped this request.",
             advice: "Reload this page. If it happens again, give your administrator the request ID below.",
         },
         korean: PageText {

@@ -121,11 +121,11 @@ pub struct RunArgs {
     #[arg(long, value_name = "COUNT", default_value = "64", help_heading = "Limits")]
     pub max_questions: String,
 
-    /// How many bytes a call may copy for answers to its questions, and as many again for its changes
+    /// How many bytes the gateway's answers to a call's questions may have in all, and as many again its changes
     #[arg(long, value_name = "BYTES", default_value = "33554432", help_heading = "Limits")]
     pub max_call_bytes: String,
 
-    /// How long calls, requests and tunnels may go on after SIGTERM or SIGINT; a second signal ends them at once
+    /// How long calls, requests and tunnels may go on after SIGTERM, SIGINT or SIGHUP; a second signal ends them immediately
     #[arg(long, value_name = "DURATION", default_value = "240s", help_heading = "Limits")]
     pub drain_deadline: String,
 
