@@ -330,7 +330,7 @@ mod tests {
             .collect();
         assert!(expected.len() > 15, "{expected:?}");
         let page = include_str!("../../../docs/user-upstream.md");
-        let (_, section) = page.split_once("## What is trusted").unwrap();
+        let (_, section) = page.split_once("## Fields of the conf").unwrap();
         let rows = section.split("\n## ").next().unwrap().lines().filter_map(|line| line.strip_prefix("| `"));
         let listed: Vec<_> = rows
             .flat_map(|row| {
