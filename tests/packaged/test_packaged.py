@@ -238,9 +238,23 @@ class Packages(unittest.TestCase):
         schemas = {"ext-plugin.fbs"}
         for name, (folder, _) in work.manifests.items():
             files = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
-            others = {str(file) for file in files if file.parts[0] != "src"}
+            vectors = {file for file in files if file.parts[:2] == ("tests", "vectors") and file.suffix == ".json"}
+            others = {str(file) for file in files - vectors if file.parts[0] != "src"}
             self.assertEqual(others - schemas, explains, name)
             self.assertEqual({file.suffix for file in files if file.parts[0] == "src"}, {".rs"}, name)
+
+    def test_a_package_holds_each_file_that_its_sources_include(self):
+        """So its own tests compile outside this repository."""
+        included = 0
+        for name, (folder, _) in work.manifests.items():
+            for source in (folder / "src").rglob("*.rs"):
+                for path in re.findall(r'include_(?:str|bytes)!\("([^"]+)"\)', source.read_text()):
+                    file = (source.parent / path).resolve()
+                    self.assertTrue(file.is_relative_to(folder.resolve()), f"{name}: {source}: {path}")
+                    self.assertTrue(file.is_file(), f"{name}: {source}: {path}")
+                    included += 1
+        # The READMEs and the vectors.
+        self.assertGreaterEqual(included, 4)
 
     def test_no_package_holds_more_than_a_megabyte(self):
         for name, (folder, _) in work.manifests.items():

@@ -184,7 +184,7 @@ mod tests {
     #[test]
     fn the_table_of_cases_holds() {
         let cases: Vec<Case> =
-            serde_json::from_str(include_str!("../../../tests/vectors/cookies.json")).unwrap();
+            serde_json::from_str(include_str!("../tests/vectors/cookies.json")).unwrap();
         assert!(cases.len() > 30, "{}", cases.len());
         for Case { remove, cookie, expected } in cases {
             let expected = match expected {

@@ -99,6 +99,9 @@ pub trait Resolve: Send + Sync + 'static {
 /// Asks the operating system's resolver for each call. Use it for a plugin whose hosts are
 /// addresses, or that has few calls.
 ///
+/// Every failed look-up has the code `resolver-unavailable`, also for a name that does not exist:
+/// the standard library does not report why the system's resolver failed.
+///
 /// ```
 /// use apisix_plugin_runner::direct::{Resolve, SystemResolver};
 ///

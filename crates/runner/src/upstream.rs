@@ -387,7 +387,7 @@ pub(crate) fn clamped_timeout(timeout: Duration) -> Duration {
 ///
 /// # Errors
 ///
-/// Any other.
+/// [`UpstreamError::Timeout`] for a timeout outside this range.
 pub fn checked_timeout(timeout: Duration) -> Result<Duration, UpstreamError> {
     if (MIN_TIMEOUT..=MAX_TIMEOUT).contains(&timeout) { Ok(timeout) } else { Err(UpstreamError::Timeout) }
 }
@@ -490,7 +490,7 @@ mod tests {
             is_host: bool,
         }
         let cases: Vec<Case> =
-            serde_json::from_str(include_str!("../../../tests/vectors/hosts.json")).unwrap();
+            serde_json::from_str(include_str!("../tests/vectors/hosts.json")).unwrap();
         assert!(cases.len() > 30);
         for Case { host, is_host } in cases {
             let name = host.parse::<HostName>();

@@ -5,7 +5,7 @@ local decision = require("decision")
 local expect = require("expect")
 local stand_in = require("stand_in")
 
-local VECTORS = "tests/vectors/cookies.json"
+local VECTORS = "crates/runner/tests/vectors/cookies.json"
 
 -- A request that is answered from the cache, by a decision with these changes.
 local function changed(headers, changes, between, plugin)

@@ -68,7 +68,7 @@ return function(case)
     end)
 
     case("what is a host for the runner is one here, and nothing else", function()
-        local file = assert(io.open("tests/vectors/hosts.json"))
+        local file = assert(io.open("crates/runner/tests/vectors/hosts.json"))
         local cases = stand_in.cjson.decode(file:read("*a"))
         file:close()
         assert(#cases > 30, "too few cases")
