@@ -2,7 +2,8 @@
 -- Sends a request to the workspace that the runner chose for it.
 -- The runner, called by ext-plugin-pre-req, says where a request goes in a header that it adds: JSON, see `fault`. A
 -- client's own copy is dropped in the rewrite phase, behind openid-connect (2599) and before the call (2597, by its
--- _meta.priority). Without a good decision the answer is 503: no request reaches the route's own upstream.
+-- _meta.priority). Without a good decision the answer is 503: no request reaches the route's own upstream. It
+-- is 431 if the gateway hides a cookie from the runner, which could not remove it.
 --
 -- With `remember`, a decision is cached for so many seconds and serves later requests with an equal cache key: its
 -- changes are made in the rewrite phase, as a call makes them, and ext-plugin-pre-req is skipped. A decision names the
@@ -13,7 +14,10 @@ local lrucache, sha256 = require("resty.lrucache"), require("resty.sha256")
 local ngx, concat, find = ngx, table.concat, string.find
 
 local HEADER, HEADER_VAR, MAX_BYTES = "x-kube-coders-upstream", "http_x_kube_coders_upstream", 16 * 1024
-local PROBLEM = '{"type":"about:blank","title":"Service Unavailable","status":503,"code":"decision-missing"'
+local PROBLEMS = {
+    [431] = '"title":"Request Header Fields Too Large","status":431,"code":"too-many-headers"',
+    [503] = '"title":"Service Unavailable","status":503,"code":"decision-missing"',
+}
 local decisions, keys = lrucache.new(2000), lrucache.new(200) -- of this worker
 local schema = { type = "object", additionalProperties = false, properties = { remember = {
     description = "seconds for which a decision is cached, while what was revoked keeps working",
@@ -70,15 +74,24 @@ end
 local function each(values) return type(values) == "table" and values or { values } end
 local function sized(value) return #tostring(value) .. ":" .. tostring(value) end -- says where it ends
 
+-- The gateway makes the call from a table of the client's first 100 lines, less those that plugins removed since, and
+-- nginx sends all lines on. Cookies, and names that software reads as other ones, must not pass the runner by.
+local function hides_lines(headers, known)
+    for name, value in pairs(headers) do
+        local is_watched = name == "cookie" or find(name, "_", 1, true)
+        if is_watched and #each(value) > #each(rawget(known, name)) then return true end
+    end
+end
+
 -- What the runner is about to see of a request, or an empty table if nothing is cached for it. Not from variables:
 -- $http_x_userinfo is X_Userinfo where X-Userinfo is missing.
-local function see(ctx)
-    local headers, count = ngx.req.get_headers(0), 0
+local function see(ctx, headers)
+    local count = 0
     for name, value in pairs(headers) do
         if find(name, "_", 1, true) then return {} end
         count = count + #each(value)
     end
-    -- Of 100 headers or more the gateway hides some from the runner, which may then decide otherwise.
+    -- The runner refuses so many, unless lines are hidden from it.
     if count > 99 then return {} end
     local scope = sized(ctx.route_id) .. sized(ctx.conf_type) .. sized(ctx.conf_id) .. sized(ctx.conf_version)
     scope = scope .. sized(ngx.var.scheme) .. sized(ngx.var.upstream_host) .. sized(rawget(headers, "upgrade") ~= nil)
@@ -162,9 +175,11 @@ local function rewrite(conf, ctx)
         if name:lower():gsub("_", "-") == HEADER then core.request.set_header(ctx, name, nil) end
     end
     if ngx.var[HEADER_VAR] then return "a client's decision can't be dropped" end
+    local headers = ngx.req.get_headers(0)
+    if hides_lines(headers, core.request.headers(ctx)) then return "the runner would not see all header lines", 431 end
     -- APISIX has skip_plugin from 3.18 on.
     local caches = (conf.remember or 0) > 0 and plugin.skip_plugin and not ctx.consumer
-    local seen = caches and see(ctx) or {}
+    local seen = caches and see(ctx, headers) or {}
     local key = seen.scope and keys:get(seen.scope)
     local entry = key and decisions:get(digest_of(seen.headers, key) .. seen.scope)
     local age = entry and seen.now - entry.since or -1
@@ -217,12 +232,16 @@ end
 
 local function guarded(phase)
     return function(conf, ctx)
-        local ok, wrong = pcall(phase, conf, ctx)
+        local ok, wrong, status = pcall(phase, conf, ctx)
         if ok and not wrong then return end
-        core.log.error("kube-coders-upstream: ", ok and wrong or "failed: " .. tostring(wrong))
-        core.response.set_header("Content-Type", "application/problem+json", "Retry-After", "2")
+        -- A client can cause the first as often as it likes.
+        local log = status == 431 and core.log.info or core.log.error
+        log("kube-coders-upstream: ", ok and wrong or "failed: " .. tostring(wrong))
+        core.response.set_header("Content-Type", "application/problem+json")
+        status = status or 503
+        if status == 503 then core.response.set_header("Retry-After", "2") end
         local id = is_text(ctx.var.request_id, "^[%w-]+$") and ',"request_id":"' .. ctx.var.request_id .. '"' or ""
-        return 503, PROBLEM .. id .. "}"
+        return status, '{"type":"about:blank",' .. PROBLEMS[status] .. id .. "}"
     end
 end
 

@@ -7,7 +7,7 @@ use thiserror::Error;
 use super::http::framing::{self, Answers, Framing, FramingError};
 use super::http::head::{HeadError, HttpVersion, RawRequestHead};
 use super::http::headers::{self, Named, NamedError, RequestForm};
-use crate::route::kept_headers::is_always_kept;
+use crate::route::kept_headers::{is_always_kept, is_disguised};
 use crate::route::stamp::{STAMP_HEADER, StampError, StampKey, Stamped};
 use apisix_plugin_runner::Upstream;
 
@@ -61,13 +61,20 @@ impl StampedRequest {
         let target = origin_form(&head)?;
         let named = Named::in_fields(&head.fields)?;
         let is_last = head.version == HttpVersion::Http10 || named.has(b"close");
-        let Stamped { upstream, kept } =
+        let Stamped { upstream, names } =
             stamped(&head, key, now).map_err(|error| RequestError::Stamp { error, framing, is_last })?;
         let protocols = headers::wanted_protocols(&head, &named);
         let length: usize = head.fields.iter().map(|field| field.line.len() + 2).sum();
         let mut output = Vec::with_capacity(length + target.len() + 128);
-        let is_kept = |name: &[u8]| is_always_kept(name) || kept.has(name);
-        let form = RequestForm { target, framing, protocols, own_header: STAMP_HEADER, is_kept: &is_kept };
+        let form = RequestForm {
+            target,
+            framing,
+            protocols,
+            own_header: STAMP_HEADER,
+            is_kept: &|name| is_always_kept(name) || names.has_header(name),
+            is_disguised: &|name| is_disguised(name, |meant| names.has_header(meant)),
+            removed_cookies: &names.cookies().unwrap_or_default(),
+        };
         headers::write_request(&head, &named, &form, &mut output);
         Ok(Self {
             upstream,
@@ -144,15 +151,15 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::route::stamp::KeptNames;
+    use crate::route::stamp::StampedNames;
 
     /// The header lines that reach the workspace from a request with these lines. Plugins
-    /// have set the headers with these names.
+    /// have set the headers with these names, and removed the cookie `session`.
     fn passed(lines: &str, set_by_plugins: &[&str]) -> Vec<String> {
         let (key, now) = (StampKey::random().unwrap(), SystemTime::now());
-        let kept = KeptNames::new(set_by_plugins.iter().copied()).unwrap();
+        let names = StampedNames::new(set_by_plugins.iter().copied(), ["session"]).unwrap();
         let upstream = "http://a:1".parse().unwrap();
-        let stamp = key.make_keeping(&upstream, &kept, now + Duration::from_secs(60));
+        let stamp = key.make_with_names(&upstream, &names, now + Duration::from_secs(60));
         let head = format!("GET / HTTP/1.1\r\n{STAMP_HEADER}: {stamp}\r\n{lines}\r\n");
         let request = StampedRequest::read(head.as_bytes(), &key, now).unwrap();
         let head = String::from_utf8(request.head).unwrap();
@@ -188,5 +195,20 @@ mod tests {
                      x-greeting: hello\r\nx-own: 1\r\nx-forwarded-user: alice\r\n";
         let expected = ["Host: h", "x-greeting: hello", "x-forwarded-user: alice"];
         assert_eq!(passed(lines, &["x-greeting"]), expected);
+    }
+
+    /// The gateway shows plugins only a client's first headers, and passes all of them on.
+    #[test]
+    fn a_cookie_that_plugins_remove_reaches_no_workspace_in_any_line() {
+        let lines = "Host: h\r\nCookie: a=1; session=x\r\ncookie: session_2=y;session3=z\r\nCOOKIE: b=2;  c=3\r\n\
+                     Cookie: sessions=1; session =2\r\n";
+        assert_eq!(passed(lines, &[]), ["Host: h", "Cookie: a=1", "COOKIE: b=2;  c=3", "Cookie: sessions=1"]);
+    }
+
+    #[test]
+    fn a_header_in_disguise_reaches_no_workspace() {
+        let lines = "Host: h\r\nX_Forwarded_User: mallory\r\nx-forwarded-user: alice\r\nX_Userinfo: e30=\r\n\
+                     x_team: 1\r\nx_own: 1\r\nX_Kube-Coders_Stamp: x\r\n";
+        assert_eq!(passed(lines, &["x-team"]), ["Host: h", "x-forwarded-user: alice", "x_own: 1"]);
     }
 }

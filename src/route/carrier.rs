@@ -12,7 +12,7 @@ use crate::refusal::Refusal;
 use crate::resolver::{ResolveError, Resolver};
 use crate::route::kept_headers::is_always_kept;
 use crate::route::mode::Ways;
-use crate::route::stamp::{KeptNames, MAX_KEPT, STAMP_HEADER, Stamper};
+use crate::route::stamp::{MAX_NAMES, STAMP_HEADER, StampedNames, Stamper};
 
 /// Checked when the program is compiled, and not in each call.
 const STAMP_NAME: HeaderName = HeaderName::from_static(STAMP_HEADER);
@@ -32,16 +32,20 @@ impl RouteCarrier {
         Self { ways, stamper, direct }
     }
 
-    /// The stamp, with the names of the headers that a client could otherwise remove.
+    /// The stamp, with the names of the headers that a client could otherwise remove, and of
+    /// the cookies that it could otherwise hide from the plugins.
     fn stamped(&self, choice: Choice<'_>) -> Result<String, CarrierError> {
         // The two that nearly every request gets need no look at the whole list.
         let is_kept = |name: &&str| name.starts_with("x-forwarded-") || is_always_kept(name.as_bytes());
         let names = choice.set_headers().map(HeaderName::as_str).filter(|name| !is_kept(name));
-        let kept = KeptNames::new(names).ok_or_else(|| {
-            let why = format!("the names of the headers that plugins set are more than {MAX_KEPT} bytes");
+        let names = StampedNames::new(names, choice.removed_cookies()).ok_or_else(|| {
+            let why = format!(
+                "the names of the headers that plugins set and of the cookies that they remove have more than \
+                 {MAX_NAMES} bytes, or are more than 64 cookies or 2,048 bytes of cookies"
+            );
             CarrierError::new(RUNNER_FAILED, why)
         })?;
-        Ok(self.stamper.stamp(choice.upstream(), &kept))
+        Ok(self.stamper.stamp(choice.upstream(), &names))
     }
 }
 
@@ -83,7 +87,7 @@ mod tests {
     use std::time::SystemTime;
 
     use apisix_plugin_runner::gateway::{ClientRequest, Gateway, Route};
-    use apisix_plugin_runner::{Action, Plugin, PluginError, Request, Runner, Settings};
+    use apisix_plugin_runner::{Action, CookieNames, Plugin, PluginError, Request, Runner, Settings};
 
     use super::*;
     use crate::resolver::NameServers;
@@ -105,6 +109,7 @@ mod tests {
                 request.set_header(name.as_str(), "1")?;
             }
             request.remove_header("x-removed")?;
+            request.remove_cookies(&CookieNames::default())?;
             request.set_upstream("http://127.0.0.1:8443".parse()?)?;
             Ok(Action::Continue)
         }
@@ -121,13 +126,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_headers_that_plugins_set_are_named_by_the_stamp() {
+    async fn the_stamp_names_the_headers_that_plugins_set_and_the_cookies_that_they_remove() {
         let key = StampKey::random().unwrap();
         let route = Route::new("r").plugin_with("sets", &["x-greeting", "x-forwarded-user"]);
         let forwarded = gateway(&key).call(&route, &ClientRequest::get("/")).await.forwarded();
         let stamp = forwarded.header(STAMP_HEADER).unwrap();
         let stamped = key.open(stamp, SystemTime::now()).unwrap();
-        assert_eq!(stamped.kept, KeptNames::new(["x-greeting"]).unwrap(), "the other one is kept for all");
+        let expected = StampedNames::new(["x-greeting"], ["session"]).unwrap();
+        assert_eq!(stamped.names, expected, "the other header is kept for all requests");
         assert_eq!(forwarded.upstream, Some(stamped.upstream));
     }
 

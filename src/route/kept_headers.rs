@@ -6,6 +6,9 @@
 //! that there is none. Headers of this list are kept for every request. Other headers that
 //! a plugin sets travel by their names under the stamp.
 
+use super::stamp::STAMP_HEADER;
+use kube_coders_identity::identity_headers::IDENTITY_HEADERS;
+
 /// Whether a header of this name is kept for every request: the gateway, its plugins or
 /// ours set it.
 pub(crate) fn is_always_kept(name: &[u8]) -> bool {
@@ -25,6 +28,22 @@ pub(crate) fn is_always_kept(name: &[u8]) -> bool {
         Some(b'v') => is("via"),
         _ => false,
     }
+}
+
+/// Whether a header of this name, which has a `_`, would tell software that reads `_` as `-`
+/// who a user is, or what the gateway or a plugin says. `is_set` says whether plugins set a
+/// header of a name.
+///
+/// The runner refuses such a request, but the gateway does not show it all headers of a request
+/// that has many.
+pub(crate) fn is_disguised(name: &[u8], is_set: impl Fn(&[u8]) -> bool) -> bool {
+    let meant: Vec<u8> = name.iter().map(|byte| if *byte == b'_' { b'-' } else { *byte }).collect();
+    let is = |other: &str| meant.eq_ignore_ascii_case(other.as_bytes());
+    ["x-forwarded-", "x-auth-"].iter().any(|prefix| starts_with(&meant, prefix))
+        || is("x-real-ip")
+        || is(STAMP_HEADER)
+        || IDENTITY_HEADERS.iter().any(|header| is(header.as_str()))
+        || is_set(&meant)
 }
 
 fn starts_with(name: &[u8], prefix: &str) -> bool {
@@ -55,6 +74,26 @@ mod tests {
         }
         for name in ["x-forwarded", "te", "x-greeting", ""] {
             assert!(!is_always_kept(name.as_bytes()), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_name_with_underscores_is_read_with_hyphens() {
+        let is_set = |name: &[u8]| name.eq_ignore_ascii_case(b"x-team");
+        for name in [
+            "X_Forwarded_User",
+            "x-forwarded_user",
+            "X_AUTH_user",
+            "x_real-ip",
+            "X_Userinfo",
+            "X_Access_Token",
+            "x_kube_coders_stamp",
+            "X_Team",
+        ] {
+            assert!(is_disguised(name.as_bytes(), is_set), "{name}");
+        }
+        for name in ["x_own", "_", "content_type", "x_teams", "x_forwarded"] {
+            assert!(!is_disguised(name.as_bytes(), is_set), "{name}");
         }
     }
 }

@@ -14,7 +14,7 @@
 //! | … | host name |
 //! | 2 | length of the subject, big-endian; 0 for none |
 //! | … | subject |
-//! | … | names of headers that plugins set, in lower case, each with a line feed after it |
+//! | … | names of headers that plugins set, in lower case, and of cookies that they remove, each with `=` before it; a line feed follows each name |
 //! | 32 | HMAC-SHA256 of all before it |
 //!
 //! Upstream, subject and names are under the MAC, so the stamp is bound to them.
@@ -28,6 +28,7 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 use thiserror::Error;
 
+use apisix_plugin_runner::CookieNames;
 use apisix_plugin_runner::upstream::{Scheme, Timeouts, Upstream};
 
 /// The header that carries the stamp from the gateway to the forwarder.
@@ -38,11 +39,15 @@ pub(crate) const STAMP_HEADER: &str = "x-kube-coders-stamp";
 pub(crate) const MIN_KEY: usize = 32;
 
 const VERSION: u8 = 3;
+
+/// What is before the name of a cookie, and in no header's name.
+const COOKIE: char = '=';
+
 const MAC: usize = 32;
 const BEFORE_HOST: usize = 1 + 8 + 3 * 4 + 1 + 2 + 1;
 
-/// How many bytes the names of headers may have. A hundred names of 40 bytes fit.
-pub(crate) const MAX_KEPT: usize = 4096;
+/// How many bytes the names of headers and cookies may have. A hundred names of 40 bytes fit.
+pub(crate) const MAX_NAMES: usize = 4096;
 
 /// How long a stamp may be as a header's value. Host name, subject and names have at most
 /// 253, 1,020 and 4,096 bytes; a longer stamp is not ours.
@@ -52,27 +57,49 @@ const MAX_TEXT: usize = 8192;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Stamped {
     pub(crate) upstream: Upstream,
-    pub(crate) kept: KeptNames,
+    pub(crate) names: StampedNames,
 }
 
-/// The names of headers that plugins set, and that no client may remove.
+/// The names of headers that plugins set, which no client may remove, and of cookies that
+/// plugins remove, also from lines that the gateway did not show them.
+///
+/// The stamp's text of them. A header's name has no `=`, so a forwarder that knows nothing of
+/// cookies reads the stamp as well: two versions serve side by side during a takeover.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct KeptNames(String);
+pub(crate) struct StampedNames(String);
 
-impl KeptNames {
-    /// The names, in lower case; `None` if they are too long for a stamp.
-    pub(crate) fn new<'n>(names: impl IntoIterator<Item = &'n str>) -> Option<Self> {
-        let mut list = String::new();
-        for name in names {
-            list.push_str(name);
-            list.push('\n');
+impl StampedNames {
+    /// The names of headers, in lower case, and of cookies; `None` if they are too many for a
+    /// stamp.
+    pub(crate) fn new<'n>(
+        headers: impl IntoIterator<Item = &'n str>,
+        cookies: impl IntoIterator<Item = &'n str>,
+    ) -> Option<Self> {
+        let mut names = Self::default();
+        for header in headers {
+            names.0.push_str(header);
+            names.0.push('\n');
         }
-        (list.len() <= MAX_KEPT).then_some(Self(list))
+        let headers = names.0.len();
+        for cookie in cookies {
+            let is_new = names.0[headers..].lines().all(|line| line.strip_prefix(COOKIE) != Some(cookie));
+            if is_new {
+                names.0.push(COOKIE);
+                names.0.push_str(cookie);
+                names.0.push('\n');
+            }
+        }
+        (names.0.len() <= MAX_NAMES && names.cookies().is_some()).then_some(names)
     }
 
-    /// Whether a header of this name is one of them, whatever its case.
-    pub(crate) fn has(&self, name: &[u8]) -> bool {
-        self.0.lines().any(|kept| name.eq_ignore_ascii_case(kept.as_bytes()))
+    /// Whether plugins set a header of this name, whatever its case.
+    pub(crate) fn has_header(&self, name: &[u8]) -> bool {
+        self.0.lines().any(|header| name.eq_ignore_ascii_case(header.as_bytes()))
+    }
+
+    /// The cookies that plugins removed; `None` if they are more than a list can have.
+    pub(crate) fn cookies(&self) -> Option<CookieNames> {
+        CookieNames::new(self.0.lines().filter_map(|line| line.strip_prefix(COOKIE))).ok()
     }
 }
 
@@ -103,14 +130,20 @@ impl StampKey {
     /// The stamp for this upstream without names, valid until `expires`.
     #[cfg(any(test, fuzzing))]
     pub(crate) fn make(&self, upstream: &Upstream, expires: SystemTime) -> String {
-        self.make_keeping(upstream, &KeptNames::default(), expires)
+        self.make_with_names(upstream, &StampedNames::default(), expires)
     }
 
     /// The stamp for this upstream and these names, valid until `expires`.
-    pub(crate) fn make_keeping(&self, upstream: &Upstream, kept: &KeptNames, expires: SystemTime) -> String {
+    pub(crate) fn make_with_names(
+        &self,
+        upstream: &Upstream,
+        names: &StampedNames,
+        expires: SystemTime,
+    ) -> String {
         let host = upstream.host().as_str().as_bytes();
         let subject = upstream.subject().map(str::as_bytes).unwrap_or_default();
-        let mut bytes = Vec::with_capacity(BEFORE_HOST + host.len() + 2 + subject.len() + kept.0.len() + MAC);
+        let mut bytes =
+            Vec::with_capacity(BEFORE_HOST + host.len() + 2 + subject.len() + names.0.len() + MAC);
         bytes.push(VERSION);
         bytes.extend_from_slice(&unix_seconds(expires).to_be_bytes());
         let Timeouts { connect, send, read } = upstream.timeouts();
@@ -129,7 +162,7 @@ impl StampKey {
         let length = u16::try_from(subject.len()).expect("a subject has at most 255 characters");
         bytes.extend_from_slice(&length.to_be_bytes());
         bytes.extend_from_slice(subject);
-        bytes.extend_from_slice(kept.0.as_bytes());
+        bytes.extend_from_slice(names.0.as_bytes());
         let mac = self.keyed.clone().chain_update(&bytes).finalize().into_bytes();
         bytes.extend_from_slice(&mac);
         URL_SAFE_NO_PAD.encode(bytes)
@@ -172,8 +205,8 @@ pub(crate) struct Stamper {
 }
 
 impl Stamper {
-    pub(crate) fn stamp(&self, upstream: &Upstream, kept: &KeptNames) -> String {
-        self.key.make_keeping(upstream, kept, SystemTime::now() + self.lifetime)
+    pub(crate) fn stamp(&self, upstream: &Upstream, names: &StampedNames) -> String {
+        self.key.make_with_names(upstream, names, SystemTime::now() + self.lifetime)
     }
 }
 
@@ -212,7 +245,7 @@ fn decode(content: &[u8]) -> Option<(u64, Stamped)> {
     let (&[host_length], content) = content.split_first_chunk()?;
     let (host, content) = content.split_at_checked(host_length.into())?;
     let (subject_length, content) = content.split_first_chunk()?;
-    let (subject, kept) = content.split_at_checked(u16::from_be_bytes(*subject_length).into())?;
+    let (subject, names) = content.split_at_checked(u16::from_be_bytes(*subject_length).into())?;
     if version != VERSION {
         return None;
     }
@@ -228,8 +261,8 @@ fn decode(content: &[u8]) -> Option<(u64, Stamped)> {
         subject => upstream.for_subject(std::str::from_utf8(subject).ok()?).ok()?,
     };
     let upstream = upstream.with_timeouts(Timeouts { connect, send, read });
-    let kept = KeptNames(std::str::from_utf8(kept).ok()?.to_owned());
-    Some((u64::from_be_bytes(*expires), Stamped { upstream, kept }))
+    let names = StampedNames(std::str::from_utf8(names).ok()?.to_owned());
+    Some((u64::from_be_bytes(*expires), Stamped { upstream, names }))
 }
 
 /// The upstream that a stamp names. The MAC is not checked, so use it only to show the
@@ -282,14 +315,25 @@ mod tests {
     }
 
     #[test]
-    fn the_names_of_headers_travel_with_the_stamp() {
-        let kept = KeptNames::new(["x-greeting", "x-team"]).unwrap();
-        let stamp = key().make_keeping(&alice(), &kept, at(100));
+    fn the_names_of_headers_and_cookies_travel_with_the_stamp() {
+        let names = StampedNames::new(["x-greeting", "x-team"], ["session", "Own", "session"]).unwrap();
+        let stamp = key().make_with_names(&alice(), &names, at(100));
         let stamped = key().open(stamp.as_bytes(), at(0)).unwrap();
-        assert_eq!(stamped, Stamped { upstream: alice(), kept });
-        assert!(stamped.kept.has(b"X-Greeting") && stamped.kept.has(b"x-team"));
-        assert!(!stamped.kept.has(b"x-gree") && !stamped.kept.has(b""));
-        assert_eq!(KeptNames::new(["x"; MAX_KEPT]), None);
+        assert_eq!(stamped, Stamped { upstream: alice(), names });
+        assert!(stamped.names.has_header(b"X-Greeting") && stamped.names.has_header(b"x-team"));
+        assert!(["x-gree", "", "session"].iter().all(|name| !stamped.names.has_header(name.as_bytes())));
+        assert_eq!(stamped.names.cookies(), CookieNames::new(["session", "Own"]).ok());
+        assert_eq!(StampedNames::default().cookies(), CookieNames::new([""; 0]).ok());
+    }
+
+    #[test]
+    fn a_stamp_holds_so_many_names_and_no_more() {
+        assert_eq!(StampedNames::new(["x"; MAX_NAMES], []), None);
+        assert_eq!(StampedNames::new(["x"; MAX_NAMES / 2], ["c"]), None);
+        assert!(StampedNames::new(["x"; MAX_NAMES / 2], []).is_some());
+        let cookies: Vec<_> = (0..65).map(|number| format!("c{number}")).collect();
+        assert!(StampedNames::new([], cookies[..64].iter().map(|name| &**name)).is_some());
+        assert_eq!(StampedNames::new([], cookies.iter().map(|name| &**name)), None);
     }
 
     #[test]

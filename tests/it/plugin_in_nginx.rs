@@ -288,6 +288,31 @@ async fn without_a_decision_nobody_goes_anywhere() {
     house.end().await;
 }
 
+/// nginx sends all of a client's lines on; the runner sees the first 100.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_cookie_behind_a_hundred_lines_reaches_no_workspace() {
+    let Some(house) = House::new().await else { return };
+    let fill = |name: &str, count: usize| format!("{name}: 1\r\n").repeat(count);
+    for target in ["/", "/?remember=10"] {
+        // `Host` and the user's own cookie come before these. The login drops each `X-Userinfo`.
+        for (lines, status) in [
+            (fill("X-Filler", 96) + "Cookie: session=secret\r\n", 431),
+            (fill("X-Filler", 90) + "Cookie: session=secret\r\n", 200),
+            (fill("X-Filler", 99) + "Cookie: session=secret\r\n", 431),
+            (fill("X-Userinfo", 99) + "Cookie: session=secret\r\n", 431),
+            (fill("X-Userinfo", 99) + "X_Forwarded_User: bob\r\n", 431),
+            (fill("X-Userinfo", 60) + "Cookie: session=secret\r\n", 200),
+        ] {
+            let (head, body) = house.get("alice", target, &lines).await;
+            assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{}: {head}{body}", &lines[..40]);
+            assert!(!body.contains("secret") && !body.contains("bob"), "{body}");
+            assert_eq!(body.contains("alice got"), status == 200, "{body}");
+            assert_eq!(body.contains("too-many-headers"), status == 431, "{body}");
+        }
+    }
+    house.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cached_decision_serves_only_its_own_user() {
     let Some(house) = House::new().await else { return };

@@ -58,4 +58,16 @@ function expect.refused(outcome, why, secrets)
     end
 end
 
+-- The gateway answered 431 because the runner would not have seen all header lines, and went nowhere.
+function expect.too_many_lines(outcome)
+    if outcome.status ~= 431 then error("it was not refused but went to " .. shown(outcome.went_to), 2) end
+    expect.same(outcome.is_called, false, "whether the runner was called")
+    expect.same(cjson.decode(outcome.body), {
+        type = "about:blank", title = "Request Header Fields Too Large", status = 431, code = "too-many-headers",
+        request_id = "0123456789abcdef",
+    }, "the body")
+    expect.same(outcome.response_headers, { ["Content-Type"] = "application/problem+json" })
+    expect.same(stand_in.log[#stand_in.log].level, "info", "the line's level")
+end
+
 return expect

@@ -12,7 +12,8 @@ local function case(name, test)
     print(ok and "ok - " .. name or "not ok - " .. name .. ": " .. tostring(why):gsub("[^ -~]", "?"))
 end
 
-for _, name in ipairs({ "header", "malformed", "destination", "changes", "cache", "cache_keys", "failure" }) do
+for _, name in ipairs({ "header", "malformed", "destination", "changes", "hidden_lines", "cache", "cache_keys",
+    "failure" }) do
     local before = passed + failed
     require("cases." .. name)(case)
     if passed + failed == before then

@@ -109,7 +109,7 @@ function core.request.set_header(ctx, name, value)
     ctx.var["http_" .. folded(name)] = nil
     if not was_changed then
         request.is_changed = false
-        if ctx.headers then ctx.headers[name] = value end
+        if ctx.headers then ctx.headers[name:lower()] = value end
     end
 end
 
@@ -241,6 +241,9 @@ function stand_in.worker()
     _G.ngx = stand_in.ngx
     return assert(loadfile(PLUGIN))()
 end
+
+-- Adds a header line without the gateway's knowledge, as nginx does for a new body.
+function stand_in.add_line(name, value) request.headers[#request.headers + 1] = { name, value } end
 
 -- What the balancer does with the upstream that was chosen, or else with the route's own.
 local function pick(ctx)

@@ -7,6 +7,7 @@ use std::pin::Pin;
 use http::{HeaderName, Method};
 
 use crate::changes::Changes;
+use crate::cookies::CookieNames;
 use crate::headers::Headers;
 use crate::request::Request;
 use crate::upstream::Upstream;
@@ -100,6 +101,14 @@ impl<'a> Choice<'a> {
     /// in `Connection` must not be able to remove it on the way.
     pub fn set_headers(&self) -> impl Iterator<Item = &'a HeaderName> + use<'a> {
         self.changes.headers.iter().filter(|(_, value)| value.is_some()).map(|(name, _)| name)
+    }
+
+    /// The names of the cookies that plugins removed, without the numbers of chunks. The
+    /// runner removes them from the `Cookie` headers that the gateway shows it. A gateway
+    /// that shows only a client's first headers can send more of them to the upstream, so a
+    /// carrier should have the cookies removed there.
+    pub fn removed_cookies(&self) -> impl Iterator<Item = &'a str> + use<'a> {
+        self.changes.removed_cookies.iter().flat_map(CookieNames::iter)
     }
 }
 

@@ -8,12 +8,16 @@ use http::HeaderName;
 use memchr::memchr;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
+use thiserror::Error;
 
 /// openid-connect's own session cookie.
 const SESSION: &str = "session";
 
 /// How many cookies can be named.
 const MAX_NAMES: usize = 64;
+
+/// How many bytes the names can have together: a carrier may send them with each request.
+const MAX_BYTES: usize = 2048;
 
 /// Names of cookies to remove from a request: see
 /// [`Request::remove_cookies`](crate::Request::remove_cookies).
@@ -22,7 +26,8 @@ const MAX_NAMES: usize = 64;
 /// includes its numbered chunks, in which a session continues that is too long for one
 /// cookie: `session2`, `session_2`.
 ///
-/// A config can have a field of this type. In JSON it is a list of up to 64 names.
+/// A config can have a field of this type. In JSON it is a list of up to 64 names, which have
+/// at most 2,048 bytes together.
 ///
 /// ```
 /// use apisix_plugin_runner::CookieNames;
@@ -42,21 +47,60 @@ impl Default for CookieNames {
 
 impl<'de> Deserialize<'de> for CookieNames {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let names = Vec::<Box<str>>::deserialize(deserializer)?;
-        if names.len() > MAX_NAMES {
-            return Err(D::Error::custom(format_args!("at most {MAX_NAMES} can be listed")));
-        }
-        // The name of a cookie is a token, as that of a header is (RFC 6265, section 4.1.1).
-        if !names.iter().all(|name| HeaderName::try_from(&**name).is_ok()) {
-            return Err(D::Error::custom(
-                "not a cookie's name: letters, digits and !#$%&'*+-.^_`|~ only, at least one",
-            ));
-        }
-        Ok(Self(names.into()))
+        Self::new(Vec::<Box<str>>::deserialize(deserializer)?).map_err(D::Error::custom)
     }
 }
 
+/// Why a list is no [`CookieNames`].
+///
+/// ```
+/// use apisix_plugin_runner::{CookieNames, CookieNamesError};
+///
+/// assert_eq!(CookieNames::new(["a b"]), Err(CookieNamesError::Name));
+/// ```
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CookieNamesError {
+    /// The list has more than 64 names.
+    #[error("at most {MAX_NAMES} can be listed")]
+    Count,
+    /// The names have more than 2,048 bytes together.
+    #[error("the names have more than {MAX_BYTES} bytes together")]
+    Length,
+    /// No cookie can have one of the names.
+    #[error("not a cookie's name: letters, digits and !#$%&'*+-.^_`|~ only, at least one")]
+    Name,
+}
+
 impl CookieNames {
+    /// A list of names, which may be empty.
+    ///
+    /// ```
+    /// use apisix_plugin_runner::CookieNames;
+    ///
+    /// let names = CookieNames::new(["session", "debug"]).unwrap();
+    /// assert_eq!(names.iter().collect::<Vec<_>>(), ["session", "debug"]);
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// If the list has more than 64 names, more than 2,048 bytes, or a text that is no
+    /// cookie's name.
+    pub fn new<N: Into<Box<str>>>(names: impl IntoIterator<Item = N>) -> Result<Self, CookieNamesError> {
+        let names: Vec<Box<str>> = names.into_iter().take(MAX_NAMES + 1).map(Into::into).collect();
+        if names.len() > MAX_NAMES {
+            return Err(CookieNamesError::Count);
+        }
+        if names.iter().map(|name| name.len()).sum::<usize>() > MAX_BYTES {
+            return Err(CookieNamesError::Length);
+        }
+        // The name of a cookie is a token, as that of a header is (RFC 6265, section 4.1.1).
+        if !names.iter().all(|name| HeaderName::try_from(&**name).is_ok()) {
+            return Err(CookieNamesError::Name);
+        }
+        Ok(Self(names.into()))
+    }
+
     /// The names, without the numbers of chunks.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|name| &**name)
@@ -183,8 +227,7 @@ mod tests {
 
     #[test]
     fn the_table_of_cases_holds() {
-        let cases: Vec<Case> =
-            serde_json::from_str(include_str!("../tests/vectors/cookies.json")).unwrap();
+        let cases: Vec<Case> = serde_json::from_str(include_str!("../tests/vectors/cookies.json")).unwrap();
         assert!(cases.len() > 30, "{}", cases.len());
         for Case { remove, cookie, expected } in cases {
             let expected = match expected {
@@ -216,6 +259,10 @@ mod tests {
             serde_json::from_str::<CookieNames>(&many).unwrap_err().to_string(),
             "at most 64 can be listed"
         );
+        let long = ["a".repeat(1024), "b".repeat(1024)];
+        assert_eq!(CookieNames::new(long.clone()).map(|names| names.iter().count()), Ok(2));
+        let longer = CookieNames::new(long.into_iter().chain(["c".to_owned()]));
+        assert_eq!(longer.unwrap_err().to_string(), "the names have more than 2048 bytes together");
     }
 
     /// The names and values of a header, as a server reads them.

@@ -124,7 +124,7 @@ pub use cache::CacheKey;
 pub use carrier::{Carried, Carrier, CarrierError, CarrierFuture, Choice};
 pub use changes::ChangeError;
 pub use config::ConfError;
-pub use cookies::{CookieNames, EditedCookies};
+pub use cookies::{CookieNames, CookieNamesError, EditedCookies};
 pub use extra_info::AskError;
 pub use failure::{FailedCall, FailureAnswers, RUNNER_FAILED};
 pub use plugin::{Action, Plugin, PluginError, PreparedPlugin};

@@ -489,8 +489,7 @@ mod tests {
             host: String,
             is_host: bool,
         }
-        let cases: Vec<Case> =
-            serde_json::from_str(include_str!("../tests/vectors/hosts.json")).unwrap();
+        let cases: Vec<Case> = serde_json::from_str(include_str!("../tests/vectors/hosts.json")).unwrap();
         assert!(cases.len() > 30);
         for Case { host, is_host } in cases {
             let name = host.parse::<HostName>();

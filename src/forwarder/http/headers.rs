@@ -4,6 +4,7 @@
 use std::io::Write as _;
 use std::time::Duration;
 
+use apisix_plugin_runner::{CookieNames, EditedCookies};
 use kube_coders_identity::parse_digits;
 use thiserror::Error;
 
@@ -107,6 +108,11 @@ pub(crate) struct RequestForm<'b> {
     /// Whether a header of this name is passed on even if the client names it in
     /// `Connection`.
     pub(crate) is_kept: &'b dyn Fn(&[u8]) -> bool,
+    /// Whether a header of this name, which has a `_`, could be taken for another one that the
+    /// workspace believes. It is not passed on.
+    pub(crate) is_disguised: &'b dyn Fn(&[u8]) -> bool,
+    /// The cookies that are not passed on.
+    pub(crate) removed_cookies: &'b CookieNames,
 }
 
 /// Writes a request's head as it goes to a workspace.
@@ -125,14 +131,31 @@ pub(crate) fn write_request(
     for field in &head.fields {
         // Trailers reach no plugin, so none is passed on and none announced.
         let is_ours = is_hop_by_hop(field) || field.is("trailer") || field.is(form.own_header);
-        if !is_ours && (!named.has(field.name) || (form.is_kept)(field.name)) {
-            write_line(field.line, output);
+        let is_removed = named.has(field.name) && !(form.is_kept)(field.name);
+        if is_ours || is_removed || field.name.contains(&b'_') && (form.is_disguised)(field.name) {
+            continue;
+        }
+        match field.name.len() == 6 && field.is("cookie") {
+            true => write_cookies(field, form.removed_cookies, output),
+            false => write_line(field.line, output),
         }
     }
     if form.framing == Framing::Chunked {
         write_line(b"Transfer-Encoding: chunked", output);
     }
     write_end(form.protocols, Persistence::KeepAlive, output);
+}
+
+fn write_cookies(field: &HeaderField<'_>, removed: &CookieNames, output: &mut Vec<u8>) {
+    match removed.remove_from(std::iter::once(field.value)) {
+        EditedCookies::Unchanged => write_line(field.line, output),
+        EditedCookies::Removed => {}
+        EditedCookies::Left(cookies) => {
+            output.extend_from_slice(field.name);
+            output.extend_from_slice(b": ");
+            write_line(&cookies, output);
+        }
+    }
 }
 
 /// How a response's head is written.
@@ -274,6 +297,8 @@ mod tests {
             protocols,
             own_header: "x-own",
             is_kept: &|name| name == b"X-Kept",
+            is_disguised: &|_| false,
+            removed_cookies: &CookieNames::default(),
         };
         write_request(&head, &named, &form, &mut output);
         let output = String::from_utf8(output).unwrap();

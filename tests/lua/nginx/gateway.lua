@@ -12,8 +12,15 @@ local bytes = ffi.new("unsigned char[16]")
 
 local core = { request = {}, response = {}, log = {}, schema = {}, utils = {}, json = { decode = cjson.decode } }
 
-function core.request.set_header(_, name, value)
+-- A client's first 100 header lines, and what plugins changed of them: the call is made from this table.
+function core.request.headers(ctx)
+    ctx.headers = ctx.headers or ngx.req.get_headers()
+    return ctx.headers
+end
+
+function core.request.set_header(ctx, name, value)
     ngx.req.set_header(name, value)
+    if ctx.headers then ctx.headers[name:lower()] = value end
 end
 
 function core.response.set_header(...)
@@ -22,6 +29,10 @@ end
 
 function core.log.error(...)
     ngx.log(ngx.ERR, ...)
+end
+
+function core.log.info(...)
+    ngx.log(ngx.INFO, ...)
 end
 
 function core.schema.check(_, conf)
@@ -59,6 +70,7 @@ end
 
 -- As openid-connect leaves it: whoever has logged in, and nothing that a client says of that.
 local function log_in(ctx)
+    core.request.headers(ctx)
     local user = ngx.var.cookie_user
     local userinfo = user and ngx.encode_base64(cjson.encode({ sub = user }))
     core.request.set_header(ctx, "X-Userinfo", userinfo)
@@ -67,7 +79,7 @@ end
 -- As ext-plugin-pre-req does it, with allow_degradation: a call that fails is no reason to stop.
 local function call(ctx, port)
     local headers = {}
-    for name, value in pairs(ngx.req.get_headers(0)) do
+    for name, value in pairs(core.request.headers(ctx)) do
         for _, one in ipairs(type(value) == "table" and value or { value }) do
             if #headers < 100 then headers[#headers + 1] = { name, one } end
         end
