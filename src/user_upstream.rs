@@ -32,10 +32,9 @@ use crate::route::mode::Ways;
 use apisix_plugin_runner::request_id::{REQUEST_ID_WAIT, shown_request_id};
 use apisix_plugin_runner::{Action, CacheKey, CookieNames, HeaderName, PluginError, PreparedPlugin, Request};
 use issuer_names::IssuerNames;
-use kube_coders_identity::claims::Claims;
 use kube_coders_identity::config::{UserUpstreamConfig, Verified};
 use kube_coders_identity::identity_error::IdentityError;
-use kube_coders_identity::keys::{Issuer, Issuers};
+use kube_coders_identity::keys::{Issuer, Issuers, SignedClaims};
 use kube_coders_identity::token::Token;
 use memory::Memory;
 use preparation::PreparedUserUpstream;
@@ -60,12 +59,19 @@ pub(crate) struct UserUpstream {
 }
 
 impl UserUpstream {
+    /// The plugin. The last keys of an issuer serve for `max_key_age` while it does not answer.
+    ///
     /// # Errors
     ///
     /// The system has no random numbers.
-    pub(crate) fn new(resolver: Arc<Resolver>, ways: Ways) -> Result<Self, getrandom::Error> {
+    pub(crate) fn new(
+        resolver: Arc<Resolver>,
+        ways: Ways,
+        max_key_age: Duration,
+    ) -> Result<Self, getrandom::Error> {
         let issuer_names = Arc::new(IssuerNames(Arc::clone(&resolver)));
-        Ok(Self { resolver, issuer_names, ways, issuers: Issuers::default(), memory: Memory::new()? })
+        let issuers = Issuers::new(max_key_age);
+        Ok(Self { resolver, issuer_names, ways, issuers, memory: Memory::new()? })
     }
 
     /// The walk of requests under a conf.
@@ -121,7 +127,7 @@ impl Keys for KeptKeys<'_> {
         _: &Verified,
         token: Token<'_>,
         trace: &mut impl Trace,
-    ) -> Result<Claims, Rejection> {
+    ) -> Result<SignedClaims, Rejection> {
         let checked = match self.0 {
             Some(issuer) => issuer.verify(token).await.map_err(IdentityError::from),
             None => Err(IdentityError::KeysUnavailable),
@@ -212,7 +218,7 @@ mod tests {
     async fn outcome(claims: &str, request: ClientRequest) -> Outcome {
         let servers = NameServers::Listed(vec!["127.0.0.1:1".parse().unwrap()]);
         let resolver = Arc::new(Resolver::new(&servers).unwrap());
-        let plugin = UserUpstream::new(resolver, Ways::default()).unwrap();
+        let plugin = UserUpstream::new(resolver, Ways::default(), Duration::from_secs(3600)).unwrap();
         let conf = r#"{"identity": {"trust": "gateway"}, "upstream": "http://127.0.0.1:8443"}"#;
         let request = match request.header_value("x-userinfo") {
             Some(_) => request,

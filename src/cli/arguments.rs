@@ -127,6 +127,10 @@ pub(crate) struct RunCommandArgs {
     /// How much longer to use an address while no name server answers; 0s turns this off
     #[arg(long, value_name = "DURATION", default_value = "1h", help_heading = "Names")]
     pub(crate) dns_stale: String,
+
+    /// How long to use an issuer's last keys while it does not answer
+    #[arg(long, value_name = "DURATION", default_value = "1h", help_heading = "Tokens")]
+    pub(crate) keys_stale: String,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -78,8 +78,8 @@ pub(crate) async fn run(
     let resolver = Resolver::with_lifetimes(&settings.name_servers, settings.name_lifetimes)
         .map_err(|error| StartError::Names(error.to_string()))?;
     let resolver = Arc::new(resolver);
-    let user_upstream =
-        UserUpstream::new(Arc::clone(&resolver), settings.ways()).map_err(StartError::Random)?;
+    let user_upstream = UserUpstream::new(Arc::clone(&resolver), settings.ways(), settings.max_key_age)
+        .map_err(StartError::Random)?;
     let runner = runner.plugin(user_upstream).failure_answers(RefusalAnswers);
     let gateway = settings.kept_for.filter(|master| *master > 0).map(GatewayProcess::new);
     let runner_settings = settings.runner.clone().gateway(gateway);

@@ -20,6 +20,9 @@ const MAX_TIME: Duration = Duration::from_secs(10 * 365 * 86_400);
 /// The longest wait for a workspace.
 const MAX_WAIT: Duration = Duration::from_secs(86_400);
 
+/// The longest time for which keys serve without a word of their issuer.
+const MAX_KEY_AGE: Duration = Duration::from_secs(30 * 86_400);
+
 /// The longest lifetime of a name's address. After a day it may belong to another
 /// workspace.
 const MAX_NAME_TIME: Duration = Duration::from_secs(86_400);
@@ -43,6 +46,8 @@ pub(crate) struct ProgramSettings {
     /// `None` for the key next to the socket.
     pub(crate) stamp_key: Option<OperatorsKey>,
     pub(crate) stamp_lifetime: Duration,
+    /// How long an issuer's last keys serve while it does not answer.
+    pub(crate) max_key_age: Duration,
     pub(crate) name_servers: NameServers,
     pub(crate) name_lifetimes: Lifetimes,
 }
@@ -73,6 +78,7 @@ impl ProgramSettings {
             None => Some(None),
         };
         let stamp_lifetime = stamp_lifetime(checker, &args.stamp_lifetime);
+        let max_key_age = checker.duration("--keys-stale", &args.keys_stale, MAX_KEY_AGE);
         let servers = checked_name_servers(checker, &args.dns_server);
         let name_lifetimes = name_lifetimes(checker, args);
         let spawned = args.runner.socket.is_spawned(environment);
@@ -89,6 +95,7 @@ impl ProgramSettings {
             workspace_trust: workspace_trust?,
             stamp_key: stamp_key?,
             stamp_lifetime: stamp_lifetime?,
+            max_key_age: max_key_age?,
             name_servers: servers?,
             name_lifetimes: name_lifetimes?,
         })

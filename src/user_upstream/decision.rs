@@ -8,6 +8,7 @@ use super::trace::{StepOutcome, Trace, found_text, quoted};
 use apisix_plugin_runner::Upstream;
 use kube_coders_identity::claims::Claims;
 use kube_coders_identity::config::UserUpstreamConfig;
+use kube_coders_identity::keys::KeyStatus;
 use kube_coders_identity::label::MAX_VALUE;
 
 /// The user as the workspace will see them, and the upstream of their requests.
@@ -19,6 +20,8 @@ pub(super) struct WorkspaceDecision {
     pub(super) username: Option<Box<str>>,
     /// When the token's time is over, if it was a token's word.
     pub(super) good_until: Option<Instant>,
+    /// The key that signed the token.
+    pub(super) key: Option<KeyStatus>,
 }
 
 impl WorkspaceDecision {
@@ -53,6 +56,7 @@ impl WorkspaceDecision {
             upstream: upstream.for_subject(claims.subject()).expect("a subject that is 1 to 255 characters"),
             username: claims.username().filter(|name| is_short_header_text(name)).map(Box::from),
             good_until: None,
+            key: None,
         })
     }
 }

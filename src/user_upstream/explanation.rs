@@ -12,10 +12,9 @@ use crate::resolver::Resolver;
 use apisix_plugin_runner::{
     CookieNames, EditedCookies, HeaderName, MAX_FRAME_HEADERS, PluginError, Upstream, UpstreamMode,
 };
-use kube_coders_identity::claims::Claims;
 use kube_coders_identity::config::{UserUpstreamConfig, Verified};
 use kube_coders_identity::identity_error::IdentityError;
-use kube_coders_identity::keys::{KeySet, verify_with_set};
+use kube_coders_identity::keys::{KeySet, KeyStatus, SignedClaims, verify_with_set};
 use kube_coders_identity::token::Token;
 
 /// A request to explain: would it go to a workspace?
@@ -125,7 +124,7 @@ impl Keys for AskedKeys<'_> {
         verified: &Verified,
         token: Token<'_>,
         trace: &mut impl Trace,
-    ) -> Result<Claims, Rejection> {
+    ) -> Result<SignedClaims, Rejection> {
         let checked = match (self.given, &self.names) {
             (Some(keys), _) => verify_with_set(keys, token),
             (None, Some(names)) => match verified.keys.fetch(names).await {
@@ -147,12 +146,12 @@ impl Keys for AskedKeys<'_> {
                 trace.open("signature", || {
                     "not checked: --keys gives the issuer's keys, --online asks for them".to_owned()
                 });
-                return Ok(token.unverified());
+                return Ok(SignedClaims { claims: token.unverified(), key: KeyStatus::default() });
             }
         };
-        let claims = trace.check("signature", checked.map_err(IdentityError::from))?;
+        let signed = trace.check("signature", checked.map_err(IdentityError::from))?;
         trace.good("signature", || "the issuer's".to_owned());
-        Ok(claims)
+        Ok(signed)
     }
 }
 

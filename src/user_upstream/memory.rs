@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::decision::WorkspaceDecision;
 use super::digest_cache::{Digest, DigestCache, DigestKey};
 use super::rejection::Rejection;
+use kube_coders_identity::keys::KeyStatus;
 
 /// How long a token that was checked is not checked again.
 const TOKEN_REMEMBERED: Duration = Duration::from_secs(60);
@@ -60,9 +61,12 @@ impl Memory {
         self.key.digest(conf.0, headers)
     }
 
-    /// What these headers came to, while that is good.
+    /// What these headers came to, while that is good: the time of their token is not over, and
+    /// the issuer has not withdrawn its key.
     pub(super) fn decision(&self, digest: Digest, now: Instant) -> Option<Arc<WorkspaceDecision>> {
-        self.decisions.get(digest, now)
+        let decision = self.decisions.get(digest, now)?;
+        let is_withdrawn = decision.key.as_ref().is_some_and(KeyStatus::is_withdrawn);
+        (!is_withdrawn).then_some(decision)
     }
 
     pub(super) fn rejection(&self, digest: Digest, now: Instant) -> Option<Rejection> {

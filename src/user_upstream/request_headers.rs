@@ -8,6 +8,9 @@ use kube_coders_identity::identity_headers::{self, IDENTITY_HEADERS};
 
 pub(super) static AUTHORIZATION: HeaderName = HeaderName::from_static(identity_headers::AUTHORIZATION);
 
+/// The header in which the gateway's login passes its access token on.
+pub(super) static ACCESS_TOKEN: HeaderName = HeaderName::from_static("x-access-token");
+
 /// The headers that tell a workspace who its user is.
 pub(super) static FORWARDED_USER: HeaderName = HeaderName::from_static("x-forwarded-user");
 pub(super) static FORWARDED_USERNAME: HeaderName = HeaderName::from_static("x-forwarded-preferred-username");
@@ -30,13 +33,11 @@ pub(super) static RESERVED: [HeaderName; 4] = [
 /// WebSocket the page that opens it. The other headers are only removed if they are there.
 pub(super) fn cache_key(config: &UserUpstreamConfig) -> CacheKey {
     let [.., userinfo] = IDENTITY_HEADERS.clone();
+    // `Authorization` may hold the token as well, whatever header the token was found in.
+    let others = [ACCESS_TOKEN.clone(), AUTHORIZATION.clone()];
     let mut values = vec![userinfo, HeaderName::from_static("host"), HeaderName::from_static("origin")];
     let sources = config.identity.token_sources();
-    values.extend(sources.names().iter().cloned());
-    if !sources.names().is_empty() {
-        // It may hold the token as well, whatever header the token was found in.
-        values.push(AUTHORIZATION.clone());
-    }
+    values.extend(sources.names().iter().cloned().chain(others));
     let removed = sources.secrets().cloned().chain([STAMP.clone(), FORWARDED_USERNAME.clone()]);
     CacheKey::new(values).and_presence(removed)
 }

@@ -14,14 +14,18 @@ use super::decision::WorkspaceDecision;
 use super::memory::{ConfNumber, Memory};
 use super::origin;
 use super::rejection::Rejection;
-use super::request_headers::{AUTHORIZATION, FORWARDED_USER, FORWARDED_USERNAME, RESERVED, STAMP};
+use super::request_headers::{
+    ACCESS_TOKEN, AUTHORIZATION, FORWARDED_USER, FORWARDED_USERNAME, RESERVED, STAMP,
+};
 use super::trace::{StepOutcome, Trace, claim_text, distance, quoted};
 use crate::resolver::Resolver;
 use apisix_plugin_runner::{CookieNames, HeaderName, PluginError, Upstream};
-use kube_coders_identity::claims::{Claim, Claims};
+use kube_coders_identity::claims::Claim;
 use kube_coders_identity::config::{IdentityConfig, UserUpstreamConfig, Verified};
 use kube_coders_identity::identity_error::IdentityError;
 use kube_coders_identity::identity_headers::{self, IdentityHeaders, TokenHeader};
+use kube_coders_identity::keys::SignedClaims;
+use kube_coders_identity::token::has_token_of;
 use kube_coders_identity::token::{Token, TokenError};
 use kube_coders_identity::userinfo;
 
@@ -78,7 +82,7 @@ pub(super) trait Keys: Sync {
         verified: &Verified,
         token: Token<'_>,
         trace: &mut impl Trace,
-    ) -> impl Future<Output = Result<Claims, Rejection>> + Send;
+    ) -> impl Future<Output = Result<SignedClaims, Rejection>> + Send;
 }
 
 /// Why a walk has no decision.
@@ -122,7 +126,7 @@ impl<K: Keys> Walk<'_, K> {
             IdentityConfig::Gateway => self.by_userinfo(&headers, trace)?,
             IdentityConfig::Verified(verified) => self.by_token(verified, &headers, trace).await?,
         };
-        let is_in_authorization = headers.token.is_some_and(|token| is_in_authorization(token, request));
+        let is_in_authorization = self.is_in_authorization(headers.token, request);
         self.look_up(&decision.upstream, trace).await?;
         if has_plain_page(request) {
             match request.scheme().await? {
@@ -237,7 +241,7 @@ impl<K: Keys> Walk<'_, K> {
         trace.good("claims", || {
             format!("`iss` and audience as the conf says, expires {}", distance(expires - now))
         });
-        let claims = self.keys.verify(verified, token, trace).await?;
+        let SignedClaims { claims, key } = self.keys.verify(verified, token, trace).await?;
         let claims = claims.with_subject().map_err(|error| IdentityError::from(TokenError::Claims(error)));
         let mut claims = trace.check("subject", claims)?;
         if headers.userinfo.is_some() {
@@ -249,7 +253,24 @@ impl<K: Keys> Walk<'_, K> {
         let mut decision = WorkspaceDecision::of(self.config, &claims, trace)?;
         let good_for = Duration::try_from_secs_f64(good_for).unwrap_or_default();
         decision.good_until = Some(Instant::now() + good_for);
+        decision.key = Some(key);
         Ok(Arc::new(decision))
+    }
+
+    /// Whether `Authorization` has the user's token in it, or another one of the issuer: the
+    /// gateway's login can put its access token there. Another authorization is the workspace's
+    /// business.
+    fn is_in_authorization(&self, token: Option<TokenHeader<'_>>, request: &impl Exchange) -> bool {
+        let issuer = match &self.config.identity {
+            IdentityConfig::Verified(verified) => Some(&*verified.expected.issuer),
+            IdentityConfig::Gateway => None,
+        };
+        request.values(AUTHORIZATION.as_str()).any(|value| {
+            let is_in = |text| TokenHeader { text, source: 0 }.is_in(value);
+            token.is_some_and(|token| token.is_in(value))
+                || request.values(ACCESS_TOKEN.as_str()).any(is_in)
+                || issuer.is_some_and(|issuer| has_token_of(value, issuer))
+        })
     }
 
     async fn look_up(&self, upstream: &Upstream, trace: &mut impl Trace) -> Result<(), Rejection> {
@@ -292,12 +313,6 @@ impl<K: Keys> Walk<'_, K> {
             None => remove(&FORWARDED_USERNAME, request),
         }
     }
-}
-
-/// Whether `Authorization` has the token in it. Another authorization is the workspace's
-/// business.
-fn is_in_authorization(token: TokenHeader<'_>, request: &impl Exchange) -> bool {
-    request.values(AUTHORIZATION.as_str()).any(|value| token.is_in(value))
 }
 
 /// Whether a page without TLS opens a WebSocket.

@@ -96,7 +96,7 @@ async fn a_decision_has_all_that_the_gateway_does() {
         "timeout": {"connect": 6.0, "send": 300.0, "read": 300.0},
         "cache": {
             "seconds": 10.0,
-            "headers": ["host", "origin", "x-userinfo"],
+            "headers": ["authorization", "host", "origin", "x-access-token", "x-userinfo"],
             "presence": ["x-access-token", "x-forwarded-preferred-username", "x-id-token",
                          "x-kube-coders-stamp", "x-raw-id-token", "x-refresh-token", "x-userinfo"],
             "navigation": false,
@@ -358,7 +358,7 @@ async fn call_shows_where_a_request_goes() {
         lines,
         [
             "go on to http://code-bob.test:8443 directly, at 10.0.0.2",
-            "  may be cached for 10 s by host, origin, x-userinfo, whether x-access-token is there, whether x-forwarded-preferred-username is there, whether x-id-token is there, whether x-kube-coders-stamp is there, whether x-raw-id-token is there, whether x-refresh-token is there, whether x-userinfo is there",
+            "  may be cached for 10 s by authorization, host, origin, x-access-token, x-userinfo, whether x-access-token is there, whether x-forwarded-preferred-username is there, whether x-id-token is there, whether x-kube-coders-stamp is there, whether x-raw-id-token is there, whether x-refresh-token is there, whether x-userinfo is there",
             "  remove x-userinfo",
             "  set x-forwarded-user: bob"
         ]

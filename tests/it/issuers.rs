@@ -235,6 +235,48 @@ async fn a_key_that_is_new_is_fetched_once_for_all_who_need_it() {
     assert_eq!(issuer.asked("/keys"), 2);
 }
 
+/// A token that was believed a moment ago is not believed once its key has left the set.
+#[tokio::test]
+async fn a_withdrawn_key_ends_the_memory_of_its_tokens() {
+    let (house, issuer) = (House::new().await, Issuer::start(&rsa()).await);
+    let identity = identity(&issuer);
+    let old = issuer.token("alice");
+    assert_eq!(house.ask(&identity, &old).await, "alice");
+    let next = Signer::new("ec-2", Algorithm::ES256);
+    issuer.set_signers(std::slice::from_ref(&next));
+    // A key that the runner does not know makes it ask.
+    assert_eq!(house.ask(&identity, &next.token(&claims(&issuer.url(), "alice"))).await, "alice");
+    assert_eq!(house.ask(&identity, &old).await, "token-invalid");
+}
+
+#[tokio::test]
+async fn an_authorization_of_the_issuer_reaches_no_workspace_and_another_one_does() {
+    let (house, issuer) = (House::new().await, Issuer::start(&rsa()).await);
+    let token = issuer.token("alice");
+    let other = Signer::rsa().token(&claims("https://elsewhere.test", "alice"));
+    let access = issuer.token("somebody-else");
+    for (authorization, access_token, passes) in [
+        (format!("Bearer {token}"), "", false),
+        (format!("Bearer {access}"), "", false),
+        (format!("bearer  {access}"), "", false),
+        ("Bearer opaque".to_owned(), "opaque", false),
+        ("Bearer opaque".to_owned(), "other", true),
+        (format!("Bearer {other}"), "", true),
+        ("Basic YTpi".to_owned(), "", true),
+    ] {
+        let mut asked = request(&token).header("Authorization", &authorization);
+        if !access_token.is_empty() {
+            asked = asked.added_header("X-Access-Token", access_token);
+        }
+        let outcome = house.outcome(&identity(&issuer), &asked).await;
+        assert_eq!(said(&outcome), "alice");
+        let Outcome::Forward(forwarded) = outcome else { unreachable!() };
+        let expected = passes.then_some(authorization.as_bytes());
+        assert_eq!(forwarded.header("authorization"), expected, "{authorization} {access_token}");
+        assert_eq!(forwarded.header("x-access-token"), None);
+    }
+}
+
 #[tokio::test]
 async fn tokens_of_others_never_make_us_ask() {
     let (house, issuer) = (House::new().await, Issuer::start(&rsa()).await);

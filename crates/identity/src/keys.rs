@@ -11,25 +11,28 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, RwLock, Weak};
 use std::time::Duration;
 
-use jsonwebtoken::DecodingKey;
 use reqwest::dns::Resolve;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
-pub use self::set::KeySet;
+pub use self::set::{KeySet, KeyStatus};
 use super::claims::Claims;
 use super::locks::{lock, read_lock, write_lock};
 use super::token::{Token, TokenError};
 use fetch::FetchError;
 pub use fetch::{CaFileError, Fetched, Source, read_ca_file};
+use set::Key;
 
-/// How long keys are kept before the issuer is asked again.
-const REFRESH: Duration = Duration::from_secs(5 * 60);
+/// How long keys are kept before the issuer is asked again. A withdrawn key is believed for at
+/// most 5 minutes: this time, 10 s for a fetch, [`WITHDRAWAL_TIME`] and the pause before the
+/// fetch after it if the whole set is gone, and 10 s in a gateway that caches decisions.
+const REFRESH: Duration = Duration::from_secs(3 * 60);
 
-/// How long the last good keys serve while the issuer is away.
-const MAX_AGE: Duration = Duration::from_secs(24 * 60 * 60);
+/// How long an issuer must go on saying that it has no keys until it is believed. A mistake, as
+/// in a deployment of the issuer, is not to lock all users out.
+const WITHDRAWAL_TIME: Duration = Duration::from_secs(60);
 
 /// How often unknown keys may make us ask the issuer.
 const UNKNOWN_KEY_PAUSE: Duration = Duration::from_secs(10);
@@ -57,14 +60,21 @@ const MAX_WAITING: usize = 1024;
 ///
 /// /// Two confs with the same source share the keys and the requests for them.
 /// fn issuers_of(confs: &[Source], names: &Arc<dyn Resolve>) -> Vec<Arc<Issuer>> {
-///     let issuers = Issuers::default();
+///     let issuers = Issuers::new(std::time::Duration::from_secs(3600));
 ///     confs.iter().map(|source| issuers.get(source, names)).collect()
 /// }
 /// ```
-#[derive(Default)]
-pub struct Issuers(Mutex<HashMap<Source, Weak<Issuer>>>);
+pub struct Issuers {
+    known: Mutex<HashMap<Source, Weak<Issuer>>>,
+    max_age: Duration,
+}
 
 impl Issuers {
+    /// No issuers yet. Keys serve for `max_age` while their issuer does not answer.
+    pub fn new(max_age: Duration) -> Self {
+        Self { known: Mutex::default(), max_age }
+    }
+
     /// The issuer of this source. Its keys are fetched and renewed as long as a returned
     /// value exists.
     ///
@@ -72,7 +82,7 @@ impl Issuers {
     ///
     /// Outside of a tokio runtime.
     pub fn get(&self, source: &Source, names: &Arc<dyn Resolve>) -> Arc<Issuer> {
-        let mut issuers = lock(&self.0);
+        let mut issuers = lock(&self.known);
         issuers.retain(|_, issuer| issuer.strong_count() > 0);
         if let Some(issuer) = issuers.get(source).and_then(Weak::upgrade) {
             return issuer;
@@ -93,7 +103,7 @@ impl Issuers {
                 Ok(keys)
             }
         };
-        let issuer = Arc::new(Issuer::start(source.issuer.clone(), fetch));
+        let issuer = Arc::new(Issuer::start(source.issuer.clone(), self.max_age, fetch));
         issuers.insert(source.clone(), Arc::downgrade(&issuer));
         issuer
     }
@@ -113,7 +123,7 @@ impl Issuers {
 /// let issuer = Issuer::of_keys(key_set(std::slice::from_ref(&signer)));
 /// let text = signer.token(&serde_json::json!({"sub": "alice"}));
 /// let token = Token::decode(text.as_bytes(), &Wanted::new([])).map_err(VerifyError::Token)?;
-/// assert_eq!(issuer.verify(token).await?.subject(), "alice");
+/// assert_eq!(issuer.verify(token).await?.claims.subject(), "alice");
 /// # Ok::<(), VerifyError>(())
 /// # }).unwrap();
 /// ```
@@ -127,6 +137,8 @@ pub struct Issuer {
 
 struct IssuerState {
     keys: RwLock<Option<Known>>,
+    /// How long keys serve while the issuer does not answer.
+    max_age: Duration,
     progress: watch::Sender<Progress>,
     demand: Mutex<Demand>,
     demanded: Notify,
@@ -156,6 +168,24 @@ struct Demand {
     fetch: u64,
 }
 
+/// The claims of a token whose signature is right.
+///
+/// ```
+/// use kube_coders_identity::keys::SignedClaims;
+///
+/// /// Whether a remembered token is still good by its key.
+/// fn is_good(signed: &SignedClaims) -> bool {
+///     !signed.key.is_withdrawn()
+/// }
+/// ```
+#[derive(Debug)]
+pub struct SignedClaims {
+    /// The claims.
+    pub claims: Claims,
+    /// Whether the issuer still publishes the key that signed them.
+    pub key: KeyStatus,
+}
+
 /// Why a token's signature can't be checked or is wrong.
 ///
 /// ```
@@ -176,13 +206,14 @@ pub enum VerifyError {
 
 impl Issuer {
     /// Keeps the keys that are fetched this way.
-    fn start<F, K>(name: Box<str>, fetch: F) -> Self
+    fn start<F, K>(name: Box<str>, max_age: Duration, fetch: F) -> Self
     where
         F: Fn() -> K + Send + 'static,
         K: Future<Output = Result<KeySet, FetchError>> + Send + 'static,
     {
         let shared = Arc::new(IssuerState {
             keys: RwLock::new(None),
+            max_age,
             progress: watch::Sender::new(Progress::default()),
             demand: Mutex::default(),
             demanded: Notify::new(),
@@ -194,16 +225,16 @@ impl Issuer {
     /// An issuer `https://a` with a fixed set of keys, which are not fetched: for tests
     /// without a network.
     pub fn of_keys(json: String) -> Self {
-        Self::start("https://a".into(), move || {
+        Self::start("https://a".into(), Duration::MAX, move || {
             let keys = KeySet::decode(json.as_bytes());
             async move { keys.map_err(|_| FetchError::Silent) }
         })
     }
 
     /// The claims of a token that this issuer signed.
-    pub async fn verify(&self, token: Token<'_>) -> Result<Claims, VerifyError> {
+    pub async fn verify(&self, token: Token<'_>) -> Result<SignedClaims, VerifyError> {
         match self.try_verify(token) {
-            Ok(claims) => Ok(claims),
+            Ok(signed) => Ok(signed),
             Err(Tried::Wrong(token)) if token.key_id.is_some() => {
                 Err(VerifyError::Token(TokenError::Signature))
             }
@@ -215,7 +246,7 @@ impl Issuer {
         }
     }
 
-    fn try_verify<'t>(&self, token: Token<'t>) -> Result<Claims, Tried<'t>> {
+    fn try_verify<'t>(&self, token: Token<'t>) -> Result<SignedClaims, Tried<'t>> {
         match self.shared.good_keys() {
             Some(keys) => verify_with(&keys.candidates(&token), token),
             None => Err(Tried::NoKey(token)),
@@ -223,7 +254,11 @@ impl Issuer {
     }
 
     /// Waits for a fetch that started after the key was found missing, if one is due.
-    async fn wait_and_verify(&self, mut token: Token<'_>, until: Instant) -> Result<Claims, VerifyError> {
+    async fn wait_and_verify(
+        &self,
+        mut token: Token<'_>,
+        until: Instant,
+    ) -> Result<SignedClaims, VerifyError> {
         let _place = self.waiting.try_acquire().map_err(|_| VerifyError::KeysUnavailable)?;
         let mut progress = self.shared.progress.subscribe();
         let fetch = self.shared.demand();
@@ -231,7 +266,7 @@ impl Issuer {
             let seen = *progress.borrow_and_update();
             let error;
             (token, error) = match self.try_verify(token) {
-                Ok(claims) => return Ok(claims),
+                Ok(signed) => return Ok(signed),
                 Err(Tried::Wrong(token)) => (token, TokenError::Signature),
                 Err(Tried::NoKey(token)) => (token, TokenError::UnknownKey),
             };
@@ -263,10 +298,10 @@ impl Issuer {
 /// let keys = KeySet::decode(key_set(&signers[..1]).as_bytes()).expect("a set of keys");
 /// let text = signers[1].token(&serde_json::json!({"sub": "alice"}));
 /// let token = Token::decode(text.as_bytes(), &Wanted::new([]))?;
-/// assert_eq!(verify_with_set(&keys, token), Err(TokenError::UnknownKey));
+/// assert_eq!(verify_with_set(&keys, token).err(), Some(TokenError::UnknownKey));
 /// # Ok::<(), TokenError>(())
 /// ```
-pub fn verify_with_set(keys: &KeySet, token: Token<'_>) -> Result<Claims, TokenError> {
+pub fn verify_with_set(keys: &KeySet, token: Token<'_>) -> Result<SignedClaims, TokenError> {
     verify_with(&keys.candidates(&token), token).map_err(|tried| match tried {
         Tried::Wrong(_) => TokenError::Signature,
         Tried::NoKey(_) => TokenError::UnknownKey,
@@ -279,13 +314,13 @@ enum Tried<'t> {
     NoKey(Token<'t>),
 }
 
-fn verify_with<'t>(keys: &[&DecodingKey], mut token: Token<'t>) -> Result<Claims, Tried<'t>> {
+fn verify_with<'t>(keys: &[&Key], mut token: Token<'t>) -> Result<SignedClaims, Tried<'t>> {
     if keys.is_empty() {
         return Err(Tried::NoKey(token));
     }
     for key in keys {
-        token = match token.verify(key) {
-            Ok(claims) => return Ok(claims),
+        token = match token.verify(&key.decoding) {
+            Ok(claims) => return Ok(SignedClaims { claims, key: key.status.clone() }),
             Err(token) => token,
         };
     }
@@ -296,7 +331,10 @@ impl IssuerState {
     /// The last keys, unless they are too old to be believed.
     fn good_keys(&self) -> Option<Arc<KeySet>> {
         let known = read_lock(&self.keys);
-        known.as_ref().filter(|known| known.since.elapsed() < MAX_AGE).map(|known| Arc::clone(&known.keys))
+        known
+            .as_ref()
+            .filter(|known| known.since.elapsed() < self.max_age)
+            .map(|known| Arc::clone(&known.keys))
     }
 
     /// Asks for a fetch, unless one was demanded just now, and says which fetch
@@ -317,6 +355,37 @@ impl IssuerState {
     }
 }
 
+impl IssuerState {
+    fn replace_keys(&self, mut keys: KeySet) {
+        let mut known = write_lock(&self.keys);
+        if let Some(older) = &*known {
+            keys.replace(&older.keys);
+        }
+        let _older = known.replace(Known { keys: Arc::new(keys), since: Instant::now() });
+    }
+
+    /// The issuer answered, and has no keys. It is believed once it has said so for a while.
+    fn say_without_keys(&self, issuer: &str, error: &FetchError, since: &mut Option<Instant>) {
+        let is_first = since.is_none();
+        let since = since.get_or_insert_with(Instant::now);
+        if self.good_keys().is_none() {
+            return;
+        }
+        if since.elapsed() >= WITHDRAWAL_TIME {
+            if let Some(known) = write_lock(&self.keys).take() {
+                known.keys.withdraw();
+            }
+            error!(%issuer, %error, "the issuer still has no keys: its old keys are withdrawn");
+        } else if is_first {
+            let seconds = WITHDRAWAL_TIME.as_secs();
+            error!(
+                %issuer, %error,
+                "the issuer has no keys any more: its old keys are withdrawn if it says so for {seconds} s"
+            );
+        }
+    }
+}
+
 /// Asks the issuer for its keys, again and again.
 async fn keep<F, K>(issuer: Box<str>, fetch: F, shared: Arc<IssuerState>)
 where
@@ -324,6 +393,8 @@ where
     K: Future<Output = Result<KeySet, FetchError>>,
 {
     let mut retry = FIRST_RETRY;
+    // Since when the issuer says that it has no keys.
+    let mut empty_since = None;
     loop {
         shared.progress.send_modify(|progress| progress.started += 1);
         let fetched = fetch().await;
@@ -331,12 +402,14 @@ where
         let pause = match fetched {
             Ok(keys) => {
                 info!(%issuer, keys = keys.len(), "keys fetched");
-                let known = Known { keys: Arc::new(keys), since: Instant::now() };
-                let _old = write_lock(&shared.keys).replace(known);
-                retry = FIRST_RETRY;
+                shared.replace_keys(keys);
+                (retry, empty_since) = (FIRST_RETRY, None);
                 REFRESH
             }
             Err(error) => {
+                if error.is_without_keys() {
+                    shared.say_without_keys(&issuer, &error, &mut empty_since);
+                }
                 warn!(%issuer, %error, again = ?retry, "keys not fetched");
                 let next = (retry * 2).min(LAST_RETRY);
                 std::mem::replace(&mut retry, next)
@@ -376,6 +449,8 @@ mod tests {
     #[derive(Clone)]
     enum Says {
         Keys(Vec<Signer>),
+        /// A set without keys.
+        NoKeys,
         Failure,
         Nothing,
     }
@@ -395,12 +470,16 @@ mod tests {
 
         fn start(&self) -> Issuer {
             let script = self.clone();
-            Issuer::start("https://a".into(), move || {
+            Issuer::start("https://a".into(), MAX_AGE, move || {
                 script.asked.fetch_add(1, Ordering::SeqCst);
                 let says = script.says.lock().unwrap().clone();
                 async move {
                     match says {
                         Says::Keys(keys) => Ok(KeySet::decode(key_set(&keys).as_bytes()).unwrap()),
+                        Says::NoKeys => Err(FetchError::Keys {
+                            url: "https://a/keys".parse().unwrap(),
+                            error: KeySet::decode(br#"{"keys": []}"#).err().unwrap(),
+                        }),
                         Says::Failure => Err(FetchError::Silent),
                         Says::Nothing => {
                             // As long as a fetch may take.
@@ -416,20 +495,21 @@ mod tests {
     async fn verify(issuer: &Issuer, signer: &Signer) -> Result<String, VerifyError> {
         let text = signer.token(&claims("https://a", "alice"));
         let token = Token::decode(text.as_bytes(), &Wanted::new([])).unwrap();
-        issuer.verify(token).await.map(|claims| claims.subject().to_owned())
+        issuer.verify(token).await.map(|signed| signed.claims.subject().to_owned())
     }
 
     async fn verify_without_name(issuer: &Issuer, signer: &Signer) -> Result<String, VerifyError> {
         let claims = claims("https://a", "alice").to_string();
         let text = signer.token_with(&serde_json::json!({"alg": "ES256"}), &claims);
         let token = Token::decode(text.as_bytes(), &Wanted::new([])).unwrap();
-        issuer.verify(token).await.map(|claims| claims.subject().to_owned())
+        issuer.verify(token).await.map(|signed| signed.claims.subject().to_owned())
     }
 
     fn two() -> (Signer, Signer) {
         (Signer::new("1", Algorithm::ES256), Signer::new("2", Algorithm::ES256))
     }
 
+    const MAX_AGE: Duration = Duration::from_secs(3600);
     const UNKNOWN: Result<String, VerifyError> = Err(VerifyError::Token(TokenError::UnknownKey));
     const UNAVAILABLE: Result<String, VerifyError> = Err(VerifyError::KeysUnavailable);
 
@@ -438,18 +518,77 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn keys_are_fetched_again_every_five_minutes() {
+    async fn keys_are_fetched_again_every_three_minutes() {
         let (one, two) = two();
         let script = Script::new(Says::Keys(vec![one.clone()]));
         let issuer = script.start();
         assert_eq!(verify(&issuer, &one).await, alice());
         script.say(Says::Keys(vec![two.clone()]));
-        sleep(Duration::from_secs(299)).await;
+        sleep(Duration::from_secs(179)).await;
         assert_eq!((script.asked(), verify(&issuer, &one).await), (1, alice()));
         sleep(Duration::from_secs(2)).await;
         assert_eq!(script.asked(), 2);
         assert_eq!(verify(&issuer, &two).await, alice());
         assert_eq!(verify(&issuer, &one).await, UNKNOWN, "a key that the issuer withdrew");
+    }
+
+    /// Whether a token that this key signed is still good by it.
+    async fn status(issuer: &Issuer, signer: &Signer) -> KeyStatus {
+        let text = signer.token(&claims("https://a", "alice"));
+        let token = Token::decode(text.as_bytes(), &Wanted::new([])).unwrap();
+        issuer.verify(token).await.unwrap().key
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_that_leaves_the_set_is_withdrawn_and_the_others_are_not() {
+        let (one, two) = two();
+        let script = Script::new(Says::Keys(vec![one.clone(), two.clone()]));
+        let issuer = script.start();
+        let (first, second) = (status(&issuer, &one).await, status(&issuer, &two).await);
+        script.say(Says::Keys(vec![two.clone()]));
+        sleep(REFRESH + Duration::from_secs(1)).await;
+        assert_eq!((first.is_withdrawn(), second.is_withdrawn()), (true, false));
+        // Another key of the same name is another key.
+        script.say(Says::Keys(vec![Signer::new("2", Algorithm::ES256)]));
+        sleep(REFRESH).await;
+        assert!(second.is_withdrawn());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_set_that_is_gone_withdraws_its_keys_once_the_issuer_has_said_so_for_a_minute() {
+        let (one, _) = two();
+        let script = Script::new(Says::Keys(vec![one.clone()]));
+        let issuer = script.start();
+        let key = status(&issuer, &one).await;
+        let start = Instant::now();
+        script.say(Says::NoKeys);
+        sleep(REFRESH + WITHDRAWAL_TIME - Duration::from_secs(1)).await;
+        assert_eq!((verify(&issuer, &one).await, key.is_withdrawn()), (alice(), false));
+        sleep(LAST_RETRY + Duration::from_secs(1)).await;
+        assert_eq!((verify(&issuer, &one).await, key.is_withdrawn()), (UNAVAILABLE, true));
+        assert!(start.elapsed() < Duration::from_secs(270), "{:?}", start.elapsed());
+        script.say(Says::Keys(vec![one.clone()]));
+        sleep(LAST_RETRY).await;
+        assert_eq!(verify(&issuer, &one).await, alice());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_set_that_was_gone_for_a_moment_withdraws_nothing() {
+        let (one, _) = two();
+        let script = Script::new(Says::Keys(vec![one.clone()]));
+        let issuer = script.start();
+        let key = status(&issuer, &one).await;
+        for _ in 0..3 {
+            let asked = script.asked();
+            script.say(Says::NoKeys);
+            while script.asked() == asked {
+                sleep(Duration::from_secs(1)).await;
+            }
+            sleep(WITHDRAWAL_TIME - LAST_RETRY).await;
+            script.say(Says::Keys(vec![one.clone()]));
+            sleep(LAST_RETRY).await;
+            assert_eq!((verify(&issuer, &one).await, key.is_withdrawn()), (alice(), false));
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -470,15 +609,15 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_last_good_keys_serve_for_a_day() {
+    async fn the_last_good_keys_serve_for_a_time_while_the_issuer_is_silent() {
         let (one, two) = two();
         let script = Script::new(Says::Keys(vec![one.clone()]));
         let issuer = script.start();
         assert_eq!(verify(&issuer, &one).await, alice());
         script.say(Says::Failure);
-        sleep(Duration::from_secs(24 * 3600 - 60)).await;
+        sleep(MAX_AGE - Duration::from_secs(60)).await;
         assert_eq!(verify(&issuer, &one).await, alice());
-        assert_eq!(verify(&issuer, &two).await, UNAVAILABLE, "nobody can say whether it is new");
+        assert_eq!(verify(&issuer, &two).await, UNAVAILABLE, "only the issuer knows whether it is new");
         sleep(Duration::from_secs(60)).await;
         assert_eq!(verify(&issuer, &one).await, UNAVAILABLE);
         script.say(Says::Keys(vec![one.clone()]));
@@ -574,7 +713,7 @@ mod tests {
             allow_http,
             ca_file: None,
         };
-        let issuers = Issuers::default();
+        let issuers = Issuers::new(MAX_AGE);
         let one = issuers.get(&source(true), &names);
         assert!(Arc::ptr_eq(&one, &issuers.get(&source(true), &names)));
         assert!(!Arc::ptr_eq(&one, &issuers.get(&source(false), &names)));

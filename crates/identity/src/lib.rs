@@ -47,6 +47,7 @@ pub mod template;
 pub mod login_link;
 pub mod config;
 mod digits;
+mod json_object;
 mod locks;
 pub mod pem_file;
 #[cfg(fuzzing)]

@@ -11,11 +11,12 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::Algorithm;
-use serde::Deserialize;
 use serde::de::IgnoredAny;
+use serde::{Deserialize, Deserializer};
 use thiserror::Error;
 
 use super::claims::{self, Claim, Claims, ClaimsError, Wanted};
+use super::json_object::object_from_slice;
 
 /// How long a token may be, in bytes: as long as a userinfo.
 pub const MAX_TOKEN: usize = 16 * 1024;
@@ -90,7 +91,7 @@ pub struct Expected {
 /// assert_eq!(token.key_id.as_deref(), Some("key-1"), "as the token claims");
 ///
 /// let keys = KeySet::decode(key_set(&[signer]).as_bytes()).expect("a set of keys");
-/// assert_eq!(verify_with_set(&keys, token)?.subject(), "alice");
+/// assert_eq!(verify_with_set(&keys, token)?.claims.subject(), "alice");
 /// # Ok::<(), kube_coders_identity::token::TokenError>(())
 /// ```
 #[derive(Debug)]
@@ -117,6 +118,33 @@ struct Header {
     crit: Option<IgnoredAny>,
 }
 
+/// The claims that say what a token is for.
+#[derive(Deserialize)]
+struct TokenPurpose {
+    /// Keycloak's kind of token, which has the same `typ` in its header for all kinds.
+    #[serde(default)]
+    typ: Option<String>,
+    /// A logout token or another security event (RFC 8417, section 2.2).
+    #[serde(default, deserialize_with = "is_there")]
+    events: bool,
+}
+
+fn is_there<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    IgnoredAny::deserialize(deserializer).map(|_| true)
+}
+
+impl TokenPurpose {
+    /// Refresh, logout and action tokens, and others that Keycloak may come to have, identify
+    /// no user.
+    fn check(&self) -> Result<(), TokenError> {
+        let is_identity = |typ: &str| {
+            ["Bearer", "ID"].iter().any(|known| typ.eq_ignore_ascii_case(known)) || is_token_type(typ)
+        };
+        let is_known = self.typ.as_deref().is_none_or(is_identity);
+        if is_known && !self.events { Ok(()) } else { Err(TokenError::Purpose) }
+    }
+}
+
 impl<'t> Token<'t> {
     /// Reads a token without checking anything that takes a key or a clock.
     pub fn decode(text: &'t [u8], wanted: &Wanted) -> Result<Self, TokenError> {
@@ -135,6 +163,8 @@ impl<'t> Token<'t> {
         }
         let json = URL_SAFE_NO_PAD.decode(payload).map_err(|_| TokenError::Payload)?;
         let claims = claims::decode(&json, wanted)?;
+        let purpose: TokenPurpose = object_from_slice(&json).map_err(|_| TokenError::Purpose)?;
+        purpose.check()?;
         let message = &text.as_bytes()[..text.len() - signature.len() - 1];
         Ok(Self { algorithm, key_id: header.kid, claims, message, signature })
     }
@@ -200,6 +230,31 @@ impl Expected {
     }
 }
 
+/// Whether a text has a token in it that names this issuer. No signature is checked: use it
+/// only to keep a token from others, never to believe it.
+///
+/// ```
+/// use kube_coders_identity::token::has_token_of;
+/// use kube_coders_test_support::{Signer, claims};
+///
+/// let signer = Signer::new("key-1", jsonwebtoken::Algorithm::ES256);
+/// let value = format!("Bearer {}", signer.token(&claims("https://id.example.com", "alice")));
+/// assert!(has_token_of(value.as_bytes(), "https://id.example.com"));
+/// assert!(!has_token_of(value.as_bytes(), "https://other.example.com"));
+/// ```
+pub fn has_token_of(text: &[u8], issuer: &str) -> bool {
+    #[derive(Deserialize)]
+    struct Issued {
+        iss: String,
+    }
+    let is_between = |byte: &u8| !byte.is_ascii_alphanumeric() && !b"-_.".contains(byte);
+    text.split(is_between).any(|word| {
+        let payload = word.split(|byte| *byte == b'.').nth(1).unwrap_or_default();
+        let json = URL_SAFE_NO_PAD.decode(payload).unwrap_or_default();
+        object_from_slice::<Issued>(&json).is_ok_and(|issued| issued.iss == issuer)
+    })
+}
+
 /// Cuts a token at its dots.
 fn parts(text: &str) -> Result<(&str, &str, &str), TokenError> {
     let mut parts = text.split('.');
@@ -213,9 +268,7 @@ fn parts(text: &str) -> Result<(&str, &str, &str), TokenError> {
 
 fn decode_header(text: &str) -> Result<Header, TokenError> {
     let json = URL_SAFE_NO_PAD.decode(text).map_err(|_| TokenError::Opaque)?;
-    // Serde's JSON does not look into the strings that it reads over.
-    let json = str::from_utf8(&json).map_err(|_| TokenError::Header)?;
-    serde_json::from_str(json).map_err(|_| TokenError::Header)
+    object_from_slice(&json).map_err(|_| TokenError::Header)
 }
 
 /// Whether this type of token identifies a user: other types are signed with
@@ -264,6 +317,12 @@ pub enum TokenError {
     /// The token has another purpose than to identify a user.
     #[error("the token's `typ` is neither JWT nor at+jwt")]
     Type,
+    /// The token is a refresh, logout or action token, or a security event, which the issuer
+    /// signs with the same keys.
+    #[error(
+        "the token has `events` or a claim `typ` other than Bearer, ID, JWT and at+jwt, so it is no access or ID token"
+    )]
+    Purpose,
     /// The second part can't be decoded.
     #[error("the token's payload is not base64url")]
     Payload,
@@ -353,14 +412,40 @@ mod tests {
     }
 
     #[test]
+    fn a_token_of_the_issuer_is_found_wherever_it_is() {
+        let token = text(r#"{"alg":"none"}"#, r#"{"iss":"https://a","sub":"x"}"#);
+        for value in [
+            token.clone(),
+            format!("Bearer {token}"),
+            format!("bearer  {token} "),
+            format!("DPoP {token}"),
+            format!("Token token=\"{token}\", realm=x"),
+            format!("Basic eDp5, Bearer {token}"),
+        ] {
+            assert!(has_token_of(value.as_bytes(), "https://a"), "{value}");
+        }
+        let other = text(r#"{"alg":"none"}"#, r#"{"iss":"https://a/b"}"#);
+        for value in ["", "Basic eDp5", "Bearer a.b.c", "Bearer abc", "Bearer ..", &other] {
+            assert!(!has_token_of(value.as_bytes(), "https://a"), "{value}");
+        }
+    }
+
+    #[test]
     fn what_is_no_token_is_refused() {
         for opaque in ["", "abc", "a.b", "a.b.c.d", "a.b.c.d.e.f", "e30", "!!!.e30.AAAA"] {
             refused(opaque, TokenError::Opaque);
         }
         refused("a.b.c.d.e", TokenError::Encrypted);
-        for header in
-            ["", "7", "{}", r#"{"alg":7}"#, r#"{"alg":"RS256","alg":"RS256"}"#, r#"{"alg":"RS256","kid":7}"#]
-        {
+        for header in [
+            "",
+            "7",
+            "{}",
+            r#"["RS256"]"#,
+            r#"["RS256","1",null,null]"#,
+            r#"{"alg":7}"#,
+            r#"{"alg":"RS256","alg":"RS256"}"#,
+            r#"{"alg":"RS256","kid":7}"#,
+        ] {
             refused(&text(header, "{}"), TokenError::Header);
         }
         refused(&text(r#"{"alg":"RS256","crit":[]}"#, "{}"), TokenError::Critical);
@@ -372,6 +457,32 @@ mod tests {
             assert!(Token::decode(text.as_bytes(), &wanted()).is_ok(), "{typ}");
         }
         refused(&text(r#"{"alg":"RS256"}"#, "[]"), ClaimsError::NotObject.into());
+        refused(&text(r#"{"alg":"RS256"}"#, r#"["ID"]"#), ClaimsError::NotObject.into());
+        for purpose in [
+            r#"{"sub":"a","typ":"Refresh"}"#,
+            r#"{"sub":"a","typ":"Offline"}"#,
+            r#"{"sub":"a","typ":"Logout"}"#,
+            r#"{"sub":"a","typ":"execute-actions"}"#,
+            r#"{"sub":"a","typ":"RegistrationAccessToken"}"#,
+            r#"{"sub":"a","typ":"logout+jwt"}"#,
+            r#"{"sub":"a","typ":""}"#,
+            r#"{"sub":"a","typ":7}"#,
+            r#"{"sub":"a","typ":["ID"]}"#,
+            r#"{"sub":"a","typ":"ID","typ":"ID"}"#,
+            r#"{"sub":"a","typ":"ID","events":{}}"#,
+            r#"{"sub":"a","events":null}"#,
+            r#"{"events":{"http://schemas.openid.net/event/backchannel-logout":{}},"sub":"a"}"#,
+        ] {
+            refused(&text(r#"{"alg":"RS256","typ":"JWT"}"#, purpose), TokenError::Purpose);
+        }
+        for purpose in
+            ["{}", r#"{"typ":"ID"}"#, r#"{"typ":"Bearer"}"#, r#"{"typ":null}"#, r#"{"typ":"at+jwt"}"#]
+        {
+            assert!(
+                Token::decode(text(r#"{"alg":"RS256"}"#, purpose).as_bytes(), &wanted()).is_ok(),
+                "{purpose}"
+            );
+        }
         refused("eyJhbGciOiJSUzI1NiJ9.e3==.AAAA", TokenError::Payload);
         refused(&"a".repeat(MAX_TOKEN + 1), TokenError::TooLong);
     }

@@ -12,6 +12,7 @@ use thiserror::Error;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
+use super::super::json_object::object_from_slice;
 use super::super::pem_file::read_pem_file;
 use super::set::{KeySet, KeySetError};
 
@@ -112,6 +113,26 @@ pub enum FetchError {
     Silent,
 }
 
+impl FetchError {
+    /// Whether the issuer answered, and the answer has no usable keys. Otherwise there was no
+    /// answer: the network, or a server that reports a fault of its own.
+    pub fn is_without_keys(&self) -> bool {
+        match self {
+            Self::Status { status, .. } => {
+                // Of those, 408, 425 and 429 ask to try again later.
+                (300..500).contains(status) && !matches!(status, 408 | 425 | 429)
+            }
+            Self::Request { error, .. } => error.is_redirect(),
+            Self::TooLong { .. }
+            | Self::NoDiscovery(_)
+            | Self::NoUrl(_)
+            | Self::WithoutTls(_)
+            | Self::Keys { .. } => true,
+            Self::CaFile(_) | Self::Client(_) | Self::Task | Self::Silent => false,
+        }
+    }
+}
+
 /// Why a file gives no certificates to trust.
 ///
 /// ```
@@ -169,7 +190,7 @@ impl Source {
         let client = spawn_blocking(move || source.client(&names)).await.map_err(|_| FetchError::Task)??;
         let document = self.get(&client, "discovery", &self.discovery).await?;
         let discovery: Discovery =
-            serde_json::from_slice(&document).map_err(|_| FetchError::NoDiscovery(self.discovery.clone()))?;
+            object_from_slice(&document).map_err(|_| FetchError::NoDiscovery(self.discovery.clone()))?;
         let url = Url::parse(&discovery.jwks_uri).map_err(|_| FetchError::NoUrl(self.discovery.clone()))?;
         let keys = self.get(&client, "keys", &url).await?;
         let keys = KeySet::decode(&keys).map_err(|error| FetchError::Keys { url, error })?;

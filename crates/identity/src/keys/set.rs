@@ -1,5 +1,8 @@
 //! The keys of an issuer, as its JWKS gives them (RFC 7517).
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::crypto::{CryptoProvider, aws_lc};
@@ -9,6 +12,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use thiserror::Error;
 
+use super::super::json_object::object_from_slice;
 use super::super::token::{Token, algorithm};
 
 /// How many keys of a set are kept: providers publish a handful.
@@ -31,12 +35,46 @@ const MIN_MODULUS: usize = 256;
 #[derive(Default)]
 pub struct KeySet(Vec<Key>);
 
-struct Key {
+/// One key of a set.
+pub(super) struct Key {
     id: Option<Box<str>>,
     kind: KeyKind,
     /// The one algorithm that the issuer uses it with, if it says so.
     only: Option<Algorithm>,
-    key: DecodingKey,
+    /// The key itself, to find it in the issuer's next set.
+    material: AlgorithmParameters,
+    pub(super) decoding: DecodingKey,
+    pub(super) status: KeyStatus,
+}
+
+/// Whether the issuer still publishes the key that signed a token. All copies say the same.
+///
+/// ```
+/// use jsonwebtoken::Algorithm;
+/// use kube_coders_identity::claims::Wanted;
+/// use kube_coders_identity::keys::{KeySet, verify_with_set};
+/// use kube_coders_identity::token::Token;
+/// use kube_coders_test_support::{Signer, key_set};
+///
+/// let signer = Signer::new("key-1", Algorithm::ES256);
+/// let text = signer.token(&serde_json::json!({"sub": "alice"}));
+/// let token = Token::decode(text.as_bytes(), &Wanted::new([]))?;
+/// let keys = KeySet::decode(key_set(&[signer]).as_bytes()).expect("a set of keys");
+/// assert!(!verify_with_set(&keys, token)?.key.is_withdrawn());
+/// # Ok::<(), kube_coders_identity::token::TokenError>(())
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct KeyStatus(Arc<AtomicBool>);
+
+impl KeyStatus {
+    /// Whether the issuer has withdrawn the key. Tokens that it signed are no longer good.
+    pub fn is_withdrawn(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn withdraw(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,7 +121,7 @@ struct Set {
 impl KeySet {
     /// Reads a JWKS. Keys for other purposes and of unknown kinds are left out.
     pub fn decode(json: &[u8]) -> Result<Self, KeySetError> {
-        let set: Set = serde_json::from_slice(json).map_err(|_| KeySetError::NoSet)?;
+        let set: Set = object_from_slice(json).map_err(|_| KeySetError::NoSet)?;
         let listed = set.keys.len();
         // Another crate in this program may have made both of its providers there,
         // and then jsonwebtoken would have none of its own accord.
@@ -101,15 +139,32 @@ impl KeySet {
     /// The keys that a token may be signed with, by its own word: those of its
     /// `kid`, or the only one for its algorithm if it names none (OpenID Connect
     /// Core 1.0, section 10.1).
-    pub fn candidates(&self, token: &Token<'_>) -> Vec<&DecodingKey> {
+    pub(super) fn candidates(&self, token: &Token<'_>) -> Vec<&Key> {
         let fitting = self.0.iter().filter(|key| key.fits(token.algorithm));
         match &token.key_id {
-            Some(id) => fitting.filter(|key| key.id.as_ref() == Some(id)).map(|key| &key.key).collect(),
+            Some(id) => fitting.filter(|key| key.id.as_ref() == Some(id)).collect(),
             None => {
-                let all: Vec<_> = fitting.map(|key| &key.key).collect();
+                let all: Vec<_> = fitting.collect();
                 if all.len() == 1 { all } else { Vec::new() }
             }
         }
+    }
+
+    /// Takes the place of an older set: keys of both keep their status, and the others of the
+    /// older one are withdrawn.
+    pub(super) fn replace(&mut self, older: &Self) {
+        for old in &older.0 {
+            let mut same = self.0.iter_mut().filter(|key| key.is_same(old)).peekable();
+            if same.peek().is_none() {
+                old.status.withdraw();
+            }
+            same.for_each(|key| key.status = old.status.clone());
+        }
+    }
+
+    /// Withdraws all keys.
+    pub(super) fn withdraw(&self) {
+        self.0.iter().for_each(|key| key.status.withdraw());
     }
 }
 
@@ -143,8 +198,14 @@ impl Key {
             Some(named) => Some(algorithm(&named.to_string())?),
             None => None,
         };
-        let key = DecodingKey::from_jwk(&jwk).ok()?;
-        Some(Self { id: jwk.common.key_id.map(Box::from), kind, only, key })
+        let decoding = DecodingKey::from_jwk(&jwk).ok()?;
+        let (id, material) = (jwk.common.key_id.map(Box::from), jwk.algorithm);
+        Some(Self { id, kind, only, material, decoding, status: KeyStatus::default() })
+    }
+
+    /// Whether the same tokens are good by both keys.
+    fn is_same(&self, other: &Self) -> bool {
+        self.id == other.id && self.only == other.only && self.material == other.material
     }
 
     fn fits(&self, algorithm: Algorithm) -> bool {
