@@ -11,6 +11,7 @@ mod issuer_names;
 mod request_headers;
 mod walk;
 mod trace;
+mod comparison;
 mod origin;
 mod memory;
 mod digest_cache;

@@ -18,7 +18,8 @@ pub(crate) struct Cli {
 pub(crate) enum Subcommands {
     /// Run the runner: the unix socket that the gateway calls, and the forwarder
     Run(Box<RunCommandArgs>),
-    /// Send one request to a running runner and print its decision
+    /// Send one request to a running runner and print its decision. The request's id is 0123456789abcdef0123456789abcdef,
+    /// so that the runner's log lines about it can be found
     Call(CallCommandArgs),
     /// Show step by step how user-upstream decides. Uses the network only with --online
     Explain(ExplainArgs),

@@ -12,6 +12,10 @@ use base64::engine::general_purpose::STANDARD;
 use crate::cli::arguments::CallCommandArgs;
 use crate::route::gateway;
 use crate::route::stamp::STAMP_HEADER;
+use crate::user_upstream::UserUpstream;
+use apisix_plugin_runner::PreparedPlugin;
+use apisix_plugin_runner::config::parse_conf;
+use kube_coders_identity::UserUpstreamConfig;
 
 /// Calls the runner once and prints its decision.
 pub(crate) async fn call(
@@ -24,10 +28,19 @@ pub(crate) async fn call(
         let claims = flag_text("--userinfo", claims)?;
         request = request.added_header("x-userinfo", STANDARD.encode(claims));
     }
-    ask(&gateway(path), path, (&args.plugin, &args.request.conf), &request, output, |forwarded| {
-        Some(note(forwarded))
-    })
-    .await
+    let asked = (&*args.plugin, &*args.request.conf);
+    let called = ask(&gateway(path), path, asked, &request, output, |forwarded| Some(note(forwarded))).await;
+    called.map_err(|error| error.with_reason(asked, conf_error))
+}
+
+/// Why a runner refuses a conf of `user-upstream`. What depends on the runner's settings and
+/// files is in its log alone.
+fn conf_error(plugin: &str, conf: &str) -> Option<String> {
+    let is_ours = plugin == <UserUpstream as PreparedPlugin>::NAME;
+    is_ours
+        .then(|| parse_conf::<UserUpstreamConfig>(conf.as_bytes()).err())
+        .flatten()
+        .map(|error| error.to_string())
 }
 
 /// What a choice contains in addition to the upstream; the stamp itself is not shown.

@@ -1,12 +1,12 @@
 //! The `kube-coders` command, and programs of other names that hold it.
 
 use std::ffi::OsString;
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use apisix_plugin_runner::command::{
-    CallCommandError, Environment, FAILED, LogWriter, Mistakes, NO, health, raise_open_files,
+    CLOSED_PIPE, CallCommandError, Environment, FAILED, LogWriter, Mistakes, NO, health, raise_open_files,
     with_default_socket,
 };
 use apisix_plugin_runner::listener::{GatewayProcess, Shutdown};
@@ -30,6 +30,9 @@ use kube_coders_identity::{HostTemplate, TemplateError};
 
 /// The name of the program in help, errors and versions.
 const NAME: &str = env!("CARGO_PKG_NAME");
+
+/// What `name` does when it can't write.
+const WRITING_NAMES: &str = "writing the names";
 
 /// How long a runtime waits for a plugin's code that blocks a thread.
 const BLOCKED: Duration = Duration::from_secs(1);
@@ -89,6 +92,19 @@ enum Failure {
     Io { doing: &'static str, error: std::io::Error },
 }
 
+impl Failure {
+    /// Whether the output's reader has gone, for example `head`.
+    fn is_closed_pipe(&self) -> bool {
+        match self {
+            Self::Call(error) => error.is_closed_pipe(),
+            Self::Explain(ExplainError::Write(error))
+            | Self::Check(CheckCommandError::Write(error))
+            | Self::Io { doing: WRITING_NAMES, error } => error.kind() == ErrorKind::BrokenPipe,
+            _ => false,
+        }
+    }
+}
+
 impl Program {
     /// The command as it is shipped.
     #[must_use]
@@ -112,6 +128,7 @@ impl Program {
     pub fn main(self) -> ExitCode {
         match self.execute() {
             Ok(code) => code,
+            Err(failure) if failure.is_closed_pipe() => ExitCode::from(CLOSED_PIPE),
             Err(Failure::Arguments(error)) => {
                 let _ = error.print();
                 ExitCode::from(if error.use_stderr() { FAILED } else { 0 })
@@ -277,6 +294,6 @@ fn print_names(template: &str, subjects: &[String]) -> Result<ExitCode, Failure>
     }
     std::io::stdout()
         .write_all(names.as_bytes())
-        .map_err(|error| Failure::Io { doing: "writing the names", error })?;
+        .map_err(|error| Failure::Io { doing: WRITING_NAMES, error })?;
     Ok(code)
 }

@@ -2,6 +2,7 @@
 
 use tokio::time::Instant;
 
+use super::comparison::comparison_text;
 use super::decision_error::DecisionError;
 use super::rejection::Rejection;
 use super::trace::{StepOutcome, Trace, found_text, quoted};
@@ -38,7 +39,13 @@ impl WorkspaceDecision {
                 trace.good("claim", || format!("`{path}` {}", found_text(claims.find(path))));
             }
         }
-        trace.check("policy", config.policy.decide(claims).map_err(DecisionError::from))?;
+        config.policy.decide(claims).map_err(|denied| {
+            let rejection = Rejection::from(DecisionError::from(denied));
+            trace.note(StepOutcome::Bad, "policy", || {
+                format!("{rejection}{}", comparison_text(&config.policy, denied, claims))
+            });
+            rejection
+        })?;
         trace.good("policy", || {
             if config.policy.is_empty() { "no rules, all users are admitted" } else { "admitted" }.to_owned()
         });

@@ -10,7 +10,7 @@ use kube_coders_identity::claims::{Claim, Found};
 const SHOWN_TEXT: usize = 200;
 
 /// How many values of a list are shown.
-const SHOWN_VALUES: usize = 8;
+pub(super) const SHOWN_VALUES: usize = 8;
 
 /// What a step came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -121,12 +121,46 @@ fn call_prints_the_decision() {
         printed.stdout
     );
 
-    let refused = kube_coders(&["call", "--listen-address", &address, "--conf", "{}"]);
-    assert_eq!(refused.code, Some(2));
-    assert_eq!(
-        refused.stderr,
-        "kube-coders: the runner refused the conf: its log says why, in a line with \"conf refused\"\n"
-    );
+    for (conf, plugin, reason) in [
+        ("{}", "user-upstream", "missing field `identity` (line 1, column 2)"),
+        ("[]", "user-upstream", "invalid type: list, expected an object (line 1, column 0)"),
+        // A plugin that this program does not have, and a conf that only its files make wrong.
+        ("{}", "other", "its log says why, in a line with \"conf refused\""),
+        (
+            r#"{"identity": {"trust": "verified", "issuer": "https://a", "audience": ["b"], "ca_file": "/nonexistent"},
+                "upstream": "http://code-{sub}:8443"}"#,
+            "user-upstream",
+            "its log says why, in a line with \"conf refused\"",
+        ),
+    ] {
+        let args = ["call", "--listen-address", &address, "--plugin", plugin, "--conf", conf];
+        let refused = kube_coders(&args);
+        assert_eq!(refused.code, Some(2));
+        assert_eq!(refused.stderr, format!("kube-coders: the runner refused the conf: {reason}\n"));
+    }
+}
+
+/// As in `kube-coders name … | head -1`.
+#[test]
+fn a_reader_that_goes_away_ends_a_command_without_a_word() {
+    let runner = Runner::start(&[]);
+    let address = listen_address(&runner.socket);
+    let conf = r#"{"identity": {"trust": "gateway"}, "upstream": "http://127.0.0.1:8443"}"#;
+    let claims = r#"{"sub": "alice"}"#;
+    let commands: [&[&str]; 4] = [
+        &["name", "alice"],
+        &["explain", "--conf", conf, "--userinfo", claims],
+        &["call", "--listen-address", &address, "--conf", conf, "--userinfo", claims],
+        &["check", "apisix-conf/standalone/apisix.yaml"],
+    ];
+    for args in commands {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = Command::new(BINARY);
+        let output = command.args(args).current_dir(root()).stdout(writer).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{args:?}");
+        assert_eq!(output.status.code(), Some(141), "{args:?}");
+    }
 }
 
 #[test]

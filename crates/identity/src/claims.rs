@@ -198,6 +198,16 @@ pub enum Claim {
     Other,
 }
 
+impl Claim {
+    /// The text of a claim that is one.
+    pub fn as_text(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+}
+
 /// The path of a claim: `sub`, or `resource_access.apisix.roles`.
 ///
 /// ```

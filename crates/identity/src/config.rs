@@ -227,9 +227,9 @@ mod tests {
     fn another_type_is_refused_without_its_content() {
         for (value, kind) in [
             ("\"s3cret\"", "string"),
-            ("7123", "integer"),
-            ("-7", "integer"),
-            ("1.5", "floating point"),
+            ("7123", "number"),
+            ("-7", "number"),
+            ("1.5", "number"),
             ("true", "boolean"),
             ("null", "null"),
         ] {
@@ -250,12 +250,12 @@ mod tests {
     #[test]
     fn a_list_is_no_object() {
         let gateway = r#""identity": {"trust": "gateway"}, "upstream": "http://a:1""#;
-        refused(&format!(r#"[{{{gateway}}}, "http://a:1"]"#), "invalid type: sequence, expected an object");
-        refused(r#"{"identity": ["gateway"]}"#, "identity: invalid type: sequence, expected an object");
+        refused(&format!(r#"[{{{gateway}}}, "http://a:1"]"#), "invalid type: list, expected an object");
+        refused(r#"{"identity": ["gateway"]}"#, "identity: invalid type: list, expected an object");
         for field in ["allow", "deny", "claims"] {
             refused(
                 &format!(r#"{{{gateway}, "{field}": []}}"#),
-                &format!("{field}: invalid type: sequence, expected an object"),
+                &format!("{field}: invalid type: list, expected an object"),
             );
         }
     }
@@ -292,7 +292,7 @@ mod tests {
         refused(&with(r#"{"read": "5"}"#), &format!("timeout.read: {unit}"));
         refused(&with(r#"{"send": "0s"}"#), "timeout.send: a timeout is between 1 ms and 1 day");
         refused(&with(r#"{"connect": "2days"}"#), "timeout.connect: a timeout is between 1 ms and 1 day");
-        refused(&with(r#"{"connect": 6}"#), "timeout.connect: invalid type: integer, expected a string");
+        refused(&with(r#"{"connect": 6}"#), "timeout.connect: invalid type: number, expected a string");
         refused(
             &with(r#"{"idle": "1s"}"#),
             "timeout.idle: unknown field, expected one of `connect`, `send`, `read`",

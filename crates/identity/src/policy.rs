@@ -220,6 +220,39 @@ impl Policy {
         paths
     }
 
+    /// The values that a rule lists, and the identity's own, which may be none.
+    ///
+    /// ```
+    /// use kube_coders_identity::claims::{Wanted, decode};
+    /// use kube_coders_identity::policy::{ClaimPaths, Denied, Policy, Rules};
+    ///
+    /// let allow: Rules = serde_json::from_str(r#"{"groups": ["/developers"]}"#).expect("rules");
+    /// let policy = Policy::new(allow, Rules::default(), ClaimPaths::default())?;
+    /// let claims = decode(br#"{"groups": ["developers"]}"#, &Wanted::new(["groups"])).expect("claims");
+    /// let listed = policy.listed(Denied::NoneOf("groups"), &claims);
+    /// assert_eq!(listed, (vec!["/developers"], vec!["developers"]));
+    /// # Ok::<(), String>(())
+    /// ```
+    pub fn listed<'p>(&'p self, denied: Denied, claims: &'p Claims) -> (Vec<&'p str>, Vec<&'p str>) {
+        let (rules, name) = match denied {
+            Denied::NoneOf(name) => (&self.allow, name),
+            Denied::OneOf(name) | Denied::Unreadable(name) => (&self.deny, name),
+        };
+        let Some((kind, Values(values))) = rules.iter().find(|(kind, _)| kind.name() == name) else {
+            return (Vec::new(), Vec::new());
+        };
+        let found = match self.path(*kind) {
+            None => vec![claims.subject()],
+            Some(path) if path.name() == "sub" => claims.text(path).into_iter().collect(),
+            Some(path) => match claims.find(path) {
+                Found::Claim(Claim::Text(text)) => vec![&**text],
+                Found::Claim(Claim::List(list)) => list.iter().filter_map(Claim::as_text).collect(),
+                _ => Vec::new(),
+            },
+        };
+        (values.iter().map(|value| &**value).collect(), found)
+    }
+
     fn path(&self, kind: RuleKind) -> Option<&ClaimPath> {
         match kind {
             RuleKind::Groups => Some(&self.paths.groups),
@@ -386,10 +419,7 @@ mod tests {
             r#"{"allow": {"users": []}}"#,
             "allow.users: unknown field, expected one of `groups`, `roles`, `subjects`",
         );
-        refused(
-            r#"{"allow": {"groups": "s3cret"}}"#,
-            "allow.groups: invalid type: string, expected a sequence",
-        );
+        refused(r#"{"allow": {"groups": "s3cret"}}"#, "allow.groups: invalid type: string, expected a list");
         refused(r#"{"deny": {"roles": ["a", ""]}}"#, "deny.roles: an empty text is in the list");
         refused(
             r#"{"claims": {"roles": "s3cret..x"}}"#,

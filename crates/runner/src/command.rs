@@ -65,6 +65,9 @@ const SUCCESSOR: Duration = Duration::from_millis(400);
 /// How long a runtime waits for a plugin's code that blocks a thread.
 const BLOCKED: Duration = Duration::from_secs(1);
 
+/// The exit code if the reader of the output has gone: the one that shells show for SIGPIPE.
+pub const CLOSED_PIPE: u8 = 128 + 13;
+
 /// Why a command could not do what it was told.
 #[derive(Debug, Error)]
 enum CommandFailure {
@@ -91,6 +94,7 @@ impl Runner {
         let name = self.name;
         match self.execute() {
             Ok(code) => code,
+            Err(CommandFailure::Call(error)) if error.is_closed_pipe() => ExitCode::from(CLOSED_PIPE),
             Err(CommandFailure::Arguments(error)) => {
                 let _ = error.print();
                 ExitCode::from(if error.use_stderr() { FAILED } else { 0 })
@@ -114,7 +118,7 @@ impl Runner {
                 let path = args.socket.path(&environment)?;
                 let gateway = with_carried(Gateway::connect(&path));
                 let mut output = std::io::stdout();
-                Ok(runtime()?.block_on(call::call(&gateway, &path, &args, &mut output))?)
+                Ok(runtime()?.block_on(call::call(&gateway, &path, &args, &self.registry, &mut output))?)
             }
             Subcommand::Health(args) => {
                 let path = args.path(&environment)?;

@@ -20,7 +20,7 @@ const MAX_FIELD: usize = 200;
 ///
 /// let error = parse_conf::<LimitConfig>(br#"{"most": 70000}"#).unwrap_err();
 /// assert_eq!((&*error.field, error.position), ("most", Some((1, 14))));
-/// assert_eq!(error.message, "invalid value: integer, expected u16");
+/// assert_eq!(error.message, "invalid value: number, expected a whole number from 0 to 65535");
 /// ```
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error("{}{message}{}", FieldPrefix(.field), PositionSuffix(*.position))]
@@ -85,7 +85,8 @@ impl ConfError {
 ///
 /// ```
 /// let error = apisix_plugin_runner::config::parse_conf::<Vec<u16>>(b"[1, \"two\"]").unwrap_err();
-/// assert_eq!(error.to_string(), "[1]: invalid type: string, expected u16 (line 1, column 9)");
+/// let expected = "[1]: invalid type: string, expected a whole number from 0 to 65535 (line 1, column 9)";
+/// assert_eq!(error.to_string(), expected);
 /// ```
 pub fn parse_conf<C: DeserializeOwned>(conf: &[u8]) -> Result<C, ConfError> {
     let conf = if conf.is_empty() { b"null" } else { conf };
@@ -118,17 +119,50 @@ pub fn header_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<HeaderN
     HeaderName::try_from(text).map_err(|_| D::Error::custom(crate::changes::ChangeError::Name))
 }
 
+/// What is before a type in an error text of serde.
+const EXPECTED: &str = ", expected ";
+
+/// A type that serde expected, in JSON's words: it names types of Rust.
+fn in_words(expected: &str) -> String {
+    let whole = |largest: u64| format!("a whole number from 0 to {largest}");
+    match expected {
+        "unit" => "null, because the plugin has no settings".to_owned(),
+        "a map" => "an object".to_owned(),
+        "a sequence" => "a list".to_owned(),
+        "u8" => whole(u8::MAX.into()),
+        "u16" => whole(u16::MAX.into()),
+        "u32" => whole(u32::MAX.into()),
+        "u64" | "u128" | "usize" => "a whole number of 0 or more".to_owned(),
+        "i8" | "i16" | "i32" | "i64" | "i128" | "isize" => "a whole number".to_owned(),
+        "f32" | "f64" => "a number".to_owned(),
+        _ if expected.starts_with("struct ") => "an object".to_owned(),
+        _ if expected.starts_with("a tuple") || expected.starts_with("tuple ") => "a list".to_owned(),
+        _ => expected.to_owned(),
+    }
+}
+
 /// An error text of serde without the piece of the conf that it quotes.
 ///
 /// serde writes `invalid type: string "the value", expected …` and `unknown variant
 /// `the value`, expected …`. What is expected is the plugin's own text and comes last.
 fn without_content(text: &str) -> String {
-    let expected = text.rfind(", expected ").map(|at| &text[at..]).unwrap_or_default();
+    let expected = text.rfind(EXPECTED).map(|at| &text[at..]).unwrap_or_default();
     for prefix in ["invalid type: ", "invalid value: "] {
         if let Some(found) = text.strip_prefix(prefix) {
-            let kinds =
-                ["string", "integer", "floating point", "boolean", "null", "map", "sequence", "byte array"];
-            let kind = kinds.into_iter().find(|kind| found.starts_with(kind)).unwrap_or("something");
+            let kinds = [
+                ("string", "string"),
+                ("integer", "number"),
+                ("floating point", "number"),
+                ("boolean", "boolean"),
+                ("null", "null"),
+                ("map", "object"),
+                ("sequence", "list"),
+                ("byte array", "list"),
+            ];
+            let kind = kinds.into_iter().find(|(kind, _)| found.starts_with(kind));
+            let kind = kind.map_or("something", |(_, word)| word);
+            let expected = expected.strip_prefix(EXPECTED).map(in_words);
+            let expected = expected.map(|words| format!("{EXPECTED}{words}")).unwrap_or_default();
             return format!("{prefix}{kind}{expected}");
         }
     }
@@ -182,11 +216,11 @@ mod tests {
     fn a_refused_conf_is_told_by_field_and_position_and_never_by_content() {
         check(
             r#"{"ports": [1, "s3cret"]}"#,
-            "ports[1]: invalid type: string, expected u16 (line 1, column 22)",
+            "ports[1]: invalid type: string, expected a whole number from 0 to 65535 (line 1, column 22)",
         );
         check(
             "{\"ports\":\n[1, 70000]}",
-            "ports[1]: invalid value: integer, expected u16 (line 2, column 9)",
+            "ports[1]: invalid value: number, expected a whole number from 0 to 65535 (line 2, column 9)",
         );
         check(r#"{"mode": "s3cret"}"#, "mode: unknown variant, expected `one` or `two` (line 1, column 17)");
         check(
@@ -203,7 +237,12 @@ mod tests {
         );
         check(r#"{"ports": []} s3cret"#, "trailing characters (line 1, column 15)");
         check("s3cret", "expected value (line 1, column 1)");
-        check("", "invalid type: null, expected struct Config (line 1, column 4)");
+        check("", "invalid type: null, expected an object (line 1, column 4)");
+        let unit = parse_conf::<()>(b"{}").unwrap_err().to_string();
+        assert_eq!(
+            unit,
+            "invalid type: object, expected null, because the plugin has no settings (line 1, column 0)"
+        );
         check("{\"ports\"", "EOF while parsing an object (line 1, column 8)");
     }
 }

@@ -37,6 +37,9 @@ trait ErasedPlugin: Send + Sync {
     fn prepare(self: Arc<Self>, conf: Vec<u8>) -> BoxFuture<'static, Result<Box<dyn Prepared>, ConfError>>;
     fn start<'a>(&'a self, tasks: &'a Tasks) -> BoxFuture<'a, Result<(), PluginError>>;
     fn stop(&self) -> BoxFuture<'_, ()>;
+    /// Why a conf can't be read as this plugin's config.
+    #[cfg(feature = "cli")]
+    fn conf_error(&self, conf: &[u8]) -> Option<ConfError>;
 }
 
 /// A plugin together with one prepared value.
@@ -81,6 +84,11 @@ impl<P: PreparedPlugin> ErasedPlugin for P {
 
     fn stop(&self) -> BoxFuture<'_, ()> {
         Box::pin(PreparedPlugin::stop(self))
+    }
+
+    #[cfg(feature = "cli")]
+    fn conf_error(&self, conf: &[u8]) -> Option<ConfError> {
+        parse_conf::<P::Config>(conf).err()
     }
 }
 
@@ -141,6 +149,15 @@ impl Registry {
 
     pub(crate) fn names(&self) -> Vec<&'static str> {
         self.plugins.keys().copied().collect()
+    }
+
+    /// Why a runner with these plugins refuses a conf without preparing it.
+    #[cfg(feature = "cli")]
+    pub(crate) fn conf_error(&self, plugin: &str, conf: &str) -> Option<String> {
+        match self.plugins.get(plugin) {
+            Some(registered) => registered.plugin.conf_error(conf.as_bytes()).map(|error| error.to_string()),
+            None => Some(format!("no plugin has the name {plugin:?}; there is {}", self.names().join(", "))),
+        }
     }
 
     /// Prepares a conf on a thread of its own, until the deadline. `None` if no plugin has

@@ -449,7 +449,7 @@ mod tests {
             "issuer: a text must have 1 to 2048 bytes",
         );
         refused_verified(r#""audience": [""]"#, "audience[0]: a text must have 1 to 2048 bytes");
-        refused_verified(r#""audience": "a""#, "audience: invalid type: string, expected a sequence");
+        refused_verified(r#""audience": "a""#, "audience: invalid type: string, expected a list");
         refused_verified(
             &format!(r#""azp": [{}]"#, vec!["\"a\""; 65].join(",")),
             "azp: at most 64 can be listed",

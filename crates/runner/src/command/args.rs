@@ -34,7 +34,8 @@ pub(crate) struct CommandLine {
 pub(crate) enum Subcommand {
     /// Run the runner: serve the unix socket that the gateway calls
     Run(Box<RunArgs>),
-    /// Send one request to a running runner and print its decision
+    /// Send one request to a running runner and print its decision. The request's id is 0123456789abcdef0123456789abcdef,
+    /// so that the runner's log lines about it can be found
     Call(CallArgs),
     /// Exit with 0 if the local runner answers
     Health(SocketArgs),

@@ -1,6 +1,6 @@
 //! `call`: one request to a running runner, and its decision in words.
 
-use std::io::ErrorKind::{ConnectionRefused, NotFound, PermissionDenied};
+use std::io::ErrorKind::{BrokenPipe, ConnectionRefused, NotFound, PermissionDenied};
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
@@ -11,6 +11,7 @@ use thiserror::Error;
 use crate::command::args::{CallArgs, RequestArgs};
 use crate::command::input::text_or_file;
 use crate::gateway::{CallError, ClientRequest, ForwardedRequest, Gateway, RequestAnswer, Rewrite, Route};
+use crate::registry::Registry;
 use crate::request::method_number;
 
 /// Why there is no decision.
@@ -42,12 +43,18 @@ pub enum CallCommandError {
         error: CallError,
     },
     /// The runner refused the conf.
-    #[error("the runner refused the conf: its log says why, in a line with \"conf refused\"")]
-    ConfRefused,
+    #[error("the runner refused the conf: {}", .reason.as_deref().unwrap_or(LOGGED_REASON))]
+    ConfRefused {
+        /// Why, if it is known here: the gateway's protocol does not say it.
+        reason: Option<String>,
+    },
     /// The decision can't be written.
     #[error("writing the decision: {0}")]
     Write(#[from] std::io::Error),
 }
+
+/// Where the reason is if it is not known here.
+const LOGGED_REASON: &str = "its log says why, in a line with \"conf refused\"";
 
 /// What to do if a runner can't be asked, to be shown after the error.
 #[must_use]
@@ -78,13 +85,47 @@ pub(super) async fn call(
     gateway: &Gateway,
     path: &Path,
     args: &CallArgs,
+    registry: &Registry,
     output: &mut impl Write,
 ) -> Result<ExitCode, CallCommandError> {
     let request = client_request(&args.request)?;
-    ask(gateway, path, (&args.plugin, &args.request.conf), &request, output, |forwarded| {
-        Some(decision_note(forwarded))
-    })
-    .await
+    let asked = (&*args.plugin, &*args.request.conf);
+    let called =
+        ask(gateway, path, asked, &request, output, |forwarded| Some(decision_note(forwarded))).await;
+    called.map_err(|error| error.with_reason(asked, |plugin, conf| registry.conf_error(plugin, conf)))
+}
+
+impl CallCommandError {
+    /// Adds the reason to a refused conf, if this program knows it: it reads the conf as the
+    /// running one does. The reason comes from the plugin's name and the conf.
+    ///
+    /// ```
+    /// use apisix_plugin_runner::command::CallCommandError;
+    ///
+    /// let refused = CallCommandError::ConfRefused { reason: None };
+    /// let refused = refused.with_reason(("hello", "7"), |_, conf| Some(format!("no object: {conf}")));
+    /// assert_eq!(refused.to_string(), "the runner refused the conf: no object: 7");
+    /// ```
+    #[must_use]
+    pub fn with_reason(
+        self,
+        (plugin, conf): (&str, &str),
+        reason: impl FnOnce(&str, &str) -> Option<String>,
+    ) -> Self {
+        match self {
+            Self::ConfRefused { reason: None } => {
+                let conf = flag_text("--conf", conf).unwrap_or_default();
+                Self::ConfRefused { reason: reason(plugin, &conf) }
+            }
+            other => other,
+        }
+    }
+
+    /// Whether the decision's reader has gone, for example `head`.
+    #[must_use]
+    pub fn is_closed_pipe(&self) -> bool {
+        matches!(self, Self::Write(error) if error.kind() == BrokenPipe)
+    }
 }
 
 /// Sends a request to the runner and prints the decision. `note` adds words to the line
@@ -118,7 +159,7 @@ pub async fn ask(
     let conf = flag_text("--conf", conf)?;
     let route = Route::new("call").plugin(plugin, &conf);
     let answer = gateway.decide(&route, request).await.map_err(|error| match error {
-        CallError::Refused(0) => CallCommandError::ConfRefused,
+        CallError::Refused(0) => CallCommandError::ConfRefused { reason: None },
         error => CallCommandError::Call { path: path.display().to_string(), error },
     })?;
     print(&answer, gateway, request, output, note)?;
