@@ -15,15 +15,21 @@ fail() {
 command -v kubectl >/dev/null || fail "found no kubectl in PATH; install it and give it the cluster's kubeconfig"
 command -v openssl >/dev/null || fail "found no openssl in PATH; install the package openssl"
 for namespace in keycloak apisix; do
-  kubectl get namespace "$namespace" >/dev/null 2>&1 ||
-    fail "found no namespace \"$namespace\" in this cluster, or may not read it; apply namespaces.yaml first"
+  kubectl get namespace "$namespace" >/dev/null ||
+    fail "can't read namespace \"$namespace\": kubectl says why above. If it is not found, apply namespaces.yaml first"
 done
 
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 
 random() { openssl rand -hex 32 | tr -d '\n' >"$folder/$1"; }
-exists() { kubectl --namespace "$1" get secret "$2" >/dev/null 2>&1; }
+# Ends here if kubectl can't tell: a Secret that may be there must not be made a second time.
+exists() {
+  local found
+  found=$(kubectl --namespace "$1" get secret "$2" --ignore-not-found --output name) ||
+    fail "can't read secret/$2 in namespace $1: kubectl says why above"
+  [ -n "$found" ]
+}
 label() { kubectl --namespace "$1" label --overwrite secret "$2" app.kubernetes.io/part-of=kube-coders >/dev/null; }
 
 # Ends here if a Secret that is there lacks a key: kubectl prints nothing for it, and nothing would

@@ -252,15 +252,21 @@ KUBECTL_SECRETS = """\
     #!/usr/bin/env bash
     set -euo pipefail
     echo "$*" >>"$FOLDER/calls"
-    if [ "$1 $2" = "get namespace" ]; then [ -d "$FOLDER/$3" ]; exit; fi
+    if [ -f "$FOLDER/unreachable" ]; then echo "Unable to connect to the server" >&2; exit 1; fi
+    if [ "$1 $2" = "get namespace" ]; then
+      [ -d "$FOLDER/$3" ] || { echo "Error from server (NotFound): namespaces \\"$3\\" not found" >&2; exit 1; }
+      exit
+    fi
     [ "$1" = --namespace ]
     namespace=$2 verb=$3
     shift 3
     case "$verb" in
       get)
-        [ -d "$FOLDER/$namespace/$2" ]
+        if [ -f "$FOLDER/forbidden" ]; then echo "Error from server (Forbidden): secrets is forbidden" >&2; exit 1; fi
+        if [ ! -d "$FOLDER/$namespace/$2" ]; then [[ " $* " = *" --ignore-not-found "* ]]; exit; fi
         for argument in "$@"; do
           case "$argument" in
+            name) echo "secret/$2" ;;
             jsonpath=*)
               key=${argument#jsonpath=\\{.data.}
               file=$FOLDER/$namespace/$2/${key%\\}}
@@ -372,8 +378,18 @@ class Secrets(Folder):
         (self.folder / "apisix").rmdir()
         refused = self.call()
         self.assertEqual(refused.returncode, 1)
-        self.assertIn('no namespace "apisix"', refused.stderr)
+        self.assertIn('namespaces "apisix" not found', refused.stderr)
         self.assertIn("namespaces.yaml", refused.stderr)
+
+    def test_the_words_of_kubectl_are_passed_on_and_nothing_is_made(self):
+        for fault, words in [("unreachable", "Unable to connect"), ("forbidden", "secrets is forbidden")]:
+            with self.subTest(fault):
+                (self.folder / fault).touch()
+                refused = self.call()
+                self.assertEqual(refused.returncode, 1, refused.stdout)
+                self.assertIn(words, refused.stderr)
+                self.assertEqual((refused.stdout, self.contents()), ("", {}))
+                (self.folder / fault).unlink()
 
 
 # Runs what is meant for the pod here, with a stand-in for kcadm.sh that has one file a user.
