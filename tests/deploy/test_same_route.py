@@ -329,6 +329,20 @@ class Gateway(unittest.TestCase):
         snippet = values("spawned")["apisix"]["nginx"]["configurationSnippet"]["httpSrv"]
         self.assertEqual(snippet.strip(), "underscores_in_headers off;")
 
+    def test_a_workspace_can_not_command_the_gateways_nginx(self):
+        """In forward mode the forwarder removes these headers; in direct mode nginx sees them before any plugin."""
+        ignored = (
+            "proxy_ignore_headers X-Accel-Redirect X-Accel-Expires X-Accel-Limit-Rate X-Accel-Charset;"
+        )
+        seen = 0
+        for _, mode, config in self.configs():
+            snippet = config["nginx_config"].get("http_server_configuration_snippet", "")
+            self.assertEqual(ignored in snippet, mode == "direct", snippet)
+            seen += mode == "direct"
+        self.assertGreater(seen, 0)
+        spawned = values("spawned", "direct")["apisix"]["nginx"]["configurationSnippet"]["httpSrv"]
+        self.assertEqual(spawned.split("\n"), ["underscores_in_headers off;", ignored, ""])
+
     def test_plain_http_is_for_this_machine_or_for_the_redirect(self):
         for place, _, config in self.configs():
             [listen] = config["apisix"]["node_listen"]

@@ -2,7 +2,7 @@
 //! makes of headers, variables and upstreams is not a stand-in's.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -108,6 +108,10 @@ impl House {
         let names = NameServer::start().await.unwrap();
         names.set("code-alice.test", [Ipv4Addr::new(127, 0, 0, 2).into()]);
         names.set("code-bob.test", [Ipv4Addr::new(127, 0, 0, 3).into()]);
+        let mallory = Ipv4Addr::new(127, 0, 0, 4);
+        names.set("code-mallory.test", [mallory.into()]);
+        start_commanding((mallory, port).into(), "X-Accel-Redirect: /internal\r\nX-Accel-Charset: utf-7\r\n")
+            .await;
         let dns = names.address().to_string();
         let runner =
             Served::start(kube_coders::Program::new(), &["--upstream-mode", "direct", "--dns-server", &dns]);
@@ -188,6 +192,27 @@ async fn trap(reached: Arc<AtomicUsize>) -> u16 {
     port
 }
 
+/// What the shipped configuration of direct mode adds to the gateway's server.
+fn shipped_snippet() -> String {
+    let text = include_str!("../../apisix-conf/standalone-direct/config.yaml");
+    let config: Value = serde_saphyr::from_str(text).unwrap();
+    config["nginx_config"]["http_server_configuration_snippet"].as_str().unwrap().to_owned()
+}
+
+/// A workspace that answers every request with these header lines.
+async fn start_commanding(address: SocketAddr, lines: &'static str) {
+    let listener = TcpListener::bind(address).await.unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = [0; 4096];
+            let _ = stream.read(&mut head).await;
+            let answer =
+                format!("HTTP/1.1 200 OK\r\nConnection: close\r\n{lines}Content-Length: 3\r\n\r\nown");
+            let _ = stream.write_all(answer.as_bytes()).await;
+        }
+    });
+}
+
 async fn start_nginx(folder: &Path, modules: &Path, calls: u16, own: u16) -> Child {
     let text = |path: &Path| path.to_str().unwrap().to_owned();
     let conf = include_str!("../lua/nginx/nginx.conf")
@@ -195,7 +220,8 @@ async fn start_nginx(folder: &Path, modules: &Path, calls: u16, own: u16) -> Chi
         .replace("PROJECT", env!("CARGO_MANIFEST_DIR"))
         .replace("MODULES", &text(modules))
         .replace("CALLS", &calls.to_string())
-        .replace("OWN", &own.to_string());
+        .replace("OWN", &own.to_string())
+        .replace("SNIPPET", &shipped_snippet());
     let path = folder.join("nginx.conf");
     std::fs::write(&path, conf).unwrap();
     let mut nginx = Command::new(modules.join("nginx"))
@@ -288,6 +314,16 @@ async fn without_a_decision_nobody_goes_anywhere() {
     house.end().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_workspace_does_not_command_the_gateways_nginx() {
+    let Some(house) = House::new().await else { return };
+    let (head, body) = house.get("mallory", "/", "").await;
+    assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+    assert!(!head.to_ascii_lowercase().contains("x-accel") && !head.contains("utf-7"), "{head}");
+    assert_eq!(body, "own");
+    house.end().await;
+}
+
 /// nginx sends all of a client's lines on; the runner sees the first 100.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_cookie_behind_a_hundred_lines_reaches_no_workspace() {
@@ -336,10 +372,12 @@ async fn a_cached_decision_serves_only_its_own_user() {
     let (is_called, _, body) = ask("alice", "X-Access-Token: secret\r\nCookie: session=x; b=2\r\n").await;
     assert!(!is_called && !body.contains("session"), "{body}");
     assert!(body.contains("b=2"), "{body}");
-    // The decision depends on whether there is an access token, and not on which.
+    // `Authorization` may hold the access token, and is removed then.
     for (lines, expected) in [
-        ("X-Access-Token: other\r\n", false),
-        ("X-Access-Token: secret\r\nAuthorization: Basic YTpi\r\n", false),
+        ("X-Access-Token: secret\r\nAccept: text/plain\r\n", false),
+        ("X-Access-Token: other\r\n", true),
+        ("X-Access-Token: secret\r\nAuthorization: Basic YTpi\r\n", true),
+        ("X-Access-Token: secret\r\nAuthorization: Bearer secret\r\n", true),
         ("", true),
         ("X-Access-Token: secret\r\nOrigin: https://coders.test\r\n", true),
     ] {
