@@ -8,6 +8,7 @@
 -- With `remember`, a decision is cached for so many seconds and serves later requests with an equal cache key: its
 -- changes are made in the rewrite phase, as a call makes them, and ext-plugin-pre-req is skipped. A decision names the
 -- parts of its key and a digest of them; it is cached only if they were the same here and at the runner.
+-- A workspace's response may not speak for the gateway: see `filter_response`.
 -- While it is cached, revoked sessions, tokens, groups and workspaces keep working, in each of the gateway's workers.
 local core, upstream, plugin = require("apisix.core"), require("apisix.upstream"), require("apisix.plugin")
 local lrucache, sha256 = require("resty.lrucache"), require("resty.sha256")
@@ -18,6 +19,10 @@ local PROBLEMS = {
     [431] = '"title":"Request Header Fields Too Large","status":431,"code":"too-many-headers"',
     [503] = '"title":"Service Unavailable","status":503,"code":"decision-missing"',
 }
+-- Response headers with which a workspace would speak for all that is at the gateway's origin.
+local ORIGIN_HEADERS = { "Alt-Svc", "Clear-Site-Data", "NEL", "Report-To", "Reporting-Endpoints",
+    "Service-Worker-Allowed", "Strict-Transport-Security" }
+local COOKIE, OWN_COOKIE = "Set-Cookie", "^__host%-kube%-coders" -- of ours, in lower case
 local decisions, keys = lrucache.new(2000), lrucache.new(200) -- of this worker
 local schema = { type = "object", additionalProperties = false, properties = { remember = {
     description = "seconds for which a decision is cached, while what was revoked keeps working",
@@ -58,6 +63,7 @@ local function fault(it) -- the field that makes a decision malformed, or nil
     if not is_each(it.addresses, 8, is_address) or #it.addresses == 0 then return "addresses" end
     local time = type(it.timeout) == "table" and it.timeout or {}
     if not (is_time(time.connect) and is_time(time.send) and is_time(time.read)) then return "timeout" end
+    if it.removed_cookies ~= nil and not is_each(it.removed_cookies, 64, is_cookie) then return "removed_cookies" end
     local cache = it.cache
     if cache == nil then return nil end
     if type(cache) ~= "table" then return "cache" end
@@ -169,6 +175,45 @@ local function change(ctx, cache) -- what the call would have changed
     if #cache.cookies > 0 then remove_cookies(ctx, cache.cookies) end
 end
 
+-- What the gateway and its plugins answer with themselves, such as a renewed session: it stays.
+local function own_headers()
+    local own = { [COOKIE] = ngx.header[COOKIE] }
+    for _, name in ipairs(ORIGIN_HEADERS) do own[name] = ngx.header[name] end
+    return own
+end
+
+-- A workspace's cookie as browsers may get it: not for other hosts of the domain; nil for one that the gateway reads.
+local function filter_cookie(cookie, names)
+    local pair, rest = cookie:match("^([^;]*)(.*)$")
+    -- A cookie without a name is sent back as its value, which may look like a name and a value.
+    pair = pair:match("^[=%s]*(.*)$")
+    if is_removed(pair, names) or find(pair:lower(), OWN_COOKIE) then return nil end
+    local kept = {}
+    for attribute in rest:gmatch(";([^;]*)") do
+        if not find(attribute:lower(), "^%s*domain%s*=") and not find(attribute:lower(), "^%s*domain%s*$") then
+            kept[#kept + 1] = ";" .. attribute
+        end
+    end
+    return cookie:match("^[^;]*") .. concat(kept)
+end
+
+local function filter_response(_, ctx)
+    local answer = ctx.kube_coders_answer
+    if not answer then return end
+    for _, name in ipairs(ORIGIN_HEADERS) do
+        if ngx.header[name] ~= nil then ngx.header[name] = answer.own[name] end
+    end
+    if ngx.header[COOKIE] == nil then return end
+    local own, cookies = {}, {}
+    for _, cookie in ipairs(each(answer.own[COOKIE])) do own[cookie] = (own[cookie] or 0) + 1 end
+    for _, cookie in ipairs(each(ngx.header[COOKIE])) do
+        local is_own = (own[cookie] or 0) > 0
+        if is_own then own[cookie] = own[cookie] - 1 end
+        cookies[#cookies + 1] = is_own and cookie or filter_cookie(cookie, answer.names)
+    end
+    ngx.header[COOKIE] = cookies
+end
+
 local function rewrite(conf, ctx)
     -- In a variable's name an underscore is a hyphen, too, as it is to other software.
     for name in pairs(ngx.var[HEADER_VAR] and ngx.req.get_headers(0, true) or {}) do
@@ -209,6 +254,7 @@ local function access(_, ctx)
     if not it then return "no decision" end
     apply(ctx, it)
     local cache = it.cache
+    ctx.kube_coders_answer = { own = own_headers(), names = it.removed_cookies or cache and cache.cookies or {} }
     if not is_new then
         local headers = ngx.req.get_headers(0)
         for _, header in ipairs(cache.remove) do
@@ -245,8 +291,16 @@ local function guarded(phase)
     end
 end
 
+local function header_filter(conf, ctx)
+    local ok, wrong = pcall(filter_response, conf, ctx)
+    if ok then return end
+    core.log.error("kube-coders-upstream: failed: " .. tostring(wrong))
+    -- Rather no cookie at all than one that the gateway believes.
+    for _, name in ipairs({ COOKIE, unpack(ORIGIN_HEADERS) }) do ngx.header[name] = nil end
+end
+
 return {
     version = 0.1, priority = 2598, name = "kube-coders-upstream", schema = schema,
-    rewrite = guarded(rewrite), access = guarded(access),
+    rewrite = guarded(rewrite), access = guarded(access), header_filter = header_filter,
     check_schema = function(conf) return core.schema.check(schema, conf) end,
 }

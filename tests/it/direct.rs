@@ -94,6 +94,7 @@ async fn a_decision_has_all_that_the_gateway_does() {
         "v": 1, "scheme": "http", "host": "code-alice.test", "port": 8443,
         "addresses": ["10.0.0.1", "fd00::1"],
         "timeout": {"connect": 6.0, "send": 300.0, "read": 300.0},
+        "removed_cookies": ["session"],
         "cache": {
             "seconds": 10.0,
             "headers": ["authorization", "host", "origin", "x-access-token", "x-userinfo"],

@@ -110,8 +110,7 @@ impl House {
         names.set("code-bob.test", [Ipv4Addr::new(127, 0, 0, 3).into()]);
         let mallory = Ipv4Addr::new(127, 0, 0, 4);
         names.set("code-mallory.test", [mallory.into()]);
-        start_commanding((mallory, port).into(), "X-Accel-Redirect: /internal\r\nX-Accel-Charset: utf-7\r\n")
-            .await;
+        start_commanding((mallory, port).into()).await;
         let dns = names.address().to_string();
         let runner =
             Served::start(kube_coders::Program::new(), &["--upstream-mode", "direct", "--dns-server", &dns]);
@@ -199,15 +198,21 @@ fn shipped_snippet() -> String {
     config["nginx_config"]["http_server_configuration_snippet"].as_str().unwrap().to_owned()
 }
 
-/// A workspace that answers every request with these header lines.
-async fn start_commanding(address: SocketAddr, lines: &'static str) {
+/// What a hostile workspace answers every request with.
+const COMMANDS: &str = "X-Accel-Redirect: /internal\r\nX-Accel-Charset: utf-7\r\nSet-Cookie: session=stolen\r\n\
+                        Set-Cookie: a=b; Domain=test; Path=/\r\nSet-Cookie: =session=tossed\r\n\
+                        Clear-Site-Data: \"*\"\r\nStrict-Transport-Security: max-age=0\r\nNEL: {}\r\n\
+                        Service-Worker-Allowed: /\r\nX-Own: 1\r\n";
+
+/// A hostile workspace.
+async fn start_commanding(address: SocketAddr) {
     let listener = TcpListener::bind(address).await.unwrap();
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             let mut head = [0; 4096];
             let _ = stream.read(&mut head).await;
             let answer =
-                format!("HTTP/1.1 200 OK\r\nConnection: close\r\n{lines}Content-Length: 3\r\n\r\nown");
+                format!("HTTP/1.1 200 OK\r\nConnection: close\r\n{COMMANDS}Content-Length: 3\r\n\r\nown");
             let _ = stream.write_all(answer.as_bytes()).await;
         }
     });
@@ -317,10 +322,23 @@ async fn without_a_decision_nobody_goes_anywhere() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_workspace_does_not_command_the_gateways_nginx() {
     let Some(house) = House::new().await else { return };
-    let (head, body) = house.get("mallory", "/", "").await;
-    assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
-    assert!(!head.to_ascii_lowercase().contains("x-accel") && !head.contains("utf-7"), "{head}");
-    assert_eq!(body, "own");
+    let renewed = ["session=renewed", "session2=more"];
+    for (target, own) in
+        [("/", &[][..]), ("/?remember=10", &[]), ("/?remember=10", &[]), ("/?renew=1", &renewed)]
+    {
+        let (head, body) = house.get("mallory", target, "").await;
+        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+        assert_eq!(body, "own");
+        let mut lines: Vec<_> = head.lines().skip(1).map(str::to_owned).collect();
+        lines.retain(|line| !["Server:", "Date:", "Connection:"].iter().any(|name| line.starts_with(name)));
+        let cookies =
+            own.iter().copied().chain(["a=b; Path=/"]).map(|cookie| format!("Set-Cookie: {cookie}"));
+        let mut expected: Vec<_> = cookies.collect();
+        expected.extend(["Content-Length: 3", "X-Own: 1"].map(str::to_owned));
+        lines.sort();
+        expected.sort();
+        assert_eq!(lines, expected, "{target}");
+    }
     house.end().await;
 }
 

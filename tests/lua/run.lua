@@ -12,8 +12,10 @@ local function case(name, test)
     print(ok and "ok - " .. name or "not ok - " .. name .. ": " .. tostring(why):gsub("[^ -~]", "?"))
 end
 
-for _, name in ipairs({ "header", "malformed", "destination", "changes", "hidden_lines", "cache", "cache_keys",
-    "failure" }) do
+local CASES = {
+    "header", "malformed", "destination", "changes", "response", "hidden_lines", "cache", "cache_keys", "failure",
+}
+for _, name in ipairs(CASES) do
     local before = passed + failed
     require("cases." .. name)(case)
     if passed + failed == before then

@@ -158,6 +158,18 @@ function core.utils.parse_ipv6(text)
     return text and ffi.C.inet_pton(AF_INET6, text, bytes) == 1 and { 0, 0, 0, 0 } or false
 end
 
+-- The headers of the response, by their names in lower case.
+local response_header = setmetatable({}, {
+    __index = function(_, name)
+        local value = request.response[name:lower()]
+        return type(value) == "table" and { unpack(value) } or value
+    end,
+    __newindex = function(_, name, value)
+        if type(value) == "table" and #value < 2 then value = value[1] end
+        request.response[name:lower()] = value
+    end,
+})
+
 local upstream = {}
 
 function upstream.set(ctx, key, version, conf)
@@ -231,6 +243,7 @@ function stand_in.worker()
     package.loaded["resty.sha256"] = sha256
     package.loaded["resty.lrucache"] = lrucache
     stand_in.ngx = {
+        header = response_header,
         var = variables,
         req = {
             get_headers = get_headers, set_header = set_header,
@@ -273,7 +286,7 @@ end
 -- Gives what became of it: the status of an answer of the gateway's, or where the request went.
 function stand_in.serve(plugin, asked)
     request = {
-        headers = {}, response_headers = {}, is_changed = false, method = asked.method or "GET",
+        headers = {}, response_headers = {}, response = {}, is_changed = false, method = asked.method or "GET",
         variables = { scheme = asked.scheme or "https", request_id = asked.request_id or "0123456789abcdef",
                       upstream_scheme = "http" },
     }
@@ -308,6 +321,20 @@ function stand_in.serve(plugin, asked)
         -- As it is before the balancer puts brackets into it.
         outcome.nodes = cjson.encode(ctx.upstream_conf and ctx.upstream_conf.nodes)
         outcome.went_to = pick(ctx)
+    end
+    if not status then
+        -- The upstream's headers come in addition to those that the gateway has set.
+        for _, header in ipairs(asked.response or {}) do
+            local name, before = header[1]:lower(), request.response[header[1]:lower()]
+            if type(before) == "table" then
+                table.insert(before, header[2])
+            else
+                request.response[name] = before and { before, header[2] } or header[2]
+            end
+        end
+        if asked.spoil_response then ctx.kube_coders_answer.own = nil end
+        plugin.header_filter(conf, ctx)
+        outcome.response = request.response
     end
     outcome.headers = get_headers(0)
     outcome.kept_headers = core.request.headers(ctx)

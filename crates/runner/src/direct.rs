@@ -199,6 +199,7 @@ impl Direct {
                 send: seconds(send, self.timeouts.send),
                 read: seconds(read, self.timeouts.read),
             },
+            removed_cookies: choice.removed_cookies().collect(),
             cache: CachedDecision::of(choice),
         };
         let text = decision.to_header();
@@ -242,6 +243,9 @@ struct EncodedDecision<'d> {
     port: u16,
     addresses: &'d [IpAddr],
     timeout: DecidedTimeouts,
+    /// The cookies that no upstream may see, nor set.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    removed_cookies: BTreeSet<&'d str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cache: Option<CachedDecision<'d>>,
 }

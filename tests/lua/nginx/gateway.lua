@@ -71,6 +71,8 @@ end
 -- As openid-connect leaves it: whoever has logged in, and nothing that a client says of that.
 local function log_in(ctx)
     core.request.headers(ctx)
+    -- A session that is renewed.
+    if ngx.var.arg_renew then ngx.header["Set-Cookie"] = { "session=renewed", "session2=more" } end
     local user = ngx.var.cookie_user
     local userinfo = user and ngx.encode_base64(cjson.encode({ sub = user }))
     core.request.set_header(ctx, "X-Userinfo", userinfo)
@@ -128,6 +130,10 @@ function gateway.new(path, calls, own)
         if ngx.ctx.api_ctx.upstream_conf.pass_host == "rewrite" then
             ngx.var.upstream_host = ngx.ctx.api_ctx.upstream_conf.upstream_host
         end
+    end
+
+    function gateway.header_filter()
+        if ngx.ctx.api_ctx then plugin.header_filter(ngx.ctx.conf, ngx.ctx.api_ctx) end
     end
 
     function gateway.balance()
