@@ -113,7 +113,7 @@ join() {
   pid=$(<"$steps_folder/tracks/$1.pid")
   wait "$pid" || code=$?
   if [ -e "$steps_folder/late" ]; then wait "$pid" || code=$?; fi
-  printf '\n== beside that: %s\n' "$1"
+  printf '\n== in parallel: %s\n' "$1"
   cat "$steps_folder/tracks/$1"
   if [ "$code" != 0 ]; then record_step "$EPOCHREALTIME" "$1" 0 0 "FAILED with $code"; fi
 }

@@ -9,7 +9,7 @@ pub(crate) mod stamp;
 
 use std::path::Path;
 
-use apisix_plugin_runner::direct::{DECISION_HEADER, decided};
+use apisix_plugin_runner::direct::{DECISION_HEADER, decode_destination};
 use apisix_plugin_runner::gateway::Gateway;
 use apisix_plugin_runner::{HeaderName, UpstreamMode};
 
@@ -27,6 +27,6 @@ pub(crate) fn read_choices(gateway: Gateway) -> Gateway {
     gateway
         .reads_upstream(HeaderName::from_static(STAMP_HEADER), claimed_upstream)
         .reads_upstream(HeaderName::from_static(DECISION_HEADER), |header| {
-            Some(decided(header)?.0.in_mode(UpstreamMode::Direct))
+            Some(decode_destination(header)?.0.in_mode(UpstreamMode::Direct))
         })
 }

@@ -198,7 +198,7 @@ mod tests {
     use base64::Engine as _;
     use base64::engine::general_purpose::STANDARD;
 
-    use super::explanation::AskedRequest;
+    use super::explanation::OfflineRequest;
     use super::memory::ConfNumber;
     use super::walk::unix_now;
     use super::*;
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_workspace_sees_who_asks_and_nothing_to_act_as_them() {
+    async fn a_workspace_sees_its_user_and_no_credential() {
         let mut request = ClientRequest::get("/")
             .header("x-forwarded-user", "mallory")
             .header("x-forwarded-preferred-username", "mallory")
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn where_headers_may_be_hidden_nobody_is_believed() {
+    async fn no_identity_is_believed_if_headers_may_be_hidden() {
         // With the host, three that the gateway adds, and the identity.
         for (count, expected) in [(94, None), (95, Some(431)), (300, Some(431))] {
             let mut request = ClientRequest::get("/");
@@ -317,7 +317,7 @@ mod tests {
                 resolver: None,
             };
             let headers = [(b"x-raw-id-token".to_vec(), token.as_bytes().to_vec())];
-            let mut request = AskedRequest::new(&headers, ClientScheme::Unknown);
+            let mut request = OfflineRequest::new(&headers, ClientScheme::Unknown);
             match walk.decide(&mut request, &mut NoTrace).await {
                 Ok(_) => Ok(()),
                 Err(Stopped::Rejected(rejection)) => Err(rejection.refusal().code()),

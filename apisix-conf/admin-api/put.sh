@@ -36,7 +36,7 @@ dry_run=
 while [ $# -gt 0 ]; do
   case $1 in
     --mode)
-      [ $# -ge 2 ] || fail "--mode needs forward or direct behind it" 2
+      [ $# -ge 2 ] || fail "--mode needs a value: forward or direct" 2
       mode=$2
       shift
       ;;
@@ -58,7 +58,7 @@ esac
 
 url=${APISIX_ADMIN_URL:-http://127.0.0.1:9180}
 url=${url%/}
-# In clear text, everybody on the way could read the key and the certificate's key.
+# Without TLS, anyone on the network could read the API key and the certificate's key.
 case $url in
   https://*) ;;
   http://127.0.0.1 | http://127.0.0.1[:/]*) ;;

@@ -30,7 +30,7 @@ pub(crate) fn serve() -> io::Result<()> {
             stream.set_nodelay(true)?;
             let answers = Arc::clone(&answers);
             tokio::spawn(async move {
-                // Whoever goes away has measured enough.
+                // A client that goes away has measured enough.
                 let _ = connection(stream, answers.as_slice()).await;
             });
         }

@@ -6,7 +6,7 @@
 //! with two: answers of 40 bytes and of 64 KiB, a WebSocket's messages there and back,
 //! bytes in bulk through a WebSocket, and the memory of tunnels that are idle. Each round
 //! measures all of them in turn, and ratios are the medians of each round's. Without
-//! nginx or HAProxy it says so. What we aim at is printed beside, with whether this run
+//! nginx or HAProxy it says so. The aim is printed with it, and whether this run
 //! reached it; two runs differ by some hundredths.
 //!
 //! On a machine of two cores the load, the way and the backend share them, so
@@ -293,7 +293,7 @@ impl Peer {
         Ok(peer)
     }
 
-    /// Reads a head and nothing behind it, and returns its length.
+    /// Reads a head and nothing after it, and returns its length.
     async fn head(&mut self, start: &str) -> io::Result<usize> {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {

@@ -1,4 +1,4 @@
-//! What stands between the load and the workspace: nobody, nginx, HAProxy, or us.
+//! The proxy between the load and the workspace: none, nginx, HAProxy, or ours.
 
 use std::error::Error;
 use std::fmt::Write as _;
@@ -179,7 +179,7 @@ pub(crate) fn backend() -> Result<(SocketAddr, Process), Box<dyn Error>> {
     Ok((line.trim().parse()?, process))
 }
 
-/// An address that nobody listens at.
+/// An address without a listener.
 fn free_address() -> io::Result<SocketAddr> {
     TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0)))?.local_addr()
 }

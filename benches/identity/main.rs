@@ -3,7 +3,7 @@
 //! `cargo bench --bench identity` measures, in one run, calls that carry an
 //! X-Userinfo of 800 bytes, a cookie of 1.2 KB and an ID token, of 1,000 users in
 //! rotation, at routes with `trust: gateway` and `trust: verified`: both look at
-//! the same frames. Then tokens that nobody has seen, of each algorithm. Then
+//! the same frames. Then unseen tokens, of each algorithm. Then
 //! 100,000 users, whose tokens are signed with EdDSA, because it takes the least
 //! time to make them; a token costs its signature once, and then its digest. They
 //! get new tokens after that, as sessions are renewed. It fails where an aim is missed.
@@ -60,7 +60,7 @@ const ROUND: Duration = Duration::from_millis(500);
 /// How many users are many.
 const MANY: usize = 100_000;
 
-/// How many times each user's call with a token that nobody has seen is made.
+/// How many times each user's call with an unseen token is made.
 const UNSEEN_ROUNDS: usize = 3;
 
 const AIM_MORE_CPU: f64 = 1.0;
@@ -147,11 +147,7 @@ async fn known_users(issuer: &Issuer, signers: &[Signer], folder: &Path) -> Resu
             }
             _ => String::new(),
         };
-        println!(
-            "a token that nobody has seen, {:?}: {:.1} µs CPU a call{aim}",
-            signer.algorithm,
-            median(costs)
-        );
+        println!("an unseen token, {:?}: {:.1} µs CPU a call{aim}", signer.algorithm, median(costs));
     }
     // The same way, with nothing to check.
     let seen = Target::cpu_of_each_once(&server, plugin, &calls, CONNECTIONS).await?;

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes a private CA and a certificate of its for this example's two names, in the folder
-# certificates/ beside this script. What is there and good stays as it is.
+# certificates/ next to this script. What is there and good stays as it is.
 #
 #   certificates.sh            make what is missing or about to end
 #   certificates.sh remove     delete the folder, and with it the CA's key
@@ -13,7 +13,7 @@ names=(coders.localhost key.localhost)
 ca_name="kube-coders compose example"
 ca_days=365
 server_days=90
-# A certificate that ends within these seconds is made anew.
+# A certificate that ends within these seconds is replaced.
 soon=$((14 * 24 * 60 * 60))
 
 refuse() {
@@ -49,7 +49,7 @@ and when you are done, ./certificates.sh remove says how to take that back
 TEXT
 }
 
-# What is secret is written beside and renamed: a file that is there keeps its mode, and who has
+# Secrets are written to a temporary file, which is renamed: a file that is there keeps its mode, and who has
 # it open would read what is written into it.
 key() {
   rm -f "$1.new"
@@ -77,7 +77,7 @@ is_ours() {
 
 make_ca() {
   key "$folder/ca.key"
-  # For names under localhost only, and for no address: a stolen key speaks for nobody else.
+  # For names under localhost only, and for no address: a stolen key is valid for no other host.
   openssl req -x509 -new -key "$folder/ca.key" -days "$ca_days" -sha256 \
     -subj "/CN=$ca_name" -config <(
     printf '%s\n' '[req]' 'distinguished_name = name' 'x509_extensions = ca' '[name]' '[ca]' \

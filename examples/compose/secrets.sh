@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .env beside this script: .env.example with a random value for each secret that has
+# Makes .env next to this script: .env.example with a random value for each secret that has
 # none. What .env has already stays as it is.
 set -euo pipefail
 umask 077

@@ -131,7 +131,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_encoded_decodes_to_itself(kind in 0u8..=4, length in 0..=MAX_PAYLOAD) {
+        fn an_encoded_value_decodes_to_itself(kind in 0u8..=4, length in 0..=MAX_PAYLOAD) {
             let header = FrameHeader { kind: kind.try_into().expect("a kind"), length };
             let bytes = header.encode().expect("not too long");
             prop_assert_eq!(FrameHeader::decode(bytes), Ok(header));

@@ -403,7 +403,7 @@ mod tests {
         }
 
         #[test]
-        fn what_the_crate_accepts_of_a_damaged_call_reads_the_same(
+        fn a_damaged_call_that_is_accepted_reads_the_same(
             request in request(),
             damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
             cut in any::<prop::sample::Index>(),

@@ -302,7 +302,7 @@ impl Encoder {
     }
 
     pub(crate) fn text(&mut self, bytes: &[u8]) -> ByteString {
-        // A text is a vector of bytes with a NUL behind it, which the gateway's reader wants.
+        // A text is a vector of bytes that a NUL follows, which the gateway's reader wants.
         WIPOffset::new(self.builder.create_byte_string(bytes).value())
     }
 

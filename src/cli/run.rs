@@ -25,7 +25,7 @@ use crate::forwarder::{Forwarder, ForwarderLimits};
 use crate::refusal::RefusalAnswers;
 use crate::resolver::Resolver;
 use crate::route::carrier::RouteCarrier;
-use crate::route::key_file::{KeyError, OperatorsKey, key_beside, read_or_make_key};
+use crate::route::key_file::{ConfiguredKey, KeyError, default_key_file, read_or_make_key};
 use crate::route::stamp::{StampKey, Stamper};
 use crate::user_upstream::UserUpstream;
 
@@ -136,8 +136,8 @@ fn control(settings: &ProgramSettings, shutdown: &Shutdown, alone: &Cancellation
 
 fn stamp_key(settings: &ProgramSettings) -> Result<StampKey, StartError> {
     match &settings.stamp_key {
-        Some(OperatorsKey { key, is_everybodys }) => {
-            if *is_everybodys {
+        Some(ConfiguredKey { key, is_open_to_all }) => {
+            if *is_open_to_all {
                 warn!(
                     cure = "chmod 0600",
                     "--stamp-key-file: every user of this machine may read the key or change it, and make stamps with it"
@@ -150,7 +150,7 @@ fn stamp_key(settings: &ProgramSettings) -> Result<StampKey, StartError> {
 }
 
 fn key_of_the_socket(socket: &Path) -> Result<StampKey, StartError> {
-    let path = key_beside(socket);
+    let path = default_key_file(socket);
     read_or_make_key(&path).map_err(|error| StartError::Key { path, error })
 }
 

@@ -11,7 +11,7 @@ use apisix_plugin_runner::{Settings, UpstreamMode};
 use crate::cli::arguments::{RunCommandArgs, WaysArgs};
 use crate::forwarder::{CertificateTrust, ForwarderLimits};
 use crate::resolver::{Lifetimes, NameServers};
-use crate::route::key_file::{OperatorsKey, read_key};
+use crate::route::key_file::{ConfiguredKey, read_key};
 use crate::route::mode::Ways;
 
 /// The longest time that a stamp may be valid, so that no sum of times overflows.
@@ -44,7 +44,7 @@ pub(crate) struct ProgramSettings {
     pub(crate) forwarder_limits: ForwarderLimits,
     pub(crate) workspace_trust: CertificateTrust,
     /// `None` for the key next to the socket.
-    pub(crate) stamp_key: Option<OperatorsKey>,
+    pub(crate) stamp_key: Option<ConfiguredKey>,
     pub(crate) stamp_lifetime: Duration,
     /// How long an issuer's last keys serve while it does not answer.
     pub(crate) max_key_age: Duration,
@@ -191,7 +191,9 @@ fn loopback(text: &str) -> Result<SocketAddr, String> {
         text.parse().map_err(|_| "not an address with a port, such as 127.0.0.1:9181".to_owned())?;
     match address.ip().is_loopback() {
         true => Ok(address),
-        false => Err("not a loopback address: only the gateway beside us may reach the forwarder".to_owned()),
+        false => {
+            Err("not a loopback address: only the gateway on this machine may reach the forwarder".to_owned())
+        }
     }
 }
 
@@ -229,12 +231,12 @@ mod tests {
 
     #[test]
     fn defaults_fit_each_way_of_running() {
-        let beside = check(&[], &Environment::without_gateway("kube-coders")).expect("defaults");
-        assert_eq!(beside.runner.socket_path(), Path::new("/run/kube-coders/runner.sock"));
-        assert!(!beside.spawned);
-        assert_eq!(beside.forwarder, "127.0.0.1:9181".parse().expect("an address"));
-        assert_eq!(beside.name_servers, NameServers::System);
-        assert_eq!(beside.name_lifetimes, Lifetimes::default());
+        let by_default = check(&[], &Environment::without_gateway("kube-coders")).expect("defaults");
+        assert_eq!(by_default.runner.socket_path(), Path::new("/run/kube-coders/runner.sock"));
+        assert!(!by_default.spawned);
+        assert_eq!(by_default.forwarder, "127.0.0.1:9181".parse().expect("an address"));
+        assert_eq!(by_default.name_servers, NameServers::System);
+        assert_eq!(by_default.name_lifetimes, Lifetimes::default());
 
         let by_gateway = check(&[], &spawned()).expect("as APISIX starts it");
         assert_eq!(by_gateway.runner.socket_path(), Path::new("/usr/local/apisix/conf/apisix-1.sock"));
@@ -335,7 +337,7 @@ mod tests {
             "--max-call-bytes \"1e9\": not a number from 1 to 268435456".to_owned(),
             "--drain-deadline \"0s\": must be more than nothing".to_owned(),
             "--log-level \"loud\": not a level (error, warn, info, debug, trace), a directive such as hello=debug, or a list of them separated by commas".to_owned(),
-            "--forwarder-address \"0.0.0.0:9181\": not a loopback address: only the gateway beside us may reach the forwarder".to_owned(),
+            "--forwarder-address \"0.0.0.0:9181\": not a loopback address: only the gateway on this machine may reach the forwarder".to_owned(),
             "--max-forwarder-connections \"\": not a number from 1 to 1048576".to_owned(),
             format!("--stamp-key-file {key:?}: 31 bytes, less than 32"),
             "--stamp-lifetime \"1ms\": less than a second".to_owned(),

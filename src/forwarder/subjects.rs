@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn subjects_are_bounded_in_number_and_who_is_active_stays() {
+    async fn subjects_are_bounded_in_number_and_active_ones_stay() {
         let subjects = Subjects::with_room(128);
         let _active: Vec<_> =
             (0..50).map(|number| subjects.begin(Some(&format!("active-{number}")), 1).unwrap()).collect();

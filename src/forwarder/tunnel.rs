@@ -270,7 +270,7 @@ mod tests {
             let since = Instant::now();
             let error = tokio::select! {
                 ended = ways.both(|| {}) => ended.unwrap_err(),
-                _ = filling => unreachable!("nobody takes it"),
+                _ = filling => unreachable!("nothing takes the permit"),
             };
             let expected = if has_closed { AFTER_END } else { send };
             assert_eq!((error.kind(), since.elapsed()), (io::ErrorKind::TimedOut, expected));

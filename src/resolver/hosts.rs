@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_or_no_name_is_passed_over() {
+    fn invalid_addresses_and_names_are_skipped() {
         check("localhost a\nfe80::1%lo0 a\n127.0.0.1 -b a 1.2.3.4 \u{fffd}\n", "a", &["127.0.0.1"]);
         assert!(parse("# nothing\n\n127.0.0.1\n127.0.0.1 *\n").is_empty());
     }

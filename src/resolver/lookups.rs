@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_comes_later_joins() {
+    async fn a_later_lookup_joins() {
         let (lookups, now) = (Lookups::default(), Instant::now());
         let (sender, receiver) = oneshot::channel();
         let first = lookups.join_or_start(&name(1), now, async { receiver.await.unwrap() }).unwrap();
@@ -130,8 +130,8 @@ mod tests {
         assert_eq!(other.wait().await, known(3));
         sender.send(known(1)).unwrap();
         assert_eq!((first.wait().await, second.wait().await), (known(1), known(1)));
-        let anew = lookups.join_or_start(&name(1), now, async { known(2) }).unwrap();
-        assert_eq!(anew.wait().await, known(2));
+        let second = lookups.join_or_start(&name(1), now, async { known(2) }).unwrap();
+        assert_eq!(second.wait().await, known(2));
     }
 
     #[tokio::test(start_paused = true)]
@@ -151,8 +151,8 @@ mod tests {
         let lookup = lookups.join_or_start(&name(1), now, async { panic!("a bug of a test") }).unwrap();
         assert_eq!(lookup.wait().await, Err(ResolveError::Unavailable));
         lookups.ended().await;
-        let anew = lookups.join_or_start(&name(1), now, async { known(1) }).unwrap();
-        assert_eq!(anew.wait().await, known(1));
+        let second = lookups.join_or_start(&name(1), now, async { known(1) }).unwrap();
+        assert_eq!(second.wait().await, known(1));
     }
 
     #[tokio::test]

@@ -46,7 +46,7 @@ fn at_once(resolver: &Resolver, name: &str) -> KnownAddresses {
     resolver.resolve(&name).now_or_never().expect("an answer without waiting")
 }
 
-/// Lets time pass that nobody waits for.
+/// Lets time pass without a task that waits for it.
 async fn pass(time: Duration) {
     tokio::time::pause();
     tokio::time::advance(time).await;

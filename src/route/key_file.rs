@@ -34,19 +34,19 @@ pub(crate) enum KeyError {
 }
 
 /// The key in the administrator's file.
-pub(crate) fn read_key(file: &Path) -> Result<OperatorsKey, KeyError> {
+pub(crate) fn read_key(file: &Path) -> Result<ConfiguredKey, KeyError> {
     // Without the flag, opening a pipe would wait for its writer.
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(file)?;
-    let is_everybodys = file.metadata()?.mode() & 0o007 != 0;
-    Ok(OperatorsKey { key: key_in(file)?, is_everybodys })
+    let is_open_to_all = file.metadata()?.mode() & 0o007 != 0;
+    Ok(ConfiguredKey { key: key_in(file)?, is_open_to_all })
 }
 
 /// A key from the administrator's file.
 #[derive(Clone, Debug)]
-pub(crate) struct OperatorsKey {
+pub(crate) struct ConfiguredKey {
     pub(crate) key: StampKey,
     /// Whether every user of the machine may read or change its file.
-    pub(crate) is_everybodys: bool,
+    pub(crate) is_open_to_all: bool,
 }
 
 fn key_in(file: File) -> Result<StampKey, KeyError> {
@@ -62,7 +62,7 @@ fn key_in(file: File) -> Result<StampKey, KeyError> {
 }
 
 /// The path of the key of the runners at a socket's path.
-pub(crate) fn key_beside(socket: &Path) -> PathBuf {
+pub(crate) fn default_key_file(socket: &Path) -> PathBuf {
     let mut name = socket.as_os_str().to_owned();
     name.push(".key");
     name.into()
@@ -102,17 +102,17 @@ fn make_key(file: &Path) -> Result<(), KeyError> {
     let mut secret = [0; MIN_KEY];
     getrandom::fill(&mut secret).map_err(io::Error::from)?;
     let suffix = getrandom::u64().map_err(io::Error::from)?;
-    let beside = file.with_extension(format!("{suffix:016x}"));
+    let temporary = file.with_extension(format!("{suffix:016x}"));
     let made =
-        OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside).and_then(|mut made| {
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary).and_then(|mut made| {
             made.write_all(&secret)?;
             made.sync_all()?;
-            match fs::hard_link(&beside, file) {
+            match fs::hard_link(&temporary, file) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
                 linked => linked,
             }
         });
-    let _ = fs::remove_file(&beside);
+    let _ = fs::remove_file(&temporary);
     Ok(made?)
 }
 
@@ -126,7 +126,7 @@ mod tests {
     #[test]
     fn a_second_runner_takes_the_stamps_of_the_first() {
         let folder = tempfile::tempdir().unwrap();
-        let file = key_beside(&folder.path().join("runner.sock"));
+        let file = default_key_file(&folder.path().join("runner.sock"));
         assert_eq!(file, folder.path().join("runner.sock.key"));
         let keys: Vec<_> = std::thread::scope(|scope| {
             let makers: Vec<_> = (0..8).map(|_| scope.spawn(|| read_or_make_key(&file).unwrap())).collect();

@@ -384,10 +384,10 @@ mod tests {
     #[test]
     fn a_stamp_says_for_whom_and_where() {
         let bob = "http://code-alice:8443".parse::<Upstream>().unwrap().for_subject("bob").unwrap();
-        let nobody: Upstream = "http://code-alice:8443".parse().unwrap();
+        let without_subject: Upstream = "http://code-alice:8443".parse().unwrap();
         let secure = "https://code-alice:8443".parse::<Upstream>().unwrap().for_subject("alice").unwrap();
         let elsewhere = "http://code-alice:8444".parse::<Upstream>().unwrap().for_subject("alice").unwrap();
-        let stamps: Vec<_> = [alice(), bob.clone(), nobody.clone(), elsewhere, secure]
+        let stamps: Vec<_> = [alice(), bob.clone(), without_subject.clone(), elsewhere, secure]
             .iter()
             .map(|to| key().make(to, at(100)))
             .collect();
@@ -395,7 +395,7 @@ mod tests {
             assert!(!stamps[..position].contains(stamp));
         }
         assert_eq!(key().check(stamps[1].as_bytes(), at(0)), Ok(bob));
-        assert_eq!(key().check(stamps[2].as_bytes(), at(0)), Ok(nobody));
+        assert_eq!(key().check(stamps[2].as_bytes(), at(0)), Ok(without_subject));
     }
 
     #[test]
@@ -415,7 +415,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_was_stamped_is_what_is_checked(
+        fn a_stamp_opens_to_its_content(
             host in "[a-z0-9]([-a-z0-9]{0,20}[a-z0-9])?(\\.[a-z][a-z0-9]{0,10}){0,3}\\.x",
             port in 1..=u16::MAX,
             subject in proptest::option::of(".{1,255}"),

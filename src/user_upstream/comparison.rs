@@ -1,5 +1,5 @@
-//! What a rule lists beside what an identity has, for `explain`: values are compared byte for
-//! byte, and many mistakes can't be seen.
+//! What a rule lists and what an identity has, for `explain`: values are compared byte for
+//! byte, and many differences are invisible.
 
 use icu_normalizer::ComposingNormalizer;
 

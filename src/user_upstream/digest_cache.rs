@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_has_an_end_is_good_until_then() {
+    async fn an_entry_with_an_end_is_good_until_then() {
         let cache = DigestCache::new(CAPACITY);
         let digest = DigestKey::new().unwrap().digest(0, [Some(b"a"), Some(b"b")]);
         let second = Duration::from_secs(1);
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_else_can_say_what_a_digest_is() {
+    fn no_other_key_gives_the_same_digest() {
         let [one, other] = [(); 2].map(|()| DigestKey::new().unwrap().digest(0, [Some(b"a"), None]));
         assert_ne!(one, other);
     }

@@ -34,12 +34,12 @@ pub(crate) struct ExplainedRequest<'q> {
 impl ExplainedRequest<'_> {
     /// Walks as a request does, and takes each step down.
     pub(crate) async fn walk(&self, steps: &mut Steps) -> Result<Upstream, Stopped> {
-        let keys = AskedKeys {
+        let keys = OfflineKeys {
             given: self.keys.as_ref(),
             names: self.resolver.clone().map(|resolver| Arc::new(IssuerNames(resolver)) as Arc<dyn Resolve>),
         };
         let walk = Walk { config: self.config, memory: None, keys, resolver: self.resolver.as_deref() };
-        let mut request = AskedRequest::new(self.headers, self.scheme);
+        let mut request = OfflineRequest::new(self.headers, self.scheme);
         let decision = walk.decide(&mut request, steps).await?;
         if self.way == UpstreamMode::Direct {
             steps.good("way", || {
@@ -54,20 +54,20 @@ impl ExplainedRequest<'_> {
 static COOKIE: HeaderName = HeaderName::from_static("cookie");
 
 /// An imagined request.
-pub(super) struct AskedRequest<'q> {
+pub(super) struct OfflineRequest<'q> {
     headers: &'q [(Vec<u8>, Vec<u8>)],
     scheme: ClientScheme,
     /// A header's new value, or `None` for one that is removed.
     changes: Vec<(HeaderName, Option<Vec<u8>>)>,
 }
 
-impl<'q> AskedRequest<'q> {
+impl<'q> OfflineRequest<'q> {
     pub(super) fn new(headers: &'q [(Vec<u8>, Vec<u8>)], scheme: ClientScheme) -> Self {
         Self { headers, scheme, changes: Vec::new() }
     }
 }
 
-impl Exchange for AskedRequest<'_> {
+impl Exchange for OfflineRequest<'_> {
     fn header_count(&self) -> usize {
         self.headers.len()
     }
@@ -113,12 +113,12 @@ impl Exchange for AskedRequest<'_> {
 }
 
 /// The keys that were given, or the issuer's if it may be asked.
-struct AskedKeys<'q> {
+struct OfflineKeys<'q> {
     given: Option<&'q KeySet>,
     names: Option<Arc<dyn Resolve>>,
 }
 
-impl Keys for AskedKeys<'_> {
+impl Keys for OfflineKeys<'_> {
     async fn verify(
         &self,
         verified: &Verified,

@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_origin_is_foreign() {
+    fn an_invalid_origin_is_foreign() {
         for origin in [
             "null",
             "",
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_repeated_or_missing_is_foreign() {
+    fn a_repeated_or_missing_header_is_foreign() {
         check_all(&["https://a", "https://a"], &["a"], true);
         check_all(&["https://a", "https://a", "x"], &["a"], true);
         check_all(&["https://a"], &["a", "a"], true);

@@ -56,7 +56,7 @@ class Steps(unittest.TestCase):
         self.assertEqual((code, table(output)["pipe"]), (1, "FAILED with 3"), output)
         self.assertIn("FAILED", table(output)["unset"])
 
-    def test_what_needs_a_failed_step_is_left_out_and_what_needs_that_too(self):
+    def test_steps_that_need_a_failed_step_are_left_out_transitively(self):
         code, output = run("""
             bad() { exit 7; }; good() { echo ran; }
             step a 1 bad; step b 1 good a; step c 1 good b; step d 1 good; step e 1 good d""")
@@ -80,7 +80,7 @@ class Steps(unittest.TestCase):
         self.assertEqual(code, 1)
         rows = table(output)
         self.assertEqual((rows["here"], rows["there"], rows["more"]), ("ok", "ok", "FAILED with 1"), output)
-        self.assertIn("== beside that: side\n\n== there\n\n== more\nwords\n", output)
+        self.assertIn("== in parallel: side\n\n== there\n\n== more\nwords\n", output)
 
     def test_a_slow_step_is_told_and_no_failure(self):
         code, output = run("slow() { :; }; step slow -1 slow")
@@ -102,7 +102,7 @@ class Steps(unittest.TestCase):
         self.assertIn("ended after", rows["a track"])
         self.assertEqual(rows["after"], "left out: no time was left")
         self.assertLess(time.monotonic() - began, 30)
-        # Gone, or a zombie of whoever is init here.
+        # Gone, or a zombie that init has not collected.
         status = pathlib.Path("/proc", pid, "stat")
         self.assertTrue(not status.exists() or ") Z " in status.read_text(encoding="ascii"))
 

@@ -200,7 +200,7 @@ class Put(unittest.TestCase):
         self.assertIn("the content of CODERS_TLS_KEY_FILE", result.stdout)
         self.assertNotIn(TLS_SECRET[:64], result.stdout)
 
-    def test_what_can_not_be_done_is_refused_before_anything_is_put(self):
+    def test_an_impossible_order_is_refused_before_anything_is_put(self):
         encrypted = {"key": pem("ENCRYPTED PRIVATE KEY", TLS_SECRET)}
         cases = [
             ({"APISIX_ADMIN_KEY": ""}, "APISIX_ADMIN_KEY is empty"),
@@ -233,7 +233,7 @@ class Put(unittest.TestCase):
 
     def test_unknown_arguments_are_refused(self):
         self.assert_refused(put("--mode", "both"), "mode 'both' is neither forward nor direct")
-        self.assert_refused(put("--mode"), "needs forward or direct behind it")
+        self.assert_refused(put("--mode"), "needs a value: forward or direct")
         self.assert_refused(put("--force"), "unknown argument '--force'")
         self.assertEqual(put("--help").returncode, 0)
 

@@ -103,7 +103,7 @@ class ComposeFile(Case):
         listed = re.findall(r"^([A-Z_]+)=(.*)$", read("examples/compose/.env.example"), re.MULTILINE)
         self.assertEqual(used, {name for name, _ in self.not_empty(listed)})
         self.assertEqual({value for _, value in listed}, {""})
-        # A variable without `:?` would be empty where nobody set it.
+        # A variable without `:?` would be empty if it is not set.
         for name in used:
             self.assertNotRegex(text, r"(?<!\$)\$(\{%s(?!:\?)|%s)" % (name, name))
 
@@ -176,7 +176,7 @@ class ComposeFile(Case):
         writable = {name for name, service in self.services.items() if not service.get("read_only")}
         self.assertEqual(writable, {"gateway", "keycloak"})
 
-    def test_who_is_waited_for_can_be_healthy(self):
+    def test_each_dependency_has_a_health_check(self):
         waits = [
             (name, other, how["condition"])
             for name, service in self.services.items()
@@ -187,7 +187,7 @@ class ComposeFile(Case):
             expected = "service_healthy" if has_check else "service_started"
             self.assertEqual(condition, expected, f"{name} waits for {other}")
 
-    def test_what_is_mounted_is_there_or_made_by_the_scripts(self):
+    def test_each_mount_exists_or_is_made_by_the_scripts(self):
         sources = []
         for service in self.services.values():
             sources += [v.split(":")[0] for v in service.get("volumes", []) if isinstance(v, str)]
@@ -387,12 +387,12 @@ class Certificates(InACopy):
             old = (key.read(), env.read())
             self.script("certificates.sh")
             key.seek(0), env.seek(0)
-            # Whoever had the old ones open has the old ones still.
+            # A process that had opened the old ones still has them.
             self.assertEqual((key.read(), env.read()), old)
         self.assertNotEqual((folder / "server.key").read_text(encoding="ascii"), old[0])
         self.assertNotEqual((folder / "gateway.env").read_text(encoding="ascii"), old[1])
 
-    def test_what_stays_is_closed_to_others_too(self):
+    def test_files_that_stay_are_closed_to_others_too(self):
         self.script("certificates.sh")
         secrets = ("ca.key", "server.key", "gateway.env")
         for name in secrets:
@@ -444,7 +444,7 @@ class Certificates(InACopy):
         self.assertIn("take it out there too", removed.stdout)
         self.assertIn("nothing to remove", self.script("certificates.sh", "remove").stdout)
 
-    def test_what_it_does_not_know_is_refused(self):
+    def test_unknown_arguments_are_refused(self):
         refused = self.script("certificates.sh", "renew", expect=1)
         self.assertEqual(
             refused.stderr,
@@ -475,7 +475,7 @@ class Secrets(InACopy):
         self.assertIn("nothing to make", self.script("secrets.sh").stdout)
         self.assertEqual(self.state(), before)
 
-    def test_what_is_there_stays_and_what_is_missing_is_added(self):
+    def test_existing_values_stay_and_missing_ones_are_added(self):
         old = "# mine\nALICE_PASSWORD=chosen by nobody\nBOB_PASSWORD=\nOTHER=1"
         (self.folder / ".env").write_text(old, encoding="ascii")
         self.script("secrets.sh")

@@ -145,7 +145,7 @@ class Install(Script):
             ["/api/redhat/java/1.2.3/file/redhat.java-1.2.3.vsix", "/api/redhat/vscode-yaml/1.0.0/file/redhat.vscode-yaml-1.0.0.vsix"],
         )
 
-    def test_what_is_unpacked_can_be_read_by_everybody(self):
+    def test_unpacked_files_can_be_read_by_all_users(self):
         self.succeeds(*self.arguments())
         for file in (self.path / "out").rglob("*"):
             self.assertEqual(file.stat().st_mode & 0o777, 0o755 if file.is_dir() else 0o644, file)
@@ -213,7 +213,7 @@ class Install(Script):
                 self.fails(f"install-extensions: {message}", *self.arguments())
         self.assertEqual(OpenVsx.asked, [])
 
-    def test_what_is_no_extension_is_refused(self):
+    def test_an_invalid_extension_is_refused(self):
         for data in (NO_EXTENSION, b"no zip file"):
             self.serve("redhat", "java", "1.2.3", data)
             self.lock(("redhat.java", "1.2.3", digest(data)), ("redhat.vscode-yaml", "1.0.0", digest(YAML)))

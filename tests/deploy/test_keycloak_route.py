@@ -37,7 +37,7 @@ GOOD = [
     "/resources/abcde/common/keycloak/..a/.b/c../...",
     "/realms/dev/",
 ]
-# What the gateway takes for a path of the route, and Keycloak for another, or for one that nobody has looked at.
+# Paths that the gateway and Keycloak read differently, or that were not looked at.
 BAD = [
     "/realms/master/x/..%2f..%2f..%2frealms/dev/x",
     "/realms/master/protocol/openid-connect/token/..%2F..%2F..%2F..%2F..%2Frealms/dev/x",
@@ -186,7 +186,7 @@ class KeycloakRoute(unittest.TestCase):
         for line in GOOD:
             self.assertEqual(self.matches(line), (True, True), line)
 
-    def test_what_could_be_read_in_two_ways_matches_nothing(self):
+    def test_an_ambiguous_path_matches_nothing(self):
         through_the_paths = 0
         for line in BAD:
             of_the_route, of_the_line = self.matches(line)

@@ -211,7 +211,7 @@ class Security(Case):
                 self.check_pod(spec)
                 self.assertIn("app.kubernetes.io/name", labels)
 
-    def test_what_serves_is_probed(self):
+    def test_each_server_is_probed(self):
         for path, item in self.not_empty((p, i) for p, i in manifests() if i["kind"] in ("Deployment", "StatefulSet")):
             for container in item["spec"]["template"]["spec"]["containers"]:
                 with self.subTest(path=path, container=container["name"]):
@@ -301,7 +301,7 @@ class Security(Case):
         self.assertEqual(
             [port["port"] for rule in policies["gateway"]["ingress"] for port in rule["ports"]], [9443, 9080]
         )
-        # Where the ingress controller tells the routes, it does, and nobody else.
+        # If the ingress controller writes the routes, nothing else does.
         browsers, controller = policies["gateway-with-admin-api"]["ingress"]
         self.assertEqual(policies["gateway-with-admin-api"]["podSelector"], {"matchLabels": GATEWAY})
         self.assertEqual(browsers, policies["gateway"]["ingress"][0])
@@ -348,7 +348,7 @@ class Storage(Case):
         self.assertIn("runAsUser: 1000\n", deployment)
         self.assertIn("runAsGroup: 1000\n", deployment)
 
-    def test_classes_open_nothing_to_everybody(self):
+    def test_classes_open_nothing_to_all_users(self):
         shares = {path for path, _, _ in self.exports()}
         for path, item in self.not_empty((p, i) for p, i in manifests() if i["kind"] == "StorageClass"):
             with self.subTest(path):
@@ -616,7 +616,7 @@ class Gateway(Case):
             [f"http://etcd.apisix.svc.cluster.local:{etcd['spec']['ports'][0]['port']}"],
         )
 
-    def test_the_ingress_controllers_gateway_is_the_dashboards_but_for_who_reaches_it(self):
+    def test_the_ingress_controllers_gateway_is_the_dashboards_except_for_its_clients(self):
         here = yaml.safe_load(read("apisix-conf/helm/values-ingress.yaml"))
         there = yaml.safe_load(read(self.DASHBOARD))
         admin, other = here["apisix"]["admin"], there["apisix"]["admin"]

@@ -70,7 +70,7 @@ class Client(Realm):
         self.assertEqual(attributes["oauth2.device.authorization.grant.enabled"], "false")
         self.assertEqual(attributes["oidc.ciba.grant.enabled"], "false")
 
-    def test_codes_are_bound_to_who_asked_for_them(self):
+    def test_codes_are_bound_to_their_client(self):
         self.assertEqual(self.client["attributes"]["pkce.code.challenge.method"], "S256")
         for login in self.logins:
             self.assertIs(login["use_pkce"], True)
@@ -224,7 +224,7 @@ class Decision(Realm):
         explained = self.explain(self.token(self.users[0], aud=["apisix", "account"], typ="Bearer"))
         self.assertEqual(explained.returncode, 0, explained.stdout + explained.stderr)
 
-    def test_who_is_in_no_group_is_not_let_in(self):
+    def test_a_user_in_no_group_is_not_admitted(self):
         explained = self.explain(self.token(self.users[0], groups=[]))
         self.assertEqual(explained.returncode, 1, explained.stdout + explained.stderr)
         self.assertIn("not-allowed", explained.stdout)

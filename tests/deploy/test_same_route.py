@@ -242,7 +242,7 @@ class SameRoute(unittest.TestCase):
                 for secret in (login["client_secret"], login["session"]["secret"]):
                     self.assertRegex(secret, r"^\$env://[A-Z_]+$")
 
-    def test_what_the_gateway_answers_itself_has_no_login(self):
+    def test_the_gateways_own_responses_need_no_login(self):
         for _, _, routes in self.each():
             for name, status in (("healthz", 200), ("favicon", 204)):
                 self.assertEqual(list(routes[name]["plugins"]), ["fault-injection"])

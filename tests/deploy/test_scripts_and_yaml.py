@@ -492,7 +492,7 @@ class Users(Folder):
         return sorted(path for path in paths if path.exists())
 
     def test_no_tokens_of_the_admin_stay_in_the_pod(self):
-        """They would administer all realms for whoever comes to read files there."""
+        """Anyone who reads files there could administer all realms with them."""
         alice = ("alice", "alice@example.com", "Alice", "Example")
         self.assertEqual(self.call(*alice).returncode, 0)
         self.assertEqual(self.left_over(), [])

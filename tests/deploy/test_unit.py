@@ -68,7 +68,7 @@ class Start(unittest.TestCase):
         command = [self.script, "env", "--null"]
         return subprocess.run(command, text=True, capture_output=True, check=False, env={"PATH": os.environ["PATH"]})
 
-    def test_what_it_starts_has_all_four_as_they_are(self):
+    def test_a_started_program_has_all_four_unchanged(self):
         config = (UNIT.parent / "config.yaml").read_text(encoding="utf-8")
         started = self.start()
         self.assertEqual(started.returncode, 0, started.stderr)

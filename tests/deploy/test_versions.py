@@ -44,7 +44,7 @@ class Version(unittest.TestCase):
         self.assertGreaterEqual(len(named), 7)
         print(f"images of kube-coders: {len(found)} in {len(named)} files, all {self.version()}")
 
-    def test_what_names_an_image_is_seen(self):
+    def test_each_reference_to_an_image_is_seen(self):
         for text, version in (
             ("image: kube-coders:0.1.0", "0.1.0"),
             ("image: registry.example.com/kube-coders/kube-coders:0.2.0-rc.1", "0.2.0-rc.1"),

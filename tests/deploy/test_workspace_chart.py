@@ -350,7 +350,7 @@ class Hardening(Case):
         self.assertIn("--user-data-dir=/home/coder/.local/share/code-server", args)
         self.assertIn("--extensions-dir=/home/coder/.local/share/code-server/extensions", args)
 
-    def test_nothing_is_reported_to_anybody(self):
+    def test_nothing_is_reported_to_others(self):
         self.assertTrue({"--disable-telemetry", "--disable-update-check"} <= set(code_server()["args"]))
 
     def test_there_are_never_two_at_one_home(self):
@@ -462,7 +462,7 @@ class Gateway(Case):
             self.assertIn(arg, code_server({"server": {"extraArgs": [arg]}})["args"])
 
     def test_not_every_origin_is_trusted(self):
-        # With a star, a page of any site could open a WebSocket into the workspace of whoever looks at it.
+        # With a star, a page of any site could open a WebSocket into the workspace of the user who opens it.
         for arg in ("--trusted-origins=*", "--trusted-origins=a.example.com,*", "--trusted-origins"):
             with self.subTest(arg), self.assertRaises(helm.HelmValuesError):
                 objects({"server": {"extraArgs": [arg]}})
@@ -516,7 +516,7 @@ class Gateway(Case):
             self.assertTrue(self.reaches(address), address)
 
     def test_a_list_of_ones_own_keeps_what_is_inside(self):
-        """Helm puts one list in another's place: whoever adds a range would take the others away."""
+        """Helm replaces lists: a value that adds a range would take the others away."""
         mine = "203.0.113.0/24"
         for key, inside in (("exceptIPv4", INSIDE_IPV4), ("exceptIPv6", INSIDE_IPV6)):
             whole = chart.values["networkPolicy"]["egress"][key]
@@ -546,7 +546,7 @@ class Gateway(Case):
             with self.subTest(rule):
                 self.refused(helm.HelmValuesError, message, {"networkPolicy": {"egress": {"extra": [rule]}}})
 
-    def test_what_it_reaches_is_up_to_values(self):
+    def test_values_decide_what_it_reaches(self):
         def egress(values):
             return objects({"networkPolicy": {"egress": values}})["NetworkPolicy"]["spec"].get("egress")
 
@@ -627,7 +627,7 @@ class Nulls(Case):
             written = yaml.safe_load(f"networkPolicy:\n  egress:\n    {key}:\n    # - 10.0.0.0/8\n")
             self.refused(helm.HelmValuesError, f"at '/networkPolicy/egress': missing property '{key}'", written)
 
-    def test_what_protects_is_looked_at_without_the_schema_too(self):
+    def test_protections_are_checked_without_the_schema_too(self):
         gateway, egress = "networkPolicy.gateway", "networkPolicy.egress"
         needed = [
             "auth", "auth.mode", "auth.hashed", "auth.secretKey", "networkPolicy", "networkPolicy.enabled", gateway,
@@ -757,7 +757,7 @@ class Server(Case):
         self.assertEqual(container["env"], [{"name": "HOME", "value": "/home/coder"}, *FULL["env"]])
         self.assertEqual(container["envFrom"], FULL["envFrom"])
 
-    def test_where_the_pod_runs_is_up_to_values(self):
+    def test_values_decide_where_the_pod_runs(self):
         template = pod(FULL)
         for key in ("serviceAccountName", "runtimeClassName", "nodeSelector", "tolerations", "affinity", "imagePullSecrets"):
             self.assertEqual(template[key], FULL[key])
@@ -794,7 +794,7 @@ class ExtraPorts(Case):
 
 
 class Subjects(Case):
-    def test_what_is_no_subject_is_refused(self):
+    def test_an_invalid_subject_is_refused(self):
         for values, message in (
             ({}, "at '/user': missing property 'subject'"),
             ({"user": {}}, "at '/user': missing property 'subject'"),

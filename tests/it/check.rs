@@ -194,7 +194,7 @@ fn confs(texts: &[String]) -> Vec<(String, String)> {
 }
 
 #[test]
-fn what_is_shipped_is_clean_and_accepted() {
+fn shipped_files_have_no_finding_and_are_accepted() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let folder = tempfile::tempdir().unwrap();
     let ca_file = folder.path().join("ca.pem");
@@ -292,7 +292,7 @@ fn a_change_in_what_is_shipped_is_found() {
 }
 
 #[test]
-fn what_can_t_be_read_is_told() {
+fn an_unreadable_input_is_reported() {
     let missing = kube_coders(&["check", "no-such.yaml"]);
     let why = "kube-coders: no-such.yaml: No such file or directory (os error 2)\n";
     assert_eq!((missing.code, &*missing.stderr), (Some(2), why));

@@ -45,11 +45,7 @@ fn every_name_is_the_one_that_was_made_independently() {
     assert!(checked > 40, "{checked}");
     let printed = kube_coders(&["name", "alice", "", "Alice"]);
     let names = "code-alice\ncode-alice---3bc51062973c458d\n";
-    assert_eq!(
-        (printed.code, printed.stdout.as_str()),
-        (Some(1), names),
-        "the others are printed all the same"
-    );
+    assert_eq!((printed.code, printed.stdout.as_str()), (Some(1), names), "the others are still printed");
 }
 
 #[test]
@@ -57,11 +53,11 @@ fn health_says_whether_a_runner_answers() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("runner.sock");
     let health = || kube_coders(&["health", "--listen-address", &listen_address(&socket)]);
-    let nobody = health();
-    assert_eq!(nobody.code, Some(1));
+    let absent = health();
+    assert_eq!(absent.code, Some(1));
     let expected = format!("kube-coders: {}: connecting to the runner: ", socket.display());
-    assert!(nobody.stderr.starts_with(&expected), "{}", nobody.stderr);
-    assert!(nobody.stderr.contains("no runner listens there; start one"), "{}", nobody.stderr);
+    assert!(absent.stderr.starts_with(&expected), "{}", absent.stderr);
+    assert!(absent.stderr.contains("no runner listens there; start one"), "{}", absent.stderr);
     let silent = std::os::unix::net::UnixListener::bind(&socket).unwrap();
     let expected = format!("kube-coders: {}: the runner did not answer within 5s\n", socket.display());
     assert_eq!((health().code, health().stderr), (Some(1), expected));
@@ -84,7 +80,7 @@ fn install_puts_the_program_where_it_is_told() {
         assert_eq!(std::fs::metadata(&target).unwrap().permissions().mode() & 0o7777, 0o755);
         assert_eq!(run(Command::new(&target).args(["name", "alice"])).stdout, "code-alice\n");
     }
-    // Over itself while it runs, and with nothing left beside it.
+    // Over itself while it runs, and without a temporary file that is left.
     assert_eq!(run(Command::new(&target).arg("install").arg(&target)).code, Some(0));
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     let nowhere = folder.path().join("no/such");
@@ -186,7 +182,7 @@ fn one_start_shows_every_mistake_and_listens_nowhere() {
         "kube-coders: these settings are wrong:\n\
          --socket-mode \"999\": not permission bits in octal, such as 0660\n\
          --call-deadline \"2m\": more than 59s\n\
-         --forwarder-address \"0.0.0.0:9181\": not a loopback address: only the gateway beside us may reach the forwarder\n\
+         --forwarder-address \"0.0.0.0:9181\": not a loopback address: only the gateway on this machine may reach the forwarder\n\
          --dns-server \"localhost\": not an address with a port, such as 10.96.0.10:53\n"
     );
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);

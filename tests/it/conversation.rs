@@ -1,4 +1,4 @@
-//! Frames as they should not come, and what must come back all the same.
+//! Malformed frames, and what the runner must answer.
 
 use std::time::{Duration, Instant};
 

@@ -141,7 +141,7 @@ async fn a_conf_says_what_its_route_is_made_for() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nobody_goes_where_nothing_is_known() {
+async fn no_request_goes_anywhere_without_a_known_address() {
     let house =
         House::with(kube_coders::Program::new().plugin(Elsewhere), &["--upstream-mode", "direct"]).await;
     let zoe = house.outcome(&conf(), as_user("zoe")).await;
@@ -199,7 +199,7 @@ impl Plugin for Elsewhere {
     }
 }
 
-/// A plugin of anybody's can go directly, and is refused in words where it can't.
+/// Any plugin can choose direct mode; if that is impossible, the refusal says why.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn any_plugin_s_choice_is_resolved_for_it() {
     let house = House::with(kube_coders::Program::new().plugin(Elsewhere), &[]).await;
@@ -220,7 +220,7 @@ async fn any_plugin_s_choice_is_resolved_for_it() {
         let is_cached = self::decision(&forwarded).get("cache").is_some();
         assert_eq!(is_cached, look == "scheme", "{look}: the key has headers, route and scheme");
     }
-    let Outcome::Answer(answer) = ask("nobody.test").await else { panic!("refused") };
+    let Outcome::Answer(answer) = ask("absent.test").await else { panic!("refused") };
     let problem: Value = serde_json::from_slice(&answer.body).unwrap();
     assert_eq!((answer.status, &problem["code"]), (404, &json!("workspace-not-found")));
 }

@@ -229,7 +229,7 @@ async fn why_there_are_no_keys_is_told() {
     }
 }
 
-/// As many images are: an issuer in the cluster is asked without TLS all the same.
+/// As in many images: an issuer in the cluster is still asked without TLS.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_system_without_certificates_has_keys_without_tls() {
     let issuer = Issuer::start(from_ref(Signer::rsa())).await;
@@ -253,7 +253,7 @@ async fn a_system_without_certificates_has_keys_without_tls() {
 }
 
 #[test]
-fn what_a_failed_check_found_is_told() {
+fn a_failed_check_prints_what_it_found() {
     let conf = verified("https://a").to_string();
     let good = claims("https://a", "alice");
     for (name, value, expected) in [
@@ -274,7 +274,7 @@ fn what_a_failed_check_found_is_told() {
 }
 
 #[test]
-fn what_is_typed_wrong_is_told() {
+fn mistyped_arguments_are_reported() {
     wrong(
         &["--conf", "conf.json"],
         "",

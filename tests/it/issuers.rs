@@ -139,7 +139,7 @@ async fn an_issuer_may_send_us_on_but_not_round_nor_away_from_tls() {
     issuer.set_page("/real", Page::Text(document.to_string()));
     issuer.set_page("/once", Page::Redirect("/real".to_owned()));
     issuer.set_page("/round", Page::Redirect("/round".to_owned()));
-    // By another name it is another host, which nobody allowed.
+    // Another name is another host, which the conf does not allow.
     let away = other.url().replace("127.0.0.1", "localhost");
     issuer.set_page("/away", Page::Redirect(format!("{away}{DISCOVERY}")));
     let keys_away = json!({"issuer": issuer.url(), "jwks_uri": format!("{away}/keys")});
@@ -214,7 +214,7 @@ async fn keys_of_unknown_kinds_are_left_out() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_new_is_fetched_once_for_all_who_need_it() {
+async fn a_new_key_is_fetched_once_for_all_calls_that_need_it() {
     let (house, issuer) = (House::new().await, Issuer::start(&rsa()).await);
     assert_eq!(house.ask(&identity(&issuer), &issuer.token("alice")).await, "alice");
     let old = merged(claims(&issuer.url(), "alice"), json!({"jti": "not seen before"}));
@@ -254,7 +254,7 @@ async fn an_authorization_of_the_issuer_reaches_no_workspace_and_another_one_doe
     let (house, issuer) = (House::new().await, Issuer::start(&rsa()).await);
     let token = issuer.token("alice");
     let other = Signer::rsa().token(&claims("https://elsewhere.test", "alice"));
-    let access = issuer.token("somebody-else");
+    let access = issuer.token("another-user");
     for (authorization, access_token, passes) in [
         (format!("Bearer {token}"), "", false),
         (format!("Bearer {access}"), "", false),
@@ -315,7 +315,7 @@ async fn known_keys_serve_while_the_issuer_is_away() {
     issuer.set_mode(Mode::Fail);
     let fresh = merged(claims(&issuer.url(), "alice"), json!({"jti": "another"}));
     assert_eq!(house.ask(&identity(&issuer), &Signer::rsa().token(&fresh)).await, "alice");
-    // Whether a key that nobody knows is the issuer's, nobody can say now.
+    // Whether an unknown key is the issuer's is not known now.
     let next = Signer::new("ec-2", Algorithm::ES256);
     let token = next.token(&claims(&issuer.url(), "alice"));
     assert_eq!(house.ask(&identity(&issuer), &token).await, "keys-unavailable");

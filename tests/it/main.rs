@@ -42,7 +42,7 @@ mod golden;
 /// The stand-in sends what the real gateway sent.
 mod stand_in;
 
-/// Frames as they should not come, and answers all the same.
+/// Malformed frames, and their answers.
 mod conversation;
 
 /// Calls that go wrong in a plugin, and the limits on them.

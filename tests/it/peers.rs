@@ -1,4 +1,4 @@
-//! The forwarder between strict peers that nobody here wrote: PyPI's h11, wsproto and
+//! The forwarder between strict peers of other projects: PyPI's h11, wsproto and
 //! websockets.
 
 use std::path::PathBuf;

@@ -43,7 +43,7 @@ struct House {
     _folder: TempDir,
 }
 
-/// Calls the runner in the gateway's place.
+/// Calls the runner as the gateway does.
 struct Calls {
     gateway: Gateway,
     route: Route,
@@ -179,7 +179,7 @@ async fn serve_calls(calls: Arc<Calls>) -> u16 {
     port
 }
 
-/// Counts who comes where nobody may.
+/// Counts the requests that reach the route's own upstream.
 async fn trap(reached: Arc<AtomicUsize>) -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -255,7 +255,7 @@ async fn start_nginx(folder: &Path, modules: &Path, calls: u16, own: u16) -> Chi
         }
     };
     timeout(PATIENCE, started).await.expect("nginx listens");
-    // It is read on, so that nginx need not wait for that.
+    // The log is read further, so that nginx never waits for it.
     tokio::spawn(async move { while log.next_line().await.is_ok_and(|line| line.is_some()) {} });
     nginx
 }
@@ -301,7 +301,7 @@ async fn each_user_lands_in_their_own_workspace_whatever_a_client_says() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_a_decision_nobody_goes_anywhere() {
+async fn without_a_decision_no_request_goes_anywhere() {
     let Some(house) = House::new().await else { return };
     let (head, body) = house.send("GET / HTTP/1.1\r\nHost: coders.test\r\n").await;
     assert!(head.starts_with("HTTP/1.1 401 ") && body.contains("identity-missing"), "{head}\n{body}");

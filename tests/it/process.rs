@@ -303,7 +303,7 @@ fn the_socket_s_file_goes_with_its_last_owner() {
     second.program.signal(Signal::SIGTERM);
     second.program.ended();
     let left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    assert_eq!(left, ["runner.sock.key"], "the key stays for whoever comes next, and nothing else");
+    assert_eq!(left, ["runner.sock.key"], "only the key stays, for the next runner");
 }
 
 /// As APISIX starts a runner, with no variable more.
@@ -411,7 +411,7 @@ fn another_user_is_refused_by_name_and_admitted_by_flag() {
 #[test]
 fn the_gateway_s_workers_are_admitted_whatever_their_user() {
     // The master starts the privileged agent, which starts the runner, and then
-    // the workers, which are its children and nobody's.
+    // the workers, which are its own children.
     const MASTER: &str = r#"
         sh -c '"$0" run --forwarder-address 127.0.0.1:0; :' "$0" &
         nobody="setpriv --reuid 65534 --regid 65534 --clear-groups $0 health"

@@ -49,7 +49,7 @@ impl Provider {
             skip(&format!("{FOLDER} names no folder with npm's oidc-provider: see tests/provider/README.md"));
             return None;
         };
-        // Node looks for packages beside the script, so it stands there too.
+        // Node looks for packages next to the script, so the script is copied there.
         let script = Path::new(&folder).join("provider.mjs");
         let ours = include_str!("../provider/provider.mjs");
         let is_ours = std::fs::read_to_string(&script).is_ok_and(|text| text == ours);
@@ -95,7 +95,7 @@ impl Provider {
         self.control("/hang").await;
     }
 
-    /// Nobody listens any more.
+    /// Nothing listens any more.
     pub(crate) async fn down(&self) {
         self.control("/down").await;
     }

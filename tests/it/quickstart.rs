@@ -1,4 +1,4 @@
-//! The quickstart as somebody meets it who has just cloned this: started, asked
+//! The quickstart as a new user meets it: started, asked
 //! as several users, and stopped.
 
 use std::path::{Path, PathBuf};
@@ -76,7 +76,7 @@ impl Quickstart {
         Self { process, gateway }
     }
 
-    /// Asks as whoever the cookie names; with `""`, as nobody.
+    /// Asks as the user that the cookie names; with `""`, without a user.
     async fn ask(&self, user: &str, request: http::request::Builder, body: Bytes) -> Answer {
         self.ask_host(&self.gateway, user, request, body).await
     }
@@ -156,8 +156,8 @@ async fn a_user_without_a_workspace_or_a_name_is_refused() {
     let quickstart = Quickstart::start().await;
     let zoe = quickstart.get("zoe", "/").await;
     assert_eq!((zoe.status(), &zoe.json()["code"]), (404, &"workspace-not-found".into()));
-    let nobody = quickstart.get("", "/x").await;
-    assert_eq!((nobody.status(), &nobody.json()["code"]), (401, &"identity-missing".into()));
+    let anonymous = quickstart.get("", "/x").await;
+    assert_eq!((anonymous.status(), &anonymous.json()["code"]), (401, &"identity-missing".into()));
     for (user, expected) in [("zoe", 404), ("mallory", 401)] {
         let Err(WebSocketError::Http(refused)) = quickstart.say(user, "hello").await else {
             panic!("{user} is not refused")
@@ -168,11 +168,11 @@ async fn a_user_without_a_workspace_or_a_name_is_refused() {
 }
 
 #[tokio::test]
-async fn what_a_client_says_of_itself_is_dropped() {
+async fn a_clients_own_identity_headers_are_dropped() {
     let quickstart = Quickstart::start().await;
     let forged = || Request::get("/headers.json").header("X-Userinfo", FORGED);
-    let nobody = quickstart.ask("", forged(), Bytes::new()).await;
-    assert_eq!((nobody.status(), &nobody.json()["code"]), (401, &"identity-missing".into()));
+    let anonymous = quickstart.ask("", forged(), Bytes::new()).await;
+    assert_eq!((anonymous.status(), &anonymous.json()["code"]), (401, &"identity-missing".into()));
 
     let dropped = ["X-Access-Token", "X-ID-Token", "X-Raw-ID-Token", "X-Refresh-Token"];
     let request = dropped.iter().fold(forged(), |request, name| request.header(*name, FORGED));

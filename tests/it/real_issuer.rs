@@ -91,7 +91,7 @@ async fn keys_rotate_while_requests_run_and_none_fails() {
     let Some(house) = House::start().await else { return };
     let old = house.provider.id_token("alice", "RS256").await;
     assert_eq!(house.ask(&old).await, "alice");
-    // Tokens of the old key that nobody has seen, to be used once each.
+    // Unseen tokens of the old key, to be used once each.
     let mut unseen = Vec::new();
     for _ in 0..10 {
         unseen.push(house.provider.id_token("alice", "ES256").await);
@@ -153,7 +153,7 @@ async fn while_it_is_down_known_keys_serve_and_new_ones_once_it_is_back() {
     house.provider.rotate_and_drop().await;
     let rotated = house.provider.id_token("alice", "ES256").await;
     house.provider.down().await;
-    assert_eq!(house.ask(&second).await, "alice", "a token that nobody has seen, of a key that is known");
+    assert_eq!(house.ask(&second).await, "alice", "an unseen token of a known key");
     assert_eq!(house.ask(&rotated).await, "keys-unavailable");
     house.provider.up().await;
     house.until_let_in(&rotated).await;

@@ -145,7 +145,7 @@ async fn an_identity_in_either_alphabet_padded_or_not_is_good() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_is_not_known_is_refused_by_the_runner() {
+async fn an_unknown_user_is_refused_by_the_runner() {
     let house = house(&[]).await;
     let good = STANDARD.encode(r#"{"sub": "alice"}"#);
     let long = format!(r#"{{"sub": "alice", "x": "{}"}}"#, "x".repeat(13_000));
@@ -159,7 +159,7 @@ async fn who_is_not_known_is_refused_by_the_runner() {
     for (case, request, expected) in [
         ("no header", get(), missing),
         ("twice", get().header("X-Userinfo", &good).header("X-Userinfo", &good), malformed),
-        ("a twin beside it", by("alice").header("X_Userinfo", &good), malformed),
+        ("a twin of it", by("alice").header("X_Userinfo", &good), malformed),
         ("a twin alone", get().header("X_Userinfo", &good), malformed),
         ("not base64", get().added_header("X-Userinfo", "{}"), malformed),
         ("not JSON", userinfo("sub=alice"), malformed),
@@ -172,7 +172,7 @@ async fn who_is_not_known_is_refused_by_the_runner() {
     ] {
         check_plain(&house, &request, expected, case).await;
     }
-    // An upgrade is no navigation, so nobody would look at a page.
+    // An upgrade is no navigation, so no page would be seen.
     for origin in ["https://evil.test", "null", "http://coders.test.evil.test", "https://coders.test:8443"] {
         let request = upgrade(origin).header("Accept", "text/html");
         for route in [house.route(), house.route().allow_degradation()] {
@@ -197,11 +197,12 @@ async fn a_workspace_that_is_not_there_is_said_to_be() {
     let house = house(&[]).await;
     check_plain(&house, &by("zoe"), (404, "workspace-not-found"), "no such name").await;
 
-    let nobody = TcpListener::bind("127.0.0.4:0").await.unwrap();
-    let closed = nobody.local_addr().unwrap();
-    drop(nobody);
-    let nobody = route_to(&format!("http://{closed}"));
-    check(&house.edge, &nobody, &by("alice"), (503, "workspace-starting"), "nothing listens", |_| {}).await;
+    let unused = TcpListener::bind("127.0.0.4:0").await.unwrap();
+    let closed = unused.local_addr().unwrap();
+    drop(unused);
+    let closed_route = route_to(&format!("http://{closed}"));
+    check(&house.edge, &closed_route, &by("alice"), (503, "workspace-starting"), "nothing listens", |_| {})
+        .await;
 
     let broken = start("broken", ([127, 0, 0, 1], 0).into(), Behaviour::BreakOff).await;
     let broken = route_to(&format!("http://{broken}"));
@@ -293,5 +294,5 @@ async fn a_bug_in_a_plugin_is_an_answer_of_ours() {
     let route = Route::new("bug")
         .plugin("user-upstream", r#"{"identity": {"trust": "gateway"}, "upstream": "http://127.0.0.1:1"}"#);
     let route = route.plugin("panics", "null");
-    check(&edge, &route, &by("alice"), (503, "runner-failed"), "a panic behind us", |_| {}).await;
+    check(&edge, &route, &by("alice"), (503, "runner-failed"), "a panic of a later plugin", |_| {}).await;
 }

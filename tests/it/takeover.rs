@@ -53,8 +53,8 @@ const BETWEEN: u64 = 40;
 /// How a runner is replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
-    /// Beside the gateway: the new one listens, then the old one is told to end.
-    Beside,
+    /// Next to the gateway: the new one listens, then the old one is told to end.
+    NextToGateway,
     /// By a gateway that reloads: the new one is started, the old one told to end, and
     /// killed.
     Spawned,
@@ -203,7 +203,7 @@ impl Starter {
         // All of this is one subject's.
         command.args(["--max-subject-connections", "4096"]);
         match self.way {
-            Way::Beside => command.arg("--listen-address").arg(listen_address(&self.socket)),
+            Way::NextToGateway => command.arg("--listen-address").arg(listen_address(&self.socket)),
             Way::OneByOne => {
                 command.arg("--drain-apart").arg("--listen-address").arg(listen_address(&self.socket))
             }
@@ -218,7 +218,7 @@ impl Starter {
 
     fn replace(&self, old: &mut Program) -> Program {
         match self.way {
-            Way::Beside => {
+            Way::NextToGateway => {
                 let new = self.start();
                 new.line(&["forwarder listens"]);
                 old.signal(Signal::SIGTERM);
@@ -320,7 +320,7 @@ fn count(line: &str, name: &str) -> u64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_takeovers_of_a_runner_outside_the_gateway_cost_nothing() {
-    ten_takeovers_cost_nothing(Way::Beside).await;
+    ten_takeovers_cost_nothing(Way::NextToGateway).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -344,7 +344,7 @@ struct Kept {
 }
 
 impl Kept {
-    /// Started by this command, with its arguments behind it.
+    /// Started by this command, which its arguments follow.
     async fn start(command: &mut Command, args: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("runner.sock");
@@ -378,14 +378,14 @@ impl Kept {
     }
 
     fn runs(&self) -> bool {
-        // One that has ended may wait for somebody to hear of it.
+        // One that has ended may still be a zombie.
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.runner)).unwrap_or_default();
         stat.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with('Z'))
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_killed_runner_leaves_holds_no_listener_and_ends_at_the_deadline() {
+async fn leftovers_of_a_killed_runner_hold_no_listener_and_end_at_the_deadline() {
     let mut kept = Kept::start(&mut Command::new(BINARY), &["--drain-deadline", "3s"]).await;
     kept.says("before").await;
     kept.keeper.signal(Signal::SIGTERM);
@@ -464,7 +464,7 @@ fn parent_of(pid: Pid) -> Pid {
     Pid::from_raw(stat.rsplit_once(") ").unwrap().1.split(' ').nth(1).unwrap().parse().unwrap())
 }
 
-/// One that is stopped, not ended, answers nobody.
+/// A process that is stopped and not ended answers no call.
 #[test]
 fn a_runner_that_hangs_is_replaced_without_its_help() {
     let folder = tempfile::tempdir().unwrap();
@@ -492,7 +492,7 @@ fn a_runner_that_hangs_is_replaced_without_its_help() {
 /// Neither its socket nor its forwarder's port are taken from a runner by one that can't
 /// start.
 #[test]
-fn who_can_not_start_takes_nothing_away() {
+fn a_runner_that_can_not_start_takes_nothing_away() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("runner.sock");
     let serving = Runner::start_at(&socket, &[]);
@@ -598,7 +598,7 @@ fn key_file(folder: &TempDir) -> PathBuf {
     path
 }
 
-/// Whoever takes over may die at once, and is not the last word.
+/// A successor may die immediately, and the next one takes over.
 #[test]
 fn a_successor_that_is_killed_leaves_the_socket_to_its_predecessor() {
     let folder = tempfile::tempdir().unwrap();
@@ -610,7 +610,7 @@ fn a_successor_that_is_killed_leaves_the_socket_to_its_predecessor() {
         assert_ne!(asked, 0);
         second.program.signal(Signal::SIGKILL);
         second.program.ended();
-        until("somebody who listens", || std::os::unix::net::UnixStream::connect(&socket).ok());
+        until("a listener", || std::os::unix::net::UnixStream::connect(&socket).ok());
         Peer::connect(&socket).prepare("user-upstream", CONF);
     }
     first.program.line(&["the socket's file was gone: it is recreated"]);
@@ -639,7 +639,7 @@ fn a_runner_that_is_full_can_still_be_taken_over() {
 
 /// The middle one of three has ended long before the first has.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_the_first_of_three_still_has_goes_to_the_last() {
+async fn connections_of_the_first_of_three_go_to_the_last() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("runner.sock");
     let workspace = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();

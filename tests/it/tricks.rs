@@ -56,7 +56,7 @@ impl Lab {
         Self::start_with(Program::new()).await
     }
 
-    /// With plugins of a test beside those that are shipped.
+    /// With plugins of a test in addition to the shipped ones.
     pub(crate) async fn start_with(command: Program) -> Self {
         let (signer, others) = (Signer::rsa().clone(), Signer::new("rsa-1", Algorithm::RS256));
         let issuer = Issuer::start(from_ref(&signer)).await;
@@ -95,7 +95,7 @@ impl Lab {
         with(&self.signer.token(&self.claims(changes)))
     }
 
-    /// A token with another header, signed by the issuer's key all the same.
+    /// A token with another header, but signed by the issuer's key.
     fn headed(&self, header: Value) -> ClientRequest {
         with(&self.signer.token_with(&header, &self.claims(json!({})).to_string()))
     }
@@ -128,7 +128,7 @@ pub(crate) fn userinfo(json: &str) -> String {
     STANDARD.encode(json)
 }
 
-/// Signed with what everybody knows, the issuer's public key, as if it were a secret.
+/// Signed with the issuer's public key, as if it were a secret.
 fn signed_with_the_public_key(lab: &Lab) -> ClientRequest {
     let header = json!({"alg": "HS256", "kid": lab.signer.id}).to_string();
     let message = message(&header, &lab.claims(json!({})).to_string());
@@ -278,7 +278,7 @@ fn said(lab: &Lab) -> Vec<(&'static str, ClientRequest, Answer)> {
         ("an ID token", lab.saying(json!({"typ": "ID"})), To("alice")),
         ("issued in the future", lab.saying(json!({"iat": at(90)})), invalid()),
         ("for another client", lab.saying(json!({"aud": "grafana"})), invalid()),
-        ("for nobody", lab.saying(json!({"aud": null})), invalid()),
+        ("for no audience", lab.saying(json!({"aud": null})), invalid()),
         ("for another client, by ours", lab.saying(json!({"aud": "account", "azp": "apisix"})), invalid()),
         ("for us among others", lab.saying(json!({"aud": ["account", "apisix"]})), To("alice")),
         ("aud an object", lab.saying(json!({"aud": {"apisix": true}})), invalid()),
@@ -349,7 +349,7 @@ fn headers(lab: &Lab) -> Vec<(&'static str, ClientRequest, Answer)> {
         ("a twin of the stamp", with(&good).header("X_Kube-Coders_Stamp", "AQAA"), malformed()),
         ("a twin of what is added", with(&good).header("x_forwarded_user", "mallory"), malformed()),
         ("userinfo of another", of(r#"{"sub":"bob"}"#), no(403, "identity-mismatch")),
-        ("userinfo of nobody", of("{}"), no(403, "identity-mismatch")),
+        ("userinfo without a subject", of("{}"), no(403, "identity-mismatch")),
         ("userinfo of the same", of(r#"{"sub":"alice","preferred_username":"root"}"#), To("alice")),
         ("userinfo with the subject twice", of(r#"{"sub":"alice","sub":"bob"}"#), malformed()),
         ("userinfo that is no base64", with(&good).added_header("X-Userinfo", "{}"), malformed()),
@@ -371,7 +371,7 @@ fn headers(lab: &Lab) -> Vec<(&'static str, ClientRequest, Answer)> {
             To("alice"),
         ),
         (
-            "a bearer beside a better token",
+            "a bearer and a better token",
             with("x").header("Authorization", format!("Bearer {good}")),
             invalid(),
         ),
@@ -445,7 +445,7 @@ async fn no_trick_gets_anything() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    // Nobody went where a token's header told them to.
+    // No request went where a token's header pointed.
     assert_eq!(lab.other.asked("/keys"), 0);
 }
 

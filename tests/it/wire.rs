@@ -47,7 +47,7 @@ impl Frame {
         [&[self.kind, high, middle, low], &self.payload[..]].concat()
     }
 
-    /// A file's content: one whole frame and nothing behind it.
+    /// A file's content: one whole frame and nothing after it.
     pub(crate) fn from_bytes(bytes: &[u8]) -> Self {
         let (header, payload) = bytes.split_first_chunk::<4>().unwrap();
         let length = u32::from_be_bytes([0, header[1], header[2], header[3]]);

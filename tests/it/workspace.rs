@@ -1,4 +1,4 @@
-//! What stands behind the gateway: workspaces on loopback, and the way there
+//! Workspaces on loopback behind the gateway, and the way there
 //! from a client's request to the response.
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -104,7 +104,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A message's head with its blank line, and what came behind it.
+/// A message's head with its blank line, and what came after it.
 async fn read_head(stream: &mut TcpStream) -> Option<(String, Vec<u8>)> {
     let mut read = Vec::new();
     loop {
@@ -201,7 +201,7 @@ impl Edge {
     }
 }
 
-/// As a gateway writes it; what is between two hops it writes anew.
+/// As a gateway writes it, with hop-by-hop headers of its own.
 pub(crate) fn head_of(forwarded: &ForwardedRequest) -> String {
     let target = std::str::from_utf8(&forwarded.target).unwrap();
     let mut head = format!("{} {target} HTTP/1.1\r\n", forwarded.method.as_str());

@@ -61,7 +61,7 @@ function newProvider(issuer) {
   return { made, callback: made.callback() };
 }
 
-// Whoever the login hint names is logged in, and agrees to everything.
+// Logs in the user of the login hint, who agrees to everything.
 async function interact(request, response) {
   const { made } = provider;
   const { prompt, params, session } = await made.interactionDetails(request, response);

@@ -432,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_document_is_told_by_its_place_and_without_its_content() {
+    fn an_invalid_document_is_reported_by_its_place_without_its_content() {
         for (text, expected) in [
             ("a: [1\nb: s3cret\n", "line 2, column 2: neither YAML nor JSON"),
             (

@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_the_same_in_both_is_left_alone() {
+    fn equal_values_have_no_finding() {
         for text in [
             "priority: 2598 # since: 12:30, before it was: 010\n",
             "port: 0\nweight: 0.5\nread: 5m\n",

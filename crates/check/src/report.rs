@@ -161,7 +161,7 @@ mod tests {
     use super::{shown, uri};
 
     #[test]
-    fn what_comes_from_a_file_stays_on_its_line() {
+    fn text_from_a_file_stays_on_its_line() {
         let hostile = "a\u{1b}[31m\r\n::error::b\u{202e}c\u{9b}é 한";
         assert_eq!(shown(hostile), "a\\u{1b}[31m\\r\\n::error::b\\u{202e}c\\u{9b}é 한");
     }

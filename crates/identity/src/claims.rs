@@ -445,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_json_object_is_refused() {
+    fn other_json_than_an_object_is_refused() {
         for json in
             ["", "{", "{}{}", "{} x", "{\"sub\":\"a\",}", "{sub:1}", "{\"sub\":\"a\"}\0", "{\"\\ud800\":1}"]
         {

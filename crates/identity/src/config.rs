@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn what_must_be_there_is_asked_for() {
+    fn missing_arguments_are_asked_for() {
         refused("{}", "missing field `identity`");
         refused(r#"{"identity": {}, "upstream": "http://a:1"}"#, "identity: missing field `trust`");
         refused(r#"{"identity": {"trust": "gateway"}}"#, "missing field `upstream`");
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_userinfo_may_add_is_something_that_is_read() {
+    fn userinfo_adds_only_claims_that_are_read() {
         let conf = |names: &str| {
             format!(
                 r#"{{"identity": {{"trust": "verified", "issuer": "https://a", "audience": ["a"],

@@ -323,7 +323,7 @@ mod tests {
         "realm_access": {"roles": ["coder"]}, "resource_access": {"apisix": {"roles": ["admin"]}}}"#;
 
     #[test]
-    fn without_rules_everybody_is_let_in() {
+    fn without_rules_every_user_is_admitted() {
         for conf in ["{}", r#"{"allow": {}, "deny": {}}"#, r#"{"deny": {"subjects": []}}"#] {
             check(conf, ALICE, Ok(()));
             check(conf, r#"{"sub": "bob"}"#, Ok(()));
@@ -432,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn what_denied_says_names_the_rule() {
+    fn a_denial_names_its_rule() {
         assert_eq!(Denied::NoneOf("groups").to_string(), "allow.groups: the identity has none of them");
         assert_eq!(Denied::OneOf("roles").to_string(), "deny.roles: the identity has one of them");
         assert_eq!(

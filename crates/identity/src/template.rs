@@ -508,7 +508,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_upstream_is_refused() {
+    fn an_invalid_upstream_is_refused() {
         refused("", "an upstream starts with http:// or https://");
         refused("code-{sub}:80", "an upstream starts with http:// or https://");
         for text in [
@@ -595,7 +595,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_rendered_is_a_host_name(template in r"[-a-c0-9_.{}x]{1,12}|([a-c0-9-]{0,5}\{a\}[a-c0-9_-]{0,5}\.?){1,3}", value in "[-a-fA-F0-9x.]{0,70}|\\PC{0,300}") {
+        fn a_rendered_name_is_a_host_name(template in r"[-a-c0-9_.{}x]{1,12}|([a-c0-9-]{0,5}\{a\}[a-c0-9_-]{0,5}\.?){1,3}", value in "[-a-fA-F0-9x.]{0,70}|\\PC{0,300}") {
             if let Ok(template) = HostTemplate::parse(&template)
                 && let Ok(name) = template.render_value(&value)
             {

@@ -431,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_token_is_refused() {
+    fn an_invalid_token_is_refused() {
         for opaque in ["", "abc", "a.b", "a.b.c.d", "a.b.c.d.e.f", "e30", "!!!.e30.AAAA"] {
             refused(opaque, TokenError::Opaque);
         }

@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_long_is_refused() {
+    fn a_text_that_is_too_long_is_refused() {
         let userinfo =
             |length| STANDARD.encode(format!("{{\"sub\":\"a\",\"x\":\"{}\"}}", "x".repeat(length)));
         let around = r#"{"sub":"a","x":""}"#.len();

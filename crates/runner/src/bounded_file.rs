@@ -29,7 +29,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_too_long_is_refused() {
+    fn a_text_that_is_too_long_is_refused() {
         assert_eq!(read_bounded(&b"abc"[..], 3).unwrap(), b"abc");
         let error = read_bounded(io::repeat(0), 3).unwrap_err();
         assert_eq!(error.to_string(), "longer than 3 bytes");

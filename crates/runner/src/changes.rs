@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_gateway_would_not_carry_is_refused_with_its_reason() {
+    fn changes_that_the_gateway_would_not_make_are_refused_with_the_reason() {
         let name = HeaderName::from_static;
         refused(
             check_request_header(&name("content-length")),

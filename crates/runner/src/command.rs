@@ -173,7 +173,7 @@ impl Runner {
 
 #[cfg(feature = "direct")]
 fn with_carried(gateway: Gateway) -> Gateway {
-    let read = |header: &[u8]| crate::direct::decided(header).map(|(upstream, _)| upstream);
+    let read = |header: &[u8]| crate::direct::decode_destination(header).map(|(upstream, _)| upstream);
     gateway.reads_upstream(http::HeaderName::from_static(crate::direct::DECISION_HEADER), read)
 }
 

@@ -231,7 +231,7 @@ mod tests {
         runtime().block_on(async {
             let (_peer, ours) = duplex(3);
             let written = Connection::new(ours).write_frame(FrameKind::ExtraInfo, b"longer").await;
-            assert_eq!(written.expect_err("nobody reads").kind(), io::ErrorKind::TimedOut);
+            assert_eq!(written.expect_err("nothing reads").kind(), io::ErrorKind::TimedOut);
         });
     }
 

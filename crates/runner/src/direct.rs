@@ -374,14 +374,14 @@ impl<'d> CachedDecision<'d> {
 /// an answer.
 ///
 /// ```
-/// use apisix_plugin_runner::direct::decided;
+/// use apisix_plugin_runner::direct::decode_destination;
 ///
 /// let header = br#"{"v": 1, "scheme": "http", "host": "code-alice", "port": 8443, "addresses": ["10.0.0.7"]}"#;
-/// let (upstream, addresses) = decided(header).expect("a decision");
+/// let (upstream, addresses) = decode_destination(header).expect("a decision");
 /// assert_eq!((&*upstream.to_string(), addresses.len()), ("http://code-alice:8443", 1));
 /// ```
 #[must_use]
-pub fn decided(header: &[u8]) -> Option<(Upstream, Vec<IpAddr>)> {
+pub fn decode_destination(header: &[u8]) -> Option<(Upstream, Vec<IpAddr>)> {
     #[derive(Deserialize)]
     struct Destination {
         scheme: String,
@@ -400,18 +400,18 @@ pub fn decided(header: &[u8]) -> Option<(Upstream, Vec<IpAddr>)> {
 /// ```
 /// use std::time::Duration;
 ///
-/// use apisix_plugin_runner::direct::cached;
+/// use apisix_plugin_runner::direct::decode_cache;
 ///
 /// let header = format!(
 ///     r#"{{"v": 1, "cache": {{"seconds": 5.0, "headers": ["x-team"], "presence": [], "navigation": false,
 ///         "digest": "{:064x}", "set": {{}}, "remove": [], "cookies": []}}}}"#,
 ///     0,
 /// );
-/// let (time, key) = cached(header.as_bytes()).unwrap();
+/// let (time, key) = decode_cache(header.as_bytes()).unwrap();
 /// assert_eq!((time, key.to_string().as_str()), (Duration::from_secs(5), "x-team"));
 /// ```
 #[must_use]
-pub fn cached(header: &[u8]) -> Option<(Duration, CacheKey)> {
+pub fn decode_cache(header: &[u8]) -> Option<(Duration, CacheKey)> {
     cacheable(header).map(|decision| (decision.time, decision.key))
 }
 
@@ -530,8 +530,8 @@ mod tests {
         let upstream = upstream.for_subject("alice").unwrap();
         let text = decided_text(&direct(), &upstream, &Changes::new(10)).await.unwrap();
         let expected = r#"{"v":1,"scheme":"http","host":"127.0.0.1","port":8443,"addresses":["127.0.0.1"],"timeout":{"connect":0.25,"send":300.0,"read":1.5}}"#;
-        assert_eq!(text, expected, "the subject is nobody's business there");
-        let (decided, addresses) = decided(text.as_bytes()).unwrap();
+        assert_eq!(text, expected, "the subject is not in a decision");
+        let (decided, addresses) = decode_destination(text.as_bytes()).unwrap();
         assert_eq!(
             (decided.to_string(), addresses),
             ("http://127.0.0.1:8443".to_owned(), vec!["127.0.0.1".parse().unwrap()])
@@ -561,7 +561,7 @@ mod tests {
             "cookies": ["other", "session"],
         });
         assert_eq!(decision["cache"], expected);
-        let (time, read) = cached(decision.to_string().as_bytes()).unwrap();
+        let (time, read) = decode_cache(decision.to_string().as_bytes()).unwrap();
         assert_eq!((time, read), (Duration::from_secs(10), key));
     }
 
@@ -624,7 +624,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_name_without_an_address_is_not_decided() {
-        let unknown: Upstream = "http://nobody.test:1".parse().unwrap();
+        let unknown: Upstream = "http://absent.test:1".parse().unwrap();
         let error = decided_text(&direct(), &unknown, &Changes::new(10)).await.unwrap_err();
         assert_eq!(
             (error.code(), error.to_string().as_str()),

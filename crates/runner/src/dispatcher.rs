@@ -503,7 +503,7 @@ mod tests {
     }
 
     #[test]
-    fn what_goes_to_the_log_is_short_and_plain() {
+    fn log_text_is_short_and_plain() {
         assert_eq!(shown(b"a\nb\xff"), "a\\nb\\xff");
         assert_eq!(shown(&[b'a'; 1000]).len(), MAX_SHOWN);
     }

@@ -624,7 +624,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_the_wire_can_not_say_is_refused_and_changes_nothing() {
+    async fn changes_that_the_wire_can_not_carry_are_refused_and_change_nothing() {
         let (forwarded, errors) = forwarded(ClientRequest::get("/a"), |request| {
             vec![
                 request.set_path("no-slash"),

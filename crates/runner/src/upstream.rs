@@ -527,7 +527,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_upstream_is_refused() {
+    fn an_invalid_upstream_is_refused() {
         check("", Err(UpstreamError::Scheme));
         check("ftp://a:1", Err(UpstreamError::Scheme));
         for host in [

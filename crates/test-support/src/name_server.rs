@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_does_not_exist_has_a_soa_or_none() {
+    async fn a_missing_name_has_a_soa_or_none() {
         let server = NameServer::start().await.unwrap();
         assert_eq!(ask(&server, "a.test.", RecordType::A).await.authorities.len(), 1);
         server.set_negative_ttl(None);

@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_might_read_another_way_is_refused() {
+    fn an_ambiguous_head_is_refused() {
         let size = "a chunk's size is not a hexadecimal number of 1 to 16 digits";
         let end = "a chunk does not end with CR and LF at the place that its size gives";
         let extensions = "a chunk's extensions are longer than 1024 bytes, or contain a control character";
@@ -273,7 +273,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_was_put_on_comes_off(
+        fn an_added_layer_can_be_removed(
             chunks in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..40), 0..6),
             length in 1..50_usize,
         ) {

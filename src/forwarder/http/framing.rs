@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn what_says_it_in_two_ways_or_in_an_odd_one_is_refused() {
+    fn a_contradictory_or_odd_framing_is_refused() {
         let coding = "transfer-encoding is repeated or not chunked";
         let length = "content-length is not a number";
         for (lines, expected) in [

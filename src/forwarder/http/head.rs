@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_might_read_another_way_is_refused() {
+    fn an_ambiguous_head_is_refused() {
         let name = "a header line has no name, or a space before its colon";
         let control = "the head contains a control character";
         refused("Host : h\r\n", name);

@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn what_belongs_to_a_connection_is_removed() {
+    fn hop_by_hop_headers_are_removed() {
         let lines = "Connection: keep-alive, X-Hop\r\nConnection: close ,, http2-settings, no/name\r\n\
                      Keep-Alive: timeout=5\r\nProxy-Connection: keep-alive\r\nProxy-Authenticate: Basic\r\n\
                      Proxy-Authorization: Basic eDp5\r\nTE: trailers\r\nTrailer: x-sum\r\nUpgrade: websocket\r\n\

@@ -307,7 +307,7 @@ async fn a_drain_finishes_requests_and_closes_idle_connections() {
 
 /// Whose connection waits to be accepted has been told that it is there.
 #[tokio::test]
-async fn a_drain_without_a_successor_serves_who_waits_in_the_queue() {
+async fn a_drain_without_a_successor_serves_queued_connections() {
     const QUEUED: usize = 100;
     // The runtime may accept them all before it hears of the end, or hear of it first.
     for _ in 0..8 {

@@ -23,7 +23,7 @@ async fn a_silent_workspace_is_starting() {
     gateway.write(served.get("/", &workspace)).await;
     let mut inside = workspace.accept().await;
     assert_refused(&gateway.response().await, 503, "workspace-starting");
-    // Its answer would come too late for anybody.
+    // Its answer would come too late.
     inside.head().await;
     assert_eq!(inside.rest().await, "");
 }
@@ -286,7 +286,7 @@ async fn a_workspace_that_has_spoken_gets_no_second_try() {
 }
 
 #[tokio::test]
-async fn what_a_workspace_does_not_take_holds_no_place_for_ever() {
+async fn bytes_that_a_workspace_does_not_take_hold_no_place_for_ever() {
     let send = Duration::from_millis(300);
     let limits = ForwarderLimits { max_connections: 1, send, ..ForwarderLimits::default() };
     let (served, workspace) = (Served::with(limits, DRAIN).await, Workspace::new().await);
@@ -307,7 +307,7 @@ async fn what_a_workspace_does_not_take_holds_no_place_for_ever() {
                 .await;
             gateway.head().await;
         }
-        // Until nobody takes any more: the workspace reads nothing.
+        // Until no more bytes are taken: the workspace reads nothing.
         let taken = fill(&mut gateway).await;
         assert!(taken < MOST_KEPT, "{taken} bytes are kept somewhere");
         drop(gateway);
@@ -336,7 +336,7 @@ async fn a_chosen_time_holds_in_tunnels_too() {
 
 /// A client that reads nothing more of an answer.
 #[tokio::test]
-async fn what_the_gateway_does_not_take_holds_no_place_for_ever() {
+async fn bytes_that_the_gateway_does_not_take_hold_no_place_for_ever() {
     let send = Duration::from_millis(300);
     let (served, workspace) = (
         Served::with(ForwarderLimits { send, ..ForwarderLimits::default() }, DRAIN).await,

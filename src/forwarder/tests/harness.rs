@@ -45,8 +45,8 @@ impl Served {
     }
 
     pub(super) async fn with(limits: ForwarderLimits, drain: Duration) -> Self {
-        let nobody = NameServers::Listed(vec!["127.0.0.1:1".parse().unwrap()]);
-        Self::asking(&nobody, CertificateTrust::System, limits, drain).await
+        let silent = NameServers::Listed(vec!["127.0.0.1:1".parse().unwrap()]);
+        Self::asking(&silent, CertificateTrust::System, limits, drain).await
     }
 
     pub(super) async fn asking(
@@ -113,7 +113,7 @@ impl Workspace {
         Peer::new(within(self.listener.accept()).await.unwrap().0)
     }
 
-    /// Whether nobody has connected who said anything.
+    /// Whether no peer has connected and sent anything.
     pub(super) async fn is_unused(&self) -> bool {
         match timeout(Duration::ZERO, self.listener.accept()).await {
             Ok(accepted) => Peer::new(accepted.unwrap().0).rest().await.is_empty(),
@@ -121,7 +121,7 @@ impl Workspace {
         }
     }
 
-    /// Whether nobody has connected who was not accepted yet.
+    /// Whether no connection waits to be accepted.
     pub(super) async fn is_untouched(&self) -> bool {
         timeout(Duration::ZERO, self.listener.accept()).await.is_err()
     }
@@ -198,7 +198,7 @@ impl Peer {
     }
 }
 
-/// Writes until nobody has taken anything for a while, and says how much that was.
+/// Writes until no bytes are taken for a while, and returns how many were.
 pub(super) async fn fill(peer: &mut Peer) -> usize {
     let stuck = Duration::from_millis(200);
     let mut written = 0;

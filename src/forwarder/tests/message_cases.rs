@@ -235,7 +235,7 @@ const ANSWERS: &[(&str, &str, &str)] = &[
         "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
     ),
     (
-        "no interim responses that nobody asked for",
+        "no interim responses without a request for them",
         "HTTP/1.1 103 Early Hints\r\nContent-Length: 0\r\n\r\nHTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n",
         "HTTP/1.1 204 No Content\r\n\r\n",
     ),
@@ -301,7 +301,7 @@ async fn an_answer_comes_out_as_it_should() {
 }
 
 #[tokio::test]
-async fn what_is_no_answer_is_a_failure() {
+async fn an_invalid_answer_is_a_failure() {
     let served = Served::new().await;
     for (case, answer) in NO_ANSWERS {
         let (mut gateway, _workspace) = answered(&served, answer).await;

@@ -46,14 +46,14 @@ async fn a_workspace_that_does_not_listen_is_starting() {
 #[tokio::test]
 async fn a_network_without_a_way_is_a_workspace_that_starts() {
     let served = Served::new().await;
-    // Nobody routes to a multicast address with TCP (RFC 9293, section 3.9.2.3).
+    // No route leads to a multicast address with TCP (RFC 9293, section 3.9.2.3).
     let upstream: Upstream = "http://224.0.0.1:80".parse().unwrap();
     let mut gateway = served.connect().await;
     gateway.write(get(&served, &upstream)).await;
     assert_refused(&gateway.response().await, 503, "workspace-starting");
 }
 
-/// Who takes connections and says nothing holds up a handshake as whoever takes none.
+/// A peer that takes connections and says nothing delays a handshake as one that takes none.
 #[tokio::test]
 async fn a_connection_has_a_time_by_setting_and_by_choice() {
     let brief = Duration::from_millis(100);

@@ -187,10 +187,10 @@ async fn nothing_behind_an_answer_is_taken_for_the_next() {
     inside.flush().await.unwrap();
     assert_eq!(gateway.response().await.1.len(), SIZE);
     gateway.write(workspace.get(&served, "")).await;
-    let mut anew = workspace.accept().await.unwrap();
-    head(&mut anew).await;
-    anew.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngood").await.unwrap();
-    anew.flush().await.unwrap();
+    let mut second = workspace.accept().await.unwrap();
+    head(&mut second).await;
+    second.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngood").await.unwrap();
+    second.flush().await.unwrap();
     assert_eq!(gateway.response().await.1, "good");
 }
 

@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_start_is_counted_from_the_first_who_asked() {
+    async fn a_start_is_counted_from_the_first_request() {
         let (starting, second) = (StartTimes::default(), Duration::from_secs(1));
         assert_eq!(starting.waited(&workspace(1)), Duration::ZERO);
         tokio::time::advance(5 * second).await;

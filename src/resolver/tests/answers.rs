@@ -90,7 +90,7 @@ async fn the_bounds_can_be_set() {
 }
 
 #[tokio::test]
-async fn what_does_not_exist_is_remembered_for_five_seconds() {
+async fn a_missing_name_is_remembered_for_five_seconds() {
     let (server, resolver) = start().await;
     server.set_negative_ttl(3600);
     assert_eq!(ask(&resolver, "a.test").await, Err(ResolveError::NotFound));
@@ -147,7 +147,7 @@ async fn a_name_is_asked_for_once_however_many_want_it() {
 }
 
 #[tokio::test]
-async fn who_stops_waiting_takes_nothing_from_the_others() {
+async fn a_caller_that_stops_waiting_takes_nothing_from_the_others() {
     let (server, resolver) = start().await;
     server.set("a.test", &["127.0.0.1"]);
     let name = host("a.test");

@@ -1,4 +1,4 @@
-//! Answers that are none: nobody is sent where they lead.
+//! Answers that are not valid: no request goes where they lead.
 
 use hickory_resolver::proto::op::{Message, ResponseCode};
 use hickory_resolver::proto::rr::rdata::CNAME;

@@ -1,4 +1,4 @@
-//! A name server that nobody here wrote, with a handler that does as it is told.
+//! A name server of a library, with a handler that the test scripts.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

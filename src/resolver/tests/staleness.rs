@@ -1,4 +1,4 @@
-//! The last good answer, while nobody can say better.
+//! The last good answer, while no name server has a better one.
 
 use hickory_resolver::proto::op::ResponseCode;
 
@@ -42,7 +42,7 @@ async fn while_dns_is_silent_a_name_in_use_costs_no_wait_for_an_hour() {
         assert_eq!(at_once(&resolver, "a.test"), ips(&["127.0.0.1"]), "minute {minute}");
         let asked = server.questions();
         if minute % 20 == 0 {
-            // The question that was asked beside it comes to nothing.
+            // The parallel question for the other kind of address has no answer.
             server.until_asked(asked.max(4)).await;
             pass(2 * SECOND).await;
             resolver.lookups.ended().await;

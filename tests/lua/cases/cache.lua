@@ -220,7 +220,7 @@ return function(case)
         { "another user behind", { headers = headers({ ["X-Userinfo"] = { "alice", "bob" } }) } },
         { "another user first", { headers = headers({ ["X-Userinfo"] = { "bob", "alice" } }) } },
         { "a user in an underscore twin", { headers = headers({ ["X-Userinfo"] = false, X_Userinfo = "alice" }) } },
-        { "a twin beside the user", { headers = headers({ X_Userinfo = "alice" }) } },
+        { "a twin of the user's header", { headers = headers({ X_Userinfo = "alice" }) } },
         { "a twin of another header", { headers = headers({ X_Other = "1" }) } },
         { "a token", { headers = headers({ Authorization = "Bearer t" }) } },
         { "an empty token", { headers = headers({ Authorization = "" }) } },

@@ -95,7 +95,7 @@ return function(case)
         expect.refused(outcome, "more than one", { "alice", "10.0.0.1" })
     end)
 
-    case("a decision beside an underscore twin, or in one, is refused", function()
+    case("a decision together with an underscore twin, or in one, is refused", function()
         for _, names in ipairs({ { HEADER, "x_kube_coders_upstream" }, { "x-kube_coders-upstream" } }) do
             local outcome = stand_in.serve(stand_in.worker(), {
                 runner = function(ctx, set_header)

@@ -33,7 +33,7 @@ local CASES = {
     { "a space", " ", "no object" },
     { "no JSON", "http://code-alice:8443", "no object" },
     { "half of it", decision.text(decision.of()):sub(1, -2), "no object" },
-    { "something behind it", decision.text(decision.of()) .. "x", "no object" },
+    { "more after it", decision.text(decision.of()) .. "x", "no object" },
     { "two in one", decision.text(decision.of()) .. ", " .. decision.text(decision.of()), "no object" },
     { "a list", "[" .. decision.text(decision.of()) .. "]", "no object" },
     { "a text", '"alice"', "no object" },

@@ -68,7 +68,7 @@ local function variables()
     })
 end
 
--- As openid-connect leaves it: whoever has logged in, and nothing that a client says of that.
+-- As openid-connect leaves a request: with the user who has logged in, and without a client's own header.
 local function log_in(ctx)
     core.request.headers(ctx)
     -- A session that is renewed.

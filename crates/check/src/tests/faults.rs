@@ -695,7 +695,7 @@ pub(super) fn faults() -> Vec<Fault> {
     ]
 }
 
-/// Faults of the process's configuration beside the good route.
+/// Faults of the process's configuration, with the good route.
 pub(super) fn process_faults() -> Vec<Fault> {
     vec![
         fault(&[("path_for_test:", "path:")], Rule::RunnerUnset, "ext-plugin"),

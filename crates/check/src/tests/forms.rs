@@ -23,7 +23,7 @@ const EXPECTED: (&str, &str) = ("bearer-only", "plugins.openid-connect.bearer_on
 #[test]
 fn a_service_is_in_force_on_its_routes() {
     check(&[("route.json", ROUTE), ("service.json", &service())], GATEWAY, &[EXPECTED]);
-    // Without it nobody knows what it brings.
+    // Without it, what it contains is not known.
     let alone = [("reference-missing", "service_id")];
     check(&[("route.json", ROUTE)], GATEWAY, &alone);
 }
@@ -38,7 +38,7 @@ fn a_route_s_own_plugin_takes_the_place_of_its_service_s() {
 }
 
 #[test]
-fn what_the_admin_api_answers_is_read() {
+fn answers_of_the_admin_api_are_read() {
     let route = format!("{{\"key\": \"/apisix/routes/1\", \"value\": {ROUTE}, \"createdIndex\": 7}}");
     let service = format!("{{\"key\": \"/apisix/services/workspaces\", \"value\": {}}}", service());
     let path = "value.plugins.openid-connect.bearer_only";
@@ -175,7 +175,7 @@ fn a_global_rule_of_the_ingress_controller_is_one() {
 }
 
 #[test]
-fn what_is_no_configuration_is_refused_and_not_called_clean() {
+fn other_documents_are_refused_and_not_called_clean() {
     for text in ["", "a: 1\n", "- 1\n", "[]", "apiVersion: v1\nkind: ConfigMap\n", "routes: {}\n"] {
         let error = found(&[("a.yaml", text)], &[]).unwrap_err().to_string();
         assert!(error.starts_with("a.yaml: no configuration of a gateway: "), "{text:?}: {error}");
@@ -184,7 +184,7 @@ fn what_is_no_configuration_is_refused_and_not_called_clean() {
     assert_eq!(error, "a.yaml, line 1, column 4: neither YAML nor JSON");
 }
 
-/// What the ingress controller's resources say beside routes, and how a route can be said
+/// What the ingress controller's resources say in addition to routes, and how a route can be said
 /// in other ways.
 #[test]
 fn the_controller_s_other_ways_are_known() {
@@ -198,7 +198,7 @@ fn the_controller_s_other_ways_are_known() {
         &[("  externalNodes:", "  discovery: {type: nacos, serviceName: x}\n  externalNodes:")],
         &[("upstream-open", "spec.discovery")],
     );
-    // An upstream that no file has does not hide the backends beside it.
+    // An upstream that no file has does not hide the other backends.
     check_ingress(
         &[(
             "[{name: forwarder}]",

@@ -17,7 +17,7 @@ fn changed(text: &str, change: &[(&str, &str)]) -> String {
 }
 
 #[test]
-fn what_is_good_is_clean() {
+fn a_good_configuration_has_no_finding() {
     check(&[("apisix.yaml", GOOD)], &[], &[]);
     check(&[("apisix.yaml", GOOD), ("config.yaml", CONFIG)], &["--gateway-version", "3.18.0"], &[]);
     let direct = changed(GOOD, &[DIRECT, CLOSED, DECISION, DECISION_ORDER]);
@@ -306,7 +306,7 @@ fn a_finding_has_the_texts_of_the_list() {
 }
 
 #[test]
-fn what_is_safe_is_left_alone() {
+fn a_safe_setting_has_no_finding() {
     let other = |route: &str| {
         let routes = format!("  - id: other\n    host: app.example.com\n    uri: /*\n{route}#END\n");
         changed(GOOD, &[("#END\n", &routes)])

@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn what_verified_needs_is_asked_for() {
+    fn missing_fields_of_verified_are_asked_for() {
         refused_verified(r#""audience": ["a"]"#, "`issuer` is missing: the `iss` of the tokens");
         let missing = "`audience` and `azp` are missing: without them, a token for any client of the issuer would be accepted";
         refused_verified(r#""issuer": "https://a""#, missing);
@@ -397,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_is_refused_without_its_content() {
+    fn an_invalid_address_is_refused_without_its_content() {
         refused_verified(
             r#""issuer": "s3cret", "audience": ["a"]"#,
             "`issuer` is not a URL, so `discovery` must name its discovery document",

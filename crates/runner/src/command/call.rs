@@ -208,15 +208,15 @@ pub struct Note {
 #[cfg(feature = "direct")]
 #[must_use]
 pub fn decision_note(forwarded: &ForwardedRequest) -> Note {
-    use crate::direct::{DECISION_HEADER, cached, decided};
+    use crate::direct::{DECISION_HEADER, decode_cache, decode_destination};
 
     let decision = forwarded.header(DECISION_HEADER);
     let mut note = Note { hidden: vec![DECISION_HEADER], ..Note::default() };
-    if let Some((_, addresses)) = decision.and_then(decided) {
+    if let Some((_, addresses)) = decision.and_then(decode_destination) {
         let addresses: Vec<_> = addresses.iter().map(std::net::IpAddr::to_string).collect();
         note.upstream = format!(" directly, at {}", addresses.join(", "));
     }
-    if let Some((time, key)) = decision.and_then(cached) {
+    if let Some((time, key)) = decision.and_then(decode_cache) {
         note.lines.push(format!("may be cached for {} s by {key}", time.as_secs_f64()));
     }
     note

@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_level_is_rejected() {
+    fn an_unknown_level_is_rejected() {
         for text in ["", "loud", "hello=loud", "=debug", "info,", "hello=debug=info"] {
             let error = LogFilter::parse(text).map(|_| ()).unwrap_err();
             assert!(error.starts_with("not a level (error, warn, info, debug, trace)"), "{text}: {error}");

@@ -47,7 +47,7 @@ mod tests {
     use crate::upstream::UpstreamMode;
 
     #[test]
-    fn what_is_written_is_read() {
+    fn a_written_frame_is_read() {
         let plain: Upstream = "http://[::1]:80".parse().unwrap();
         let full = "https://code-a:8443".parse::<Upstream>().unwrap().for_subject("조").unwrap();
         let full = full.connect_timeout(Duration::from_millis(1)).unwrap().in_mode(UpstreamMode::Direct);

@@ -13,7 +13,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::listener::event_descriptor::register;
-use crate::listener::socket_file::{Watched, Whose};
+use crate::listener::socket_file::{PathOwner, Watched};
 use crate::listener::takeover::Succession;
 
 /// How often the file is looked at if the kernel reports nothing: on a file system without
@@ -42,10 +42,10 @@ pub(crate) async fn gone(
     let mut successors = succession.changes();
     let mut is_logged = false;
     loop {
-        match watched.whose() {
-            Whose::Ours => is_logged = false,
-            Whose::Anothers if succession.is_ready() => is_logged = true,
-            Whose::Anothers => {
+        match watched.owner() {
+            PathOwner::ThisRunner => is_logged = false,
+            PathOwner::OtherRunner if succession.is_ready() => is_logged = true,
+            PathOwner::OtherRunner => {
                 if !is_logged {
                     on_taken();
                 }
@@ -54,13 +54,13 @@ pub(crate) async fn gone(
                     return;
                 }
             }
-            Whose::Nobodys => return,
+            PathOwner::None => return,
         }
-        let is_anothers = watched.whose() == Whose::Anothers;
+        let is_other_runners = watched.owner() == PathOwner::OtherRunner;
         let next = async {
             match &events {
                 // A killed successor leaves no event.
-                Ok(events) if is_anothers => tokio::select! {
+                Ok(events) if is_other_runners => tokio::select! {
                     () = events.next() => {}
                     // Its end closes the takeover's connection.
                     _ = successors.changed() => {}

@@ -40,7 +40,7 @@ pub(crate) struct SocketFile {
 #[derive(Debug)]
 pub(crate) struct PreparedFile {
     listener: StdListener,
-    beside: PathBuf,
+    temporary: PathBuf,
     made: Watched,
 }
 
@@ -50,12 +50,12 @@ pub(crate) struct BoundFile(Watched);
 
 /// Where a socket's file is now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Whose {
-    Ours,
+pub(crate) enum PathOwner {
+    ThisRunner,
     /// Another runner has taken the path over.
-    Anothers,
+    OtherRunner,
     /// There is no file at the path.
-    Nobodys,
+    None,
 }
 
 /// A socket's file: its path, and what tells it from other files.
@@ -67,13 +67,13 @@ pub(crate) struct Watched {
 }
 
 impl Watched {
-    /// Whose file is at the path. A path that can't be looked at counts as ours.
-    pub(crate) fn whose(&self) -> Whose {
+    /// PathOwner file is at the path. A path that can't be looked at counts as ours.
+    pub(crate) fn owner(&self) -> PathOwner {
         match fs::symlink_metadata(&self.path) {
-            Ok(there) if there.dev() == self.device && there.ino() == self.inode => Whose::Ours,
-            Ok(_) => Whose::Anothers,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Whose::Nobodys,
-            Err(_) => Whose::Ours,
+            Ok(there) if there.dev() == self.device && there.ino() == self.inode => PathOwner::ThisRunner,
+            Ok(_) => PathOwner::OtherRunner,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => PathOwner::None,
+            Err(_) => PathOwner::ThisRunner,
         }
     }
 
@@ -153,28 +153,29 @@ impl SocketFile {
         if fs::symlink_metadata(&self.path).is_ok_and(|there| !there.file_type().is_socket()) {
             return Err(BindError::NotASocket);
         }
-        let beside = self.temporary_path()?;
-        let listener = StdListener::bind(&beside).map_err(|error| match error.kind() {
+        let temporary = self.temporary_path()?;
+        let listener = StdListener::bind(&temporary).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => BindError::NoFolder,
             io::ErrorKind::PermissionDenied => BindError::ClosedFolder,
             _ => BindError::Io { doing: "binding", error },
         })?;
-        let made = self.furnish(&beside).inspect_err(|_| {
-            let _ = fs::remove_file(&beside);
+        let made = self.furnish(&temporary).inspect_err(|_| {
+            let _ = fs::remove_file(&temporary);
         })?;
-        Ok(PreparedFile { listener, beside, made })
+        Ok(PreparedFile { listener, temporary, made })
     }
 
     /// Gives the file its owner and mode before a client can find it by its path.
-    fn furnish(&self, beside: &Path) -> Result<Watched, BindError> {
+    fn furnish(&self, temporary: &Path) -> Result<Watched, BindError> {
         let failed = |doing| move |error| BindError::Io { doing, error };
         if self.owner.is_some() || self.group.is_some() {
-            chown(beside, self.owner, self.group).map_err(failed("setting the socket's owner and group"))?;
+            chown(temporary, self.owner, self.group)
+                .map_err(failed("setting the socket's owner and group"))?;
         }
         // The mode comes last: a change of owner may clear bits of it.
-        fs::set_permissions(beside, fs::Permissions::from_mode(self.mode))
+        fs::set_permissions(temporary, fs::Permissions::from_mode(self.mode))
             .map_err(failed("setting the socket's mode"))?;
-        let made = fs::symlink_metadata(beside).map_err(failed("looking at the new socket"))?;
+        let made = fs::symlink_metadata(temporary).map_err(failed("looking at the new socket"))?;
         Ok(Watched { path: self.path.clone(), device: made.dev(), inode: made.ino() })
     }
 
@@ -185,12 +186,12 @@ impl SocketFile {
         // Two runners on a shared volume may have the same process id, each in its own container.
         let random = getrandom::u32()
             .map_err(|error| BindError::Io { doing: "naming the new socket", error: error.into() })?;
-        let beside = self.path.with_file_name(format!(".kc{random:08x}"));
-        let longest = self.path.as_os_str().len().max(beside.as_os_str().len());
+        let temporary = self.path.with_file_name(format!(".kc{random:08x}"));
+        let longest = self.path.as_os_str().len().max(temporary.as_os_str().len());
         if longest > MAX_PATH {
             return Err(BindError::TooLong(longest));
         }
-        Ok(beside)
+        Ok(temporary)
     }
 }
 
@@ -207,7 +208,7 @@ impl PreparedFile {
         let listener = self.listener.try_clone().map_err(failed("listening"))?;
         listener.set_nonblocking(true).map_err(failed("making the socket non-blocking"))?;
         let listener = UnixListener::from_std(listener).map_err(failed("listening"))?;
-        fs::rename(&self.beside, &self.made.path).map_err(failed("renaming the socket to its path"))?;
+        fs::rename(&self.temporary, &self.made.path).map_err(failed("renaming the socket to its path"))?;
         Ok((listener, BoundFile(self.made.clone())))
     }
 }
@@ -215,7 +216,7 @@ impl PreparedFile {
 impl Drop for PreparedFile {
     fn drop(&mut self) {
         // The file is gone if it has been renamed to its path.
-        let _ = fs::remove_file(&self.beside);
+        let _ = fs::remove_file(&self.temporary);
     }
 }
 
@@ -240,7 +241,7 @@ impl Drop for BoundFile {
     fn drop(&mut self) {
         // Between the look and the removal, no other runner may rename its file to this path.
         let _locked = lock_folder(&self.0.path);
-        if self.0.whose() == Whose::Ours {
+        if self.0.owner() == PathOwner::ThisRunner {
             let _ = fs::remove_file(&self.0.path);
         }
     }
@@ -263,19 +264,19 @@ mod tests {
         let file = file(&folder, 0o600);
         let (first, first_file) = file.bind().expect("bound");
         let before = StdUnixStream::connect(&file.path).expect("the first listens");
-        let (second, second_file) = file.bind().expect("bound again, beside a living listener");
+        let (second, second_file) = file.bind().expect("bound again, while the first listener lives");
         let after = StdUnixStream::connect(&file.path).expect("the second listens");
         first.accept().await.expect("the first's own");
         second.accept().await.expect("the second's own");
         assert_eq!(
-            (first_file.watched().whose(), second_file.watched().whose()),
-            (Whose::Anothers, Whose::Ours)
+            (first_file.watched().owner(), second_file.watched().owner()),
+            (PathOwner::OtherRunner, PathOwner::ThisRunner)
         );
         let watched = first_file.watched();
         drop((first, first_file));
         StdUnixStream::connect(&file.path).expect("the first took nothing with it");
         drop((second, second_file, before, after));
-        assert_eq!(watched.whose(), Whose::Nobodys);
+        assert_eq!(watched.owner(), PathOwner::None);
         assert_eq!(fs::read_dir(folder.path()).expect("the folder").count(), 0, "nothing is left behind");
     }
 
@@ -291,7 +292,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_no_socket_is_not_replaced() {
+    async fn another_file_than_a_socket_is_not_replaced() {
         let folder = tempfile::tempdir().expect("a folder");
         let file = file(&folder, 0o600);
         fs::write(&file.path, "precious").expect("written");
@@ -305,9 +306,9 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let file = file(&folder, 0o600);
         drop(StdListener::bind(&file.path).expect("bound and gone"));
-        assert!(StdUnixStream::connect(&file.path).is_err(), "nobody listens");
+        assert!(StdUnixStream::connect(&file.path).is_err(), "nothing listens");
         let (_listener, _bound) = file.bind().expect("bound");
-        StdUnixStream::connect(&file.path).expect("somebody listens");
+        StdUnixStream::connect(&file.path).expect("a listener");
 
         let long = SocketFile { path: folder.path().join("x".repeat(120)), ..file.clone() };
         let length = long.path.as_os_str().len();

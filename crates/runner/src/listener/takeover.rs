@@ -513,7 +513,7 @@ mod tests {
         assert_eq!(&answer, b"served");
 
         let (mut client, served) = pair().await;
-        assert!(!two.succession.hand_over_requests(&served).await, "nobody serves yet");
+        assert!(!two.succession.hand_over_requests(&served).await, "no runner serves yet");
         inheritance.predecessor.listens().await;
         two.until(|state| state.ready.is_some()).await;
         client.write_all(b"a request").unwrap();
@@ -580,7 +580,7 @@ mod tests {
             two.until(|state| state.ready.is_some()).await;
         }
         let (_client, served) = pair().await;
-        assert!(first.succession.hand_over_requests(&served).await, "nobody has read it yet");
+        assert!(first.succession.hand_over_requests(&served).await, "no runner has read it yet");
         assert!(second.succession.hand_over_predecessor(&middle.predecessor).await);
         drop((second, middle));
         let Some(Inherited::Predecessor(handed_on)) = last.predecessor.next().await else {
