@@ -171,6 +171,36 @@ fn our_route_in_place_of_the_original_s_is_clean() {
     assert_eq!((nothing.code, &*nothing.stderr), (Some(2), why));
 }
 
+/// A template that is only nearly right sends users to each other's workspaces.
+#[test]
+fn a_name_that_is_not_understood_is_not_migrated() {
+    let original = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(ORIGINAL)).unwrap();
+    let made = "local host = \"code-\" .. user.sub";
+    assert_eq!(original.matches(made).count(), 1);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("old.yaml");
+    let migrated = |function: &str| {
+        std::fs::write(&file, original.replace(made, function)).unwrap();
+        check(&[file.to_str().unwrap(), "--migrate"])
+    };
+    let followed = migrated("local name = user.preferred_username local host = \"code-\" .. name");
+    assert_eq!(followed.code, Some(0), "{}", followed.stderr);
+    assert!(
+        followed.stdout.contains("http://code-{preferred_username}.code-server.svc"),
+        "{}",
+        followed.stdout
+    );
+    for function in
+        ["local host = \"code-\" .. string.lower(user.sub)", "local host = \"code-\" .. (user.sub or \"x\")"]
+    {
+        let refused = migrated(function);
+        assert_eq!((refused.code, &*refused.stdout), (Some(2), ""));
+        let expected = format!("kube-coders: --migrate: {}, line 23: the workspace's name", file.display());
+        assert!(refused.stderr.starts_with(&expected), "{}", refused.stderr);
+        assert!(refused.stderr.contains("is not understood: "), "{}", refused.stderr);
+    }
+}
+
 /// The runner's plugins with their confs, wherever in the files they stand.
 fn confs(texts: &[String]) -> Vec<(String, String)> {
     fn collect(value: &Value, found: &mut Vec<(String, String)>) {

@@ -78,6 +78,7 @@ use thiserror::Error;
 
 use document::{Node, Root};
 use finding::{Finding, Findings};
+use migration::MigrationError;
 use objects::Objects;
 use options::Checked;
 pub use options::{Judge, Options};
@@ -109,6 +110,17 @@ pub enum CheckError {
     /// There is nothing to migrate.
     #[error("--migrate: no route has a function that chooses the upstream")]
     NothingToMigrate,
+    /// The function to migrate makes a name that is not understood.
+    #[error(
+        "--migrate: {place}: the workspace's name that this function makes is not understood: {reason}; write the \
+         route by hand from apisix-conf/standalone/apisix.yaml, with an upstream template that makes the same names"
+    )]
+    NameNotUnderstood {
+        /// The function's file and line.
+        place: String,
+        /// Why its name is not understood.
+        reason: String,
+    },
 }
 
 /// A file's name and its text.
@@ -284,11 +296,17 @@ fn needs_runner(route: &GatewayRoute<'_>, checked: &Checked<'_>) -> bool {
 ///
 /// # Errors
 ///
-/// As [`check()`], or no route has such a function.
+/// As [`check()`], or no route has such a function, or the name that it makes is not
+/// understood.
 pub fn migrated(files: &[File]) -> Result<String, CheckError> {
     let trees = documents(files)?;
     let routes = objects(&trees)?.routes(&mut Findings::default());
-    migration::migrated(&routes).ok_or(CheckError::NothingToMigrate)
+    migration::migrated(&routes).map_err(|error| match error {
+        MigrationError::Nothing => CheckError::NothingToMigrate,
+        MigrationError::NameNotUnderstood { place, reason } => {
+            CheckError::NameNotUnderstood { place, reason }
+        }
+    })
 }
 
 /// Each file's documents.

@@ -3,7 +3,12 @@
 //! It prints the shipped standalone file with the old route's values instead of the
 //! examples, so there is only one text of our route.
 
+mod lua_tokens;
+mod workspace_name;
+
 use std::fmt::Write as _;
+
+use workspace_name::{PORT, WorkspaceName, workspace_name};
 
 use super::document::Spot;
 use super::login::LOGIN;
@@ -11,7 +16,7 @@ use super::lua;
 use super::report::shown;
 use super::route::GatewayRoute;
 use apisix_plugin_runner::upstream::HostName;
-use kube_coders_identity::{HostTemplate, Template, Url};
+use kube_coders_identity::Url;
 
 /// The file, and the examples in it.
 const SHIPPED: &str = include_str!("../../../apisix-conf/standalone/apisix.yaml");
@@ -23,20 +28,32 @@ const TEMPLATE: &str = "http://code-{sub}.code-server.svc.cluster.local:8443";
 /// What the file says above its first object, which is replaced.
 const HEAD_END: &str = "\nservices:\n";
 
-/// The port of code-server's service in the original's charts.
-const PORT: &str = "8443";
-
 const WELL_KNOWN: &str = "/.well-known/openid-configuration";
 
+/// Why there is no route in place of another.
+pub(super) enum MigrationError {
+    /// No route has a function that chooses the upstream.
+    Nothing,
+    NameNotUnderstood {
+        /// The function's file and line.
+        place: String,
+        reason: String,
+    },
+}
+
 /// The route that replaces the first route whose function chooses the upstream.
-pub(super) fn migrated(routes: &[GatewayRoute<'_>]) -> Option<String> {
+///
+/// # Errors
+///
+/// No route has such a function, or the name that it makes is not understood.
+pub(super) fn migrated(routes: &[GatewayRoute<'_>]) -> Result<String, MigrationError> {
     let mut with_choosers = routes.iter().filter(|route| !lua::choosers(route).is_empty());
-    let route = with_choosers.next()?;
-    let facts = Facts::of(route);
+    let route = with_choosers.next().ok_or(MigrationError::Nothing)?;
+    let facts = Facts::of(route)?;
     let mut head = format!(
-        "# In place of {} in {}, line {}. Goes to conf/apisix.yaml, beside the config.yaml of\n\
-         # apisix-conf/standalone, whose README says what else is needed. The same for the Admin API, the ingress\n\
-         # controller and Helm stands beside it in apisix-conf.\n",
+        "# Replaces {} in {}, line {}. Save this as conf/apisix.yaml, and use the config.yaml of\n\
+         # apisix-conf/standalone. The README there lists what else is needed. apisix-conf has the same route for the\n\
+         # Admin API, the ingress controller and Helm.\n",
         if route.spot.path.is_empty() { "the route" } else { &route.spot.path },
         shown(route.spot.file),
         route.spot.place.line
@@ -53,7 +70,7 @@ pub(super) fn migrated(routes: &[GatewayRoute<'_>]) -> Option<String> {
         body.replace(ISSUER, &facts.issuer).replace(HOST, &facts.host).replace(TEMPLATE, &facts.template);
     body = body.replace(CLIENT_IN_LOGIN, &format!("client_id: {}\n", facts.client));
     body = body.replace(CLIENT_IN_CONF, &format!("\"audience\": [\"{}\"]", facts.client));
-    Some(format!("{head}{HEAD_END}{body}"))
+    Ok(format!("{head}{HEAD_END}{body}"))
 }
 
 /// The values of the old route that ours needs. If a value is missing or can't be taken
@@ -67,7 +84,7 @@ struct Facts {
 }
 
 impl Facts {
-    fn of(route: &GatewayRoute<'_>) -> Self {
+    fn of(route: &GatewayRoute<'_>) -> Result<Self, MigrationError> {
         let conf = route.plugin(LOGIN).map(|plugin| &plugin.conf);
         let mut notes = Vec::new();
         let mut or_example = |found: Option<String>, example: &str, what: &str| {
@@ -84,14 +101,18 @@ impl Facts {
             "the route had no discovery from which to take an issuer",
         );
         let client = or_example(conf.and_then(client), "apisix", "the route had no client_id in clear text");
-        let found = lua::choosers(route).iter().find_map(|function| template(function.text()?));
-        let template = or_example(
-            found.as_ref().map(|found| format!("http://{}:{}", found.host, found.port.unwrap_or(PORT))),
-            TEMPLATE,
-            "the name that the function makes was not understood",
-        );
-        if let Some(found) = &found {
-            notes.extend(found.notes());
+        let name = name(route)?;
+        let template = format!("http://{}:{}", name.host, name.port.as_deref().unwrap_or(PORT));
+        if name.port.is_none() {
+            notes.push(format!(
+                "Replace the port {PORT}: the function does not say it in a way that is understood here."
+            ));
+        }
+        for claim in name.claims.iter().filter(|claim| *claim != "sub") {
+            notes.push(format!(
+                "Names contain the claim {claim}. A value that is not a lower-case DNS label gets a digest, so that user's \
+                 workspace has another name than before: kube-coders name VALUE prints it."
+            ));
         }
         if conf.is_some_and(|conf| conf.text_of("discovery").is_some_and(|url| url.starts_with("http:"))) {
             notes.push(format!(
@@ -104,8 +125,32 @@ impl Facts {
              method S256, and a new secret, in the gateway's environment as KEYCLOAK_CLIENT_SECRET."
         ));
         notes.extend(left_behind(route));
-        Self { host, issuer, client, template, notes }
+        Ok(Self { host, issuer, client, template, notes })
     }
+}
+
+/// The name that the route's functions make: a template that is only nearly right sends users
+/// to each other's workspaces.
+fn name(route: &GatewayRoute<'_>) -> Result<WorkspaceName, MigrationError> {
+    let not_understood = |spot: &Spot<'_>, reason: String| {
+        let place = format!("{}, line {}", shown(spot.file), spot.place.line);
+        MigrationError::NameNotUnderstood { place, reason }
+    };
+    let mut found = None;
+    for function in lua::choosers(route) {
+        let name = workspace_name(function.text().unwrap_or_default());
+        match name.map_err(|reason| not_understood(&function, reason))? {
+            Some(name) if found.as_ref().is_some_and(|found| *found != name) => {
+                return Err(not_understood(&function, "another function makes another name".to_owned()));
+            }
+            Some(name) => found = Some(name),
+            None => {}
+        }
+    }
+    found.ok_or_else(|| {
+        let reason = "it puts no name together from texts and claims with `..` or string.format";
+        not_understood(lua::choosers(route).first().unwrap_or(&route.spot), reason.to_owned())
+    })
 }
 
 /// The parts of the old route that ours does not have. Only the route's owner knows their
@@ -164,92 +209,6 @@ fn client(conf: &Spot<'_>) -> Option<String> {
     (starts_plainly && client.bytes().all(is_plain)).then(|| client.to_owned())
 }
 
-/// The name that a function puts together: `"code-" .. user.sub .. ".svc"`.
-struct FoundFunction<'f> {
-    host: String,
-    claim: &'f str,
-    port: Option<&'f str>,
-}
-
-impl FoundFunction<'_> {
-    fn notes(&self) -> impl Iterator<Item = String> {
-        let port = self.port.is_none().then(|| {
-            format!("Replace the port {PORT}: the function does not say it in a way that is understood here.")
-        });
-        let claim = (self.claim != "sub").then(|| {
-            format!(
-                "Names are made of {}. Where a value is no lower-case label, a digest stands behind it, so such a \
-                 workspace has another name than before: kube-coders name VALUE.",
-                self.claim
-            )
-        });
-        [port, claim].into_iter().flatten()
-    }
-}
-
-fn template(function: &str) -> Option<FoundFunction<'_>> {
-    let literals = literals(function);
-    let mut found = (0..literals.len()).find_map(|at| concatenated(function, &literals, at))?;
-    let of_its_own = || literals.iter().find_map(|literal| literal.text.strip_prefix(':'));
-    found.port = found.port.or_else(of_its_own).or_else(|| number_of_port(function));
-    let port = found.port.unwrap_or(PORT);
-    Template::parse(&format!("http://{}:{port}", found.host)).is_ok().then_some(found)
-}
-
-/// The number in `port = 8080`.
-fn number_of_port(function: &str) -> Option<&str> {
-    function.match_indices("port").find_map(|(at, word)| {
-        let rest = function[at + word.len()..].trim_start().strip_prefix('=')?.trim_start();
-        let length = rest.find(|character: char| !character.is_ascii_digit()).unwrap_or(rest.len());
-        (length > 0).then(|| &rest[..length])
-    })
-}
-
-/// The host, and the port if one follows it, if a literal, a claim and perhaps another
-/// literal are put together.
-fn concatenated<'f>(function: &'f str, literals: &[Literal<'f>], at: usize) -> Option<FoundFunction<'f>> {
-    let before = &literals[at];
-    let rest = behind_dots(&function[before.end..])?;
-    let is_in_name = |character: char| character.is_ascii_alphanumeric() || "._".contains(character);
-    let length = rest.find(|character| !is_in_name(character)).unwrap_or(rest.len());
-    let name = rest[..length].trim_end_matches('.');
-    let claim = name.rsplit('.').next()?;
-    let after = behind_dots(&rest[name.len()..]).and_then(|text| {
-        let next = literals.get(at + 1)?;
-        (function.len() - text.len() + 1 == next.start).then_some(next.text)
-    });
-    let after = after.unwrap_or_default();
-    let (after, port) = after.split_once(':').map_or((after, None), |(after, port)| (after, Some(port)));
-    let host = format!("{}{{{claim}}}{after}", before.text);
-    HostTemplate::parse(&host).is_ok().then_some(FoundFunction { host, claim, port })
-}
-
-/// The text after the two dots that concatenate.
-fn behind_dots(text: &str) -> Option<&str> {
-    Some(text.trim_start().strip_prefix("..")?.trim_start())
-}
-
-/// A text in quotes: its start and end, without and with the quotes.
-struct Literal<'f> {
-    text: &'f str,
-    start: usize,
-    end: usize,
-}
-
-/// The plain texts in quotes of a function.
-fn literals(function: &str) -> Vec<Literal<'_>> {
-    let mut literals = Vec::new();
-    let mut from = 0;
-    while let Some(at) = function[from..].find(['"', '\'']) {
-        let start = from + at + 1;
-        let quote = &function[start - 1..start];
-        let Some(length) = function[start..].find(quote) else { break };
-        literals.push(Literal { text: &function[start..start + length], start, end: start + length + 1 });
-        from = start + length + 1;
-    }
-    literals
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -263,36 +222,5 @@ mod tests {
         }
         assert!(body.matches(HOST).count() > 5 && body.matches(ISSUER).count() == 3);
         assert_eq!(body.matches("key.example.com").count(), 3, "Keycloak is named only as the issuer");
-    }
-
-    #[test]
-    fn a_template_is_read_out_of_a_function() {
-        for (function, host, port) in [
-            (
-                r#"local host = "code-" .. user.sub .. ".code-server.svc" .. ":8443""#,
-                "code-{sub}.code-server.svc",
-                Some("8443"),
-            ),
-            (
-                r#"local h = 'ws-'..claims.preferred_username..'.dev:3000'"#,
-                "ws-{preferred_username}.dev",
-                Some("3000"),
-            ),
-            (r#"local h = "code-" .. sub"#, "code-{sub}", None),
-            (r#"log("user: " .. user.sub) local h = "code-" .. user.sub .. suffix"#, "code-{sub}", None),
-            (r#"nodes = {{host = "code-" .. t.sub .. ".svc", port = 8080}}"#, "code-{sub}.svc", Some("8080")),
-            (r#"local port = 8080 local h = "code-" .. sub"#, "code-{sub}", Some("8080")),
-        ] {
-            let found = template(function).unwrap();
-            assert_eq!((&*found.host, found.port), (host, port), "{function}");
-        }
-        for function in [
-            r#"local h = string.format("code-%s", sub)"#,
-            r#"local h = "code-""#,
-            r#"local h = "Code " .. sub"#,
-            "",
-        ] {
-            assert!(template(function).is_none(), "{function}");
-        }
     }
 }
