@@ -12,7 +12,7 @@
 //! - The forwarder connects to a workspace only for a request with a valid stamp.
 //! - A request that a workspace may have received is never sent again.
 //! - No body is ever held as a whole.
-//! - A message that two readers could read in two ways is rejected, from the gateway as
+//! - A message that two programs could understand differently is rejected, from the gateway as
 //!   from a workspace.
 //! - `http` knows no sockets and no stamps. `workspace` knows no HTTP.
 
