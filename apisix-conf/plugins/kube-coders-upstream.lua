@@ -16,6 +16,7 @@ local ngx, concat, find = ngx, table.concat, string.find
 
 local HEADER, HEADER_VAR, MAX_BYTES = "x-kube-coders-upstream", "http_x_kube_coders_upstream", 16 * 1024
 local PROBLEMS = {
+    [403] = '"title":"Forbidden","status":403,"code":"worker-refused"',
     [431] = '"title":"Request Header Fields Too Large","status":431,"code":"too-many-headers"',
     [503] = '"title":"Service Unavailable","status":503,"code":"decision-missing"',
 }
@@ -222,6 +223,11 @@ local function rewrite(conf, ctx)
     if ngx.var[HEADER_VAR] then return "a client's decision can't be dropped" end
     local headers = ngx.req.get_headers(0)
     if hides_lines(headers, core.request.headers(ctx)) then return "the runner would not see all header lines", 431 end
+    -- A service worker for the whole origin would stay in the browser for its next user.
+    if is_text(rawget(headers, "service-worker"), "^%s*[Ss][Cc][Rr][Ii][Pp][Tt]%s*$")
+        and not find(ngx.var.request_uri:gsub("%?.*", ""), "/.*/") then
+        return "a service worker for the whole origin", 403
+    end
     -- APISIX has skip_plugin from 3.18 on.
     local caches = (conf.remember or 0) > 0 and plugin.skip_plugin and not ctx.consumer
     local seen = caches and see(ctx, headers) or {}
@@ -280,8 +286,8 @@ local function guarded(phase)
     return function(conf, ctx)
         local ok, wrong, status = pcall(phase, conf, ctx)
         if ok and not wrong then return end
-        -- A client can cause the first as often as it likes.
-        local log = status == 431 and core.log.info or core.log.error
+        -- A client can cause these as often as it likes.
+        local log = status and core.log.info or core.log.error
         log("kube-coders-upstream: ", ok and wrong or "failed: " .. tostring(wrong))
         core.response.set_header("Content-Type", "application/problem+json")
         status = status or 503

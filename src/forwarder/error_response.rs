@@ -110,6 +110,10 @@ fn readable(mut body: Relay, gateway: &mut BufferedStream<TcpStream>) -> Option<
 /// an attack or a mistake in the setup, and a machine may have run out of ports or files.
 /// Everything else happens to workspaces every day.
 fn needs_attention(failure: &ExchangeFailure) -> bool {
+    // Editors try to register such a worker, and work without it.
+    if matches!(failure, ExchangeFailure::Request(RequestError::RootWorker)) {
+        return false;
+    }
     matches!(
         failure,
         ExchangeFailure::Request(_)

@@ -14,6 +14,7 @@ use super::deadline_timer::DeadlineTimer;
 use super::error_response::{self, RestOfRequest};
 use super::exchange_failure::ExchangeFailure;
 use super::http::framing::Framing;
+use super::http::head::RawRequestHead;
 use super::http::headers::Persistence;
 use super::http::websocket::UpgradedProtocol;
 use super::relay::{Coding, PassError, Relay};
@@ -79,8 +80,10 @@ pub(super) async fn run(
             let upstream = &asked.upstream;
             debug!(host = %upstream.host(), port = upstream.port(), %failure, "no response");
             let body = (!asked.is_last && !matches!(failure, ExchangeFailure::Body(_))).then_some(upload);
+            // Only a navigation shows the time. The requests of a tab that its user has
+            // forgotten don't count: they would keep the time of an earlier start.
             let more = match failure.refusal() {
-                Some(Refusal::WorkspaceStarting) => {
+                Some(Refusal::WorkspaceStarting) if is_navigation(gateway) => {
                     More::Waited(forwarder.start_times.waited(&Destination::of(&asked.upstream)))
                 }
                 _ => More::Nothing,
@@ -88,6 +91,11 @@ pub(super) async fn run(
             error_response::respond(forwarder, gateway, &failure, body, more).await.into()
         }
     }
+}
+
+/// Whether a person waits for the response to the request whose head was read.
+fn is_navigation(gateway: &BufferedStream<TcpStream>) -> bool {
+    RawRequestHead::parse(gateway.used()).is_ok_and(|head| error_response::reader(&head).is_navigation())
 }
 
 fn upload_coding(framing: Framing) -> Coding {
@@ -122,6 +130,11 @@ async fn exchange(
         // again is safe whatever its method is.
         transfer.replace(connect(forwarder, asked, &addresses).await?);
         exchanged = poll_fn(|context| transfer.poll(context)).await;
+    } else if is_reused && matches!(exchanged, Err(ExchangeFailure::Broken(_))) && transfer.may_repeat() {
+        // The workspace has closed the idle connection as the request arrived.
+        if transfer.repeat(connect(forwarder, asked, &addresses).await?) {
+            exchanged = poll_fn(|context| transfer.poll(context)).await;
+        }
     }
     if transfer.has_begun() {
         // After the start of a response, a refusal would be read as the response to the next

@@ -37,8 +37,12 @@ pub(super) enum ExchangeFailure {
     Resolve(#[from] ResolveError),
     #[error("workspace: {0}")]
     Connect(#[from] ConnectError),
-    #[error("workspace: no response head within {0:?}")]
+    /// The workspace has taken nothing of the request.
+    #[error("workspace: it accepted nothing of the request within {0:?}")]
     Silent(Duration),
+    /// The workspace has taken the request, or a part of it, and may be working on it.
+    #[error("workspace: no response head within {0:?}")]
+    Unanswered(Duration),
     /// Not a byte of the request was written.
     #[error("workspace: {0}")]
     Unsent(#[source] io::Error),
@@ -95,6 +99,7 @@ impl ExchangeFailure {
             Self::Request(RequestError::Head(HeadError::TooLong | HeadError::TooManyFields)) => {
                 Refusal::TooManyHeaders
             }
+            Self::Request(RequestError::RootWorker) => Refusal::WorkerRefused,
             Self::Request(_) | Self::Body(_) => Refusal::RequestMalformed,
             Self::Late | Self::LateBody(_) => Refusal::RequestLate,
             Self::Busy(_) | Self::Connect(ConnectError::NoMeans(_)) => Refusal::RunnerBusy,
@@ -103,6 +108,7 @@ impl ExchangeFailure {
             Self::Resolve(ResolveError::Unavailable) => Refusal::ResolverUnavailable,
             Self::Connect(ConnectError::Tls(_)) => Refusal::WorkspaceFailed,
             Self::Connect(_) | Self::Silent(_) | Self::NotReady => Refusal::WorkspaceStarting,
+            Self::Unanswered(_) => Refusal::WorkspaceTimeout,
             Self::Unsent(_) | Self::Broken(_) | Self::Response(_) => Refusal::WorkspaceFailed,
             Self::Gone | Self::BrokenOff(_) => return None,
         })
@@ -129,6 +135,11 @@ mod tests {
         let stamp = |error| RequestError::Stamp { error, framing: Framing::None, is_last: false };
         check(stamp(StampError::Missing), "stamp-refused", "request: no stamp");
         check(stamp(StampError::Expired), "stamp-refused", "request: expired");
+        check(
+            RequestError::RootWorker,
+            "worker-refused",
+            "request: a service worker's script whose scope would be the whole origin",
+        );
         check(RequestError::Connect, "request-malformed", "request: the method is CONNECT");
         check(
             RequestError::from(HeadError::TooManyFields),
@@ -166,7 +177,16 @@ mod tests {
             "runner-busy",
             "workspace: this machine can't open another connection: Too many open files (os error 24)",
         );
-        check(ExchangeFailure::Silent(wait), "workspace-starting", "workspace: no response head within 6s");
+        check(
+            ExchangeFailure::Silent(wait),
+            "workspace-starting",
+            "workspace: it accepted nothing of the request within 6s",
+        );
+        check(
+            ExchangeFailure::Unanswered(wait),
+            "workspace-timeout",
+            "workspace: no response head within 6s",
+        );
         check(ExchangeFailure::NotReady, "workspace-starting", "workspace: status 503 without a page");
         check(ExchangeFailure::Broken(reset()), "workspace-failed", "workspace: connection refused");
         check(
@@ -181,7 +201,7 @@ mod tests {
         );
         check(ExchangeFailure::broken_off(&PassError::Ended), "", "workspace: the body ended too early");
         check(
-            ExchangeFailure::Silent(wait).behind_a_beginning(),
+            ExchangeFailure::Unanswered(wait).behind_a_beginning(),
             "",
             "workspace: no response head within 6s",
         );

@@ -5,6 +5,7 @@
 pub(super) mod token;
 pub(super) mod head;
 pub(super) mod framing;
+pub(super) mod origin_headers;
 pub(super) mod headers;
 pub(super) mod chunked;
 pub(super) mod websocket;

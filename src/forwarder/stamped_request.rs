@@ -5,11 +5,11 @@ use std::time::SystemTime;
 use thiserror::Error;
 
 use super::http::framing::{self, Answers, Framing, FramingError};
-use super::http::head::{HeadError, HttpVersion, RawRequestHead};
+use super::http::head::{HeadError, HeaderField, HttpVersion, RawRequestHead};
 use super::http::headers::{self, Named, NamedError, RequestForm};
 use crate::route::kept_headers::{is_always_kept, is_disguised};
 use crate::route::stamp::{STAMP_HEADER, StampError, StampKey, Stamped};
-use apisix_plugin_runner::Upstream;
+use apisix_plugin_runner::{CookieNames, Upstream};
 
 /// A request with a valid stamp, and what the exchange needs to know about it.
 #[derive(Debug)]
@@ -21,6 +21,11 @@ pub(super) struct StampedRequest {
     pub(super) method: Answers,
     /// The protocols that it offers, if it asks for an upgrade.
     pub(super) protocols: Option<Box<[u8]>>,
+    /// Whether it may be sent a second time if the first got no answer: it has no body, and a
+    /// server does the same once and twice (RFC 9110, section 9.2.2).
+    pub(super) is_repeatable: bool,
+    /// The cookies that only the gateway sets.
+    pub(super) removed_cookies: CookieNames,
     /// Whether it waits for a 100 before its body.
     pub(super) expects_continue: bool,
     /// Whether the gateway sends no other request on its connection.
@@ -45,6 +50,9 @@ pub(super) enum RequestError {
     /// The request asks for a tunnel to a host of the client's choice.
     #[error("the method is CONNECT")]
     Connect,
+    /// A worker of the root would stay in the browser for the next user of this origin.
+    #[error("a service worker's script whose scope would be the whole origin")]
+    RootWorker,
     /// Everything else is valid, so the body can be skipped.
     #[error("{error}")]
     Stamp { error: StampError, framing: Framing, is_last: bool },
@@ -63,9 +71,13 @@ impl StampedRequest {
         let is_last = head.version == HttpVersion::Http10 || named.has(b"close");
         let Stamped { upstream, names } =
             stamped(&head, key, now).map_err(|error| RequestError::Stamp { error, framing, is_last })?;
+        if is_root_worker(&head, target) {
+            return Err(RequestError::RootWorker);
+        }
         let protocols = headers::wanted_protocols(&head, &named);
         let length: usize = head.fields.iter().map(|field| field.line.len() + 2).sum();
         let mut output = Vec::with_capacity(length + target.len() + 128);
+        let removed_cookies = names.cookies().unwrap_or_default();
         let form = RequestForm {
             target,
             framing,
@@ -73,7 +85,7 @@ impl StampedRequest {
             own_header: STAMP_HEADER,
             is_kept: &|name| is_always_kept(name) || names.has_header(name),
             is_disguised: &|name| is_disguised(name, |meant| names.has_header(meant)),
-            removed_cookies: &names.cookies().unwrap_or_default(),
+            removed_cookies: &removed_cookies,
         };
         headers::write_request(&head, &named, &form, &mut output);
         Ok(Self {
@@ -82,11 +94,28 @@ impl StampedRequest {
             version: head.version,
             method: if head.method == b"HEAD" { Answers::Head } else { Answers::OtherMethod },
             protocols: protocols.map(Box::from),
+            is_repeatable: is_repeatable(&head, framing),
+            removed_cookies,
             expects_continue: head.version == HttpVersion::Http11 && expects_continue(&head),
             is_last,
             head: output,
         })
     }
+}
+
+/// Whether a browser fetches the script of a service worker whose default scope, the folder of
+/// the script, is the whole origin (Service Workers, section 4.1).
+fn is_root_worker(head: &RawRequestHead<'_>, target: &[u8]) -> bool {
+    let is_script =
+        |field: &HeaderField<'_>| field.is("service-worker") && field.value.eq_ignore_ascii_case(b"script");
+    let path = target.split(|byte| *byte == b'?').next().unwrap_or_default();
+    // Browsers read a `\` in a path as `/`, and so write none.
+    head.fields.iter().any(is_script) && path.iter().filter(|byte| **byte == b'/').count() == 1
+}
+
+fn is_repeatable(head: &RawRequestHead<'_>, framing: Framing) -> bool {
+    let has_no_body = matches!(framing, Framing::None | Framing::Length(0));
+    has_no_body && [&b"GET"[..], b"HEAD", b"OPTIONS", b"PUT", b"DELETE"].contains(&head.method)
 }
 
 fn expects_continue(head: &RawRequestHead<'_>) -> bool {
@@ -203,6 +232,26 @@ mod tests {
         let lines = "Host: h\r\nCookie: a=1; session=x\r\ncookie: session_2=y;session3=z\r\nCOOKIE: b=2;  c=3\r\n\
                      Cookie: sessions=1; session =2\r\n";
         assert_eq!(passed(lines, &[]), ["Host: h", "Cookie: a=1", "COOKIE: b=2;  c=3", "Cookie: sessions=1"]);
+    }
+
+    #[test]
+    fn the_script_of_a_worker_for_the_whole_origin_is_refused() {
+        let (key, now) = (StampKey::random().unwrap(), SystemTime::now());
+        let stamp = key.make(&"http://a:1".parse().unwrap(), now + Duration::from_secs(60));
+        let read = |target: &str, line: &str| {
+            let head =
+                format!("GET {target} HTTP/1.1\r\nHost: h\r\n{STAMP_HEADER}: {stamp}\r\n{line}\r\n\r\n");
+            StampedRequest::read(head.as_bytes(), &key, now).map(drop)
+        };
+        for target in ["/sw.js", "/sw.js?a=/b/c", "/", "http://h/sw.js"] {
+            assert_eq!(read(target, "Service-Worker: script"), Err(RequestError::RootWorker), "{target}");
+            assert_eq!(read(target, "service-worker:  SCRIPT "), Err(RequestError::RootWorker), "{target}");
+            assert_eq!(read(target, "Service-Worker: scripts"), Ok(()), "{target}");
+            assert_eq!(read(target, "X-Service-Worker: script"), Ok(()), "{target}");
+        }
+        for target in ["/a/sw.js", "/stable-1/static/out/pre/service-worker.js?v=4", "//sw.js"] {
+            assert_eq!(read(target, "Service-Worker: script"), Ok(()), "{target}");
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -154,6 +154,24 @@ impl<'e> Transfer<'e> {
         self.connection = connection;
         self.responding = Responding::none();
         self.last_move = Instant::now();
+    }
+
+    /// Whether the request may be sent again on another connection: the workspace has sent
+    /// nothing, so it may never have got the request, and twice is as good as once.
+    pub(super) fn may_repeat(&self) -> bool {
+        self.asked.is_repeatable && !self.has_heard && !self.has_begun()
+    }
+
+    /// Sends the request again on another connection. Returns whether its stamp is still good.
+    pub(super) fn repeat(&mut self, connection: WorkspaceConnection) -> bool {
+        let head = self.gateway.used();
+        let Ok(again) = StampedRequest::read(head, &self.forwarder.key, SystemTime::now()) else {
+            return false;
+        };
+        *self.upload = Relay::new(WriteBuffer::new(again.head), again.framing, Coding::Plain);
+        self.uploading = Uploading::Going;
+        self.replace(connection);
+        true
     }
 
     /// Passes on what can pass. Ready once both messages are complete, or one has failed.
@@ -311,7 +329,7 @@ impl<'e> Transfer<'e> {
             .is_ok_and(|head| error_response::reader(&head).is_navigation())
     }
 
-    fn form(&self, framing: Framing) -> ResponseForm<'static> {
+    fn form(&self, framing: Framing) -> ResponseForm<'e> {
         let is_chunked = self.coding(framing) != Coding::Plain;
         ResponseForm {
             version: self.asked.version,
@@ -319,6 +337,7 @@ impl<'e> Transfer<'e> {
             protocol: None,
             persistence: Persistence::KeepAlive,
             retry_after: None,
+            removed_cookies: &self.asked.removed_cookies,
         }
     }
 
@@ -383,6 +402,7 @@ impl<'e> Transfer<'e> {
             Responding::Head { .. } if self.uploading == Uploading::Going && !upload_waits => {
                 ExchangeFailure::LateBody(wait)
             }
+            Responding::Head { .. } if self.upload.has_sent() => ExchangeFailure::Unanswered(wait),
             Responding::Head { .. } => ExchangeFailure::Silent(wait),
             _ if response_waits_for == WaitsFor::Writing => {
                 ExchangeFailure::BrokenOff(format!("gateway: it read nothing for {wait:?}"))

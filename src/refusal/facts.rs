@@ -341,7 +341,25 @@ refusals! {
             advice: "작업 내용은 그대로 있습니다. 몇 초 뒤에 페이지를 새로 고쳐 주세요.",
         },
     },
-    /// The workspace accepts no connection, or is silent for too long.
+    /// The workspace has taken the request, and has not answered in time.
+    WorkspaceTimeout => RefusalFacts {
+        status: 504,
+        code: "workspace-timeout",
+        retry_after: None,
+        challenge: None,
+        login_helps: false,
+        english: PageText {
+            title: "Your workspace did not answer in time",
+            cause: "Your workspace received this request and did not answer within the time limit. It may still be working on it.",
+            advice: "Your files are safe. Check in your workspace whether the action is done before you repeat it.",
+        },
+        korean: PageText {
+            title: "작업 공간이 제시간에 응답하지 않았습니다",
+            cause: "작업 공간이 요청을 받았지만 제한 시간 안에 응답하지 않았습니다. 아직 처리 중일 수 있습니다.",
+            advice: "작업 내용은 그대로 있습니다. 다시 시도하기 전에 작업이 이미 끝났는지 작업 공간에서 확인해 주세요.",
+        },
+    },
+    /// The workspace accepts no connection, or takes nothing of the request.
     WorkspaceStarting => RefusalFacts {
         status: 503,
         code: "workspace-starting",
@@ -375,6 +393,24 @@ refusals! {
             title: "요청이 잘못된 경로로 들어왔습니다",
             cause: "요청이 게이트웨이를 거치지 않았거나 전달되는 데 너무 오래 걸렸습니다.",
             advice: "게이트웨이 주소로 작업 공간에 접속해 주세요. 이미 그렇게 했다면 페이지를 새로 고쳐 주세요.",
+        },
+    },
+    /// A workspace's page registers a service worker for the whole origin.
+    WorkerRefused => RefusalFacts {
+        status: 403,
+        code: "worker-refused",
+        retry_after: None,
+        challenge: None,
+        login_helps: false,
+        english: PageText {
+            title: "This script can't run for the whole site",
+            cause: "A page tried to register a service worker for all addresses of this site, which workspaces share.",
+            advice: "Put the script into a folder. The worker is then registered for the addresses in that folder.",
+        },
+        korean: PageText {
+            title: "사이트 전체에서 실행되는 스크립트는 허용되지 않습니다",
+            cause: "페이지가 여러 작업 공간이 함께 쓰는 사이트 전체에 서비스 워커를 등록하려고 했습니다.",
+            advice: "스크립트를 폴더 안에 두세요. 그러면 그 폴더의 주소에만 서비스 워커가 등록됩니다.",
         },
     },
     /// The workspace closed the connection before its response was complete.

@@ -55,7 +55,7 @@ pub(crate) enum More<'m> {
     Nothing,
     /// The link to sign in again.
     Login(&'m LoginLink),
-    /// How long the workspace has been starting.
+    /// How long the workspace has not answered.
     Waited(Duration),
 }
 
@@ -104,7 +104,7 @@ pub(super) fn render(refusal: Refusal, language: Language, request_id: &str, mor
     )
 }
 
-/// For how long a workspace has been starting, in a sentence.
+/// For how long a workspace has not answered, in a sentence.
 fn since(language: Language, waited: Duration) -> String {
     let (minutes, seconds) = (waited.as_secs() / 60, waited.as_secs() % 60);
     let (minute, second, space) = match language {
@@ -120,11 +120,11 @@ fn since(language: Language, waited: Duration) -> String {
     match language {
         Language::English => {
             let advice = " This is unusually long. Tell your administrator.";
-            format!("It has been starting for {time}.{}", if is_long { advice } else { "" })
+            format!("It has not answered for {time}.{}", if is_long { advice } else { "" })
         }
         Language::Korean => {
             let advice = " 너무 오래 걸리고 있으니 관리자에게 알려 주세요.";
-            format!("시작한 지 {time} 지났습니다.{}", if is_long { advice } else { "" })
+            format!("{time} 동안 응답이 없습니다.{}", if is_long { advice } else { "" })
         }
     }
 }

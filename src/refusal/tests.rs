@@ -11,7 +11,7 @@ use super::*;
 use kube_coders_identity::LoginLink;
 
 /// The product's answer table.
-const TABLE: [(Refusal, u16, &str, Option<u64>); 19] = [
+const TABLE: [(Refusal, u16, &str, Option<u64>); 21] = [
     (Refusal::TooManyHeaders, 431, "too-many-headers", None),
     (Refusal::RequestMalformed, 400, "request-malformed", None),
     (Refusal::RequestLate, 408, "request-late", None),
@@ -27,8 +27,10 @@ const TABLE: [(Refusal, u16, &str, Option<u64>); 19] = [
     (Refusal::ForeignOrigin, 403, "foreign-origin", None),
     (Refusal::WorkspaceNotFound, 404, "workspace-not-found", None),
     (Refusal::ResolverUnavailable, 503, "resolver-unavailable", Some(5)),
+    (Refusal::WorkspaceTimeout, 504, "workspace-timeout", None),
     (Refusal::WorkspaceStarting, 503, "workspace-starting", Some(5)),
     (Refusal::StampRefused, 403, "stamp-refused", None),
+    (Refusal::WorkerRefused, 403, "worker-refused", None),
     (Refusal::WorkspaceFailed, 502, "workspace-failed", None),
     (Refusal::RunnerFailed, 503, "runner-failed", None),
 ];
@@ -162,13 +164,13 @@ fn a_page_leads_to_the_login_if_that_may_help() {
 #[test]
 fn the_page_of_a_starting_workspace_says_for_how_long() {
     for (seconds, english, korean) in [
-        (5, "It has been starting for 5 s.", "시작한 지 5초 지났습니다."),
-        (60, "It has been starting for 1 min.", "시작한 지 1분 지났습니다."),
-        (95, "It has been starting for 1 min 35 s.</p>", "시작한 지 1분 35초 지났습니다.</p>"),
+        (5, "It has not answered for 5 s.", "5초 동안 응답이 없습니다."),
+        (60, "It has not answered for 1 min.", "1분 동안 응답이 없습니다."),
+        (95, "It has not answered for 1 min 35 s.</p>", "1분 35초 동안 응답이 없습니다.</p>"),
         (
             120,
-            "It has been starting for 2 min. This is unusually long. Tell your administrator.",
-            "시작한 지 2분 지났습니다. 너무 오래 걸리고 있으니 관리자에게 알려 주세요.",
+            "It has not answered for 2 min. This is unusually long. Tell your administrator.",
+            "2분 동안 응답이 없습니다. 너무 오래 걸리고 있으니 관리자에게 알려 주세요.",
         ),
     ] {
         let waited = More::Waited(Duration::from_secs(seconds));

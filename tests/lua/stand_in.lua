@@ -288,7 +288,7 @@ function stand_in.serve(plugin, asked)
     request = {
         headers = {}, response_headers = {}, response = {}, is_changed = false, method = asked.method or "GET",
         variables = { scheme = asked.scheme or "https", request_id = asked.request_id or "0123456789abcdef",
-                      upstream_scheme = "http" },
+                      upstream_scheme = "http", request_uri = asked.target or "/" },
     }
     for _, header in ipairs(asked.headers or { { "Host", "coders.example.com" } }) do
         request.headers[#request.headers + 1] = { header[1], header[2] }

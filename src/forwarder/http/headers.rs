@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use super::framing::Framing;
 use super::head::{self, HeaderField, HttpVersion, RawRequestHead, RawResponseHead};
+use super::origin_headers::{FilteredCookie, filter_cookie, is_of_origin};
 
 /// Headers that belong to one connection even if `Connection` does not name them.
 const HOP_BY_HOP: [&str; 8] = [
@@ -30,6 +31,9 @@ const NO_TRAILERS: [&str; 5] = ["content-length", "host", "trailer", "set-cookie
 /// The headers by which an upstream instructs nginx, for example to serve another of its
 /// own locations.
 const COMMANDS: &str = "x-accel-";
+
+/// The one of them that only concerns its own response: whether nginx sends it on as it comes.
+const BUFFERING: &str = "x-accel-buffering";
 
 /// How many names the `Connection` headers of a message may have. Each name is compared
 /// with each header.
@@ -150,11 +154,7 @@ fn write_cookies(field: &HeaderField<'_>, removed: &CookieNames, output: &mut Ve
     match removed.remove_from(std::iter::once(field.value)) {
         EditedCookies::Unchanged => write_line(field.line, output),
         EditedCookies::Removed => {}
-        EditedCookies::Left(cookies) => {
-            output.extend_from_slice(field.name);
-            output.extend_from_slice(b": ");
-            write_line(&cookies, output);
-        }
+        EditedCookies::Left(cookies) => write_field(field.name, &cookies, output),
     }
 }
 
@@ -167,6 +167,8 @@ pub(crate) struct ResponseForm<'b> {
     pub(crate) persistence: Persistence,
     /// When to try again, if the workspace does not say.
     pub(crate) retry_after: Option<Duration>,
+    /// The cookies that only the gateway sets.
+    pub(crate) removed_cookies: &'b CookieNames,
 }
 
 /// Writes a response's head as it goes to the gateway.
@@ -185,8 +187,13 @@ pub(crate) fn write_response(
     for field in &head.fields {
         // The body keeps its length even if `Connection` names it.
         let is_named = named.has(field.name) && !field.is("content-length");
-        if !is_hop_by_hop(field) && !starts_with(field.name, COMMANDS) && !is_named {
-            write_line(field.line, output);
+        let is_command = starts_with(field.name, COMMANDS) && !field.is(BUFFERING);
+        if is_hop_by_hop(field) || is_command || is_named || is_of_origin(field) {
+            continue;
+        }
+        match field.name.len() == 10 && field.is("set-cookie") {
+            true => write_set_cookie(field, form.removed_cookies, output),
+            false => write_line(field.line, output),
         }
     }
     if let Some(wait) = form.retry_after
@@ -199,6 +206,20 @@ pub(crate) fn write_response(
     }
     write_end(form.protocol, form.persistence, output);
     Ok(())
+}
+
+fn write_set_cookie(field: &HeaderField<'_>, removed: &CookieNames, output: &mut Vec<u8>) {
+    match filter_cookie(field.value, removed) {
+        FilteredCookie::Unchanged => write_line(field.line, output),
+        FilteredCookie::Removed => {}
+        FilteredCookie::Edited(value) => write_field(field.name, &value, output),
+    }
+}
+
+fn write_field(name: &[u8], value: &[u8], output: &mut Vec<u8>) {
+    output.extend_from_slice(name);
+    output.extend_from_slice(b": ");
+    write_line(value, output);
 }
 
 fn write_end(protocols: Option<&[u8]>, persistence: Persistence, output: &mut Vec<u8>) {
@@ -245,6 +266,7 @@ pub(crate) fn passing_trailers(trailers: &[u8], own_header: &str) -> Vec<u8> {
             !is_hop_by_hop(field)
                 && !starts_with(field.name, COMMANDS)
                 && !field.is(own_header)
+                && !is_of_origin(field)
                 && !NO_TRAILERS.iter().any(|name| field.is(name))
         };
         if field.is_some_and(|field| may_pass(&field)) {

@@ -16,13 +16,13 @@ const UNSAID: &str = "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nunsaid";
 const MOST_KEPT: usize = 32 << 20;
 
 #[tokio::test]
-async fn a_silent_workspace_is_starting() {
+async fn a_workspace_that_took_the_request_and_is_silent_is_late() {
     let limits = ForwarderLimits { read: Duration::from_millis(50), ..ForwarderLimits::default() };
     let (served, workspace) = (Served::with(limits, DRAIN).await, Workspace::new().await);
     let mut gateway = served.connect().await;
     gateway.write(served.get("/", &workspace)).await;
     let mut inside = workspace.accept().await;
-    assert_refused(&gateway.response().await, 503, "workspace-starting");
+    assert_refused(&gateway.response().await, 504, "workspace-timeout");
     // Its answer would come too late.
     inside.head().await;
     assert_eq!(inside.rest().await, "");
@@ -53,8 +53,8 @@ async fn a_workspace_is_not_late_while_the_request_is_still_coming() {
 async fn a_workspace_that_breaks_off_has_failed_and_is_not_asked_again() {
     let (served, workspace) = (Served::new().await, Workspace::new().await);
     let mut gateway = served.connect().await;
-    for (turn, answer) in ["", "HTTP/1.1 200 O", "nonsense\r\n\r\n"].iter().enumerate() {
-        // On a connection that was used before, too.
+    for (turn, answer) in ["HTTP/1.1 200 O", "nonsense\r\n\r\n"].iter().enumerate() {
+        // Also on a connection that was used before.
         gateway.write(served.get(&format!("/{turn}/first"), &workspace)).await;
         let mut inside = workspace.accept().await;
         assert!(inside.head().await.starts_with(&format!("GET /{turn}/first ")));
@@ -67,6 +67,70 @@ async fn a_workspace_that_breaks_off_has_failed_and_is_not_asked_again() {
         assert_refused(&gateway.response().await, 502, "workspace-failed");
         assert!(workspace.is_untouched().await);
     }
+}
+
+/// How the workspace ends a connection on which a request has just arrived.
+#[tokio::test]
+async fn a_request_that_arrives_as_a_reused_connection_ends_is_sent_once_more() {
+    for (request, is_repeated) in [
+        ("GET /x HTTP/1.1\r\n", true),
+        ("HEAD /x HTTP/1.1\r\n", true),
+        ("OPTIONS /x HTTP/1.1\r\n", true),
+        ("DELETE /x HTTP/1.1\r\nContent-Length: 0\r\n", true),
+        ("PUT /x HTTP/1.1\r\nContent-Length: 0\r\n", true),
+        ("PUT /x HTTP/1.1\r\nContent-Length: 1\r\n", false),
+        ("GET /x HTTP/1.1\r\nTransfer-Encoding: chunked\r\n", false),
+        ("POST /x HTTP/1.1\r\n", false),
+        ("POST /x HTTP/1.1\r\nContent-Length: 0\r\n", false),
+        ("PATCH /x HTTP/1.1\r\nContent-Length: 0\r\n", false),
+        ("PROPFIND /x HTTP/1.1\r\n", false),
+    ] {
+        for is_reused in [true, false] {
+            let (served, workspace) = (Served::new().await, Workspace::new().await);
+            let mut gateway = served.connect().await;
+            let mut inside = None;
+            if is_reused {
+                gateway.write(served.get("/first", &workspace)).await;
+                let first = inside.insert(workspace.accept().await);
+                first.head().await;
+                first.answer("").await;
+                gateway.response().await;
+            }
+            gateway.write(format!("{request}Host: h\r\nX-Own: 1\r\n{}\r\n", served.stamp(&workspace))).await;
+            let mut inside = match inside {
+                Some(inside) => inside,
+                None => workspace.accept().await,
+            };
+            let head = inside.head().await;
+            drop(inside);
+            if is_repeated && is_reused {
+                let mut again = workspace.accept().await;
+                assert_eq!(again.head().await, head, "{request}");
+                again.write("HTTP/1.1 204 No Content\r\n\r\n").await;
+                assert!(gateway.head().await.starts_with("HTTP/1.1 204 "), "{request}");
+            } else {
+                assert!(gateway.head().await.starts_with("HTTP/1.1 502 "), "{request}");
+            }
+            assert!(workspace.is_untouched().await, "{request}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_request_is_not_sent_a_third_time() {
+    let (served, workspace) = (Served::new().await, Workspace::new().await);
+    let mut gateway = served.connect().await;
+    gateway.write(served.get("/first", &workspace)).await;
+    let mut inside = workspace.accept().await;
+    inside.head().await;
+    inside.answer("").await;
+    gateway.response().await;
+    gateway.write(served.get("/second", &workspace)).await;
+    inside.head().await;
+    drop(inside);
+    workspace.accept().await.head().await;
+    assert_refused(&gateway.response().await, 502, "workspace-failed");
+    assert!(workspace.is_untouched().await);
 }
 
 #[tokio::test]
@@ -170,7 +234,10 @@ async fn a_plugin_may_choose_how_long_a_workspace_is_waited_for() {
             // What has begun can't be taken back, only broken off.
             assert!(gateway.rest().await.ends_with("\r\n\r\nhe"));
         } else {
-            assert_refused(&gateway.response().await, 503, "workspace-starting");
+            let response = gateway.response().await;
+            assert_refused(&response, 504, "workspace-timeout");
+            // The workspace may be working on it, so nothing may make the browser repeat it.
+            assert!(!response.0.to_ascii_lowercase().contains("retry-after"), "{}", response.0);
         }
         assert_eq!(inside.rest().await, "");
     }
@@ -198,7 +265,7 @@ async fn a_workspace_that_takes_nothing_is_given_up() {
         {}
     };
     within(reading).await;
-    assert!(String::from_utf8(answer).unwrap().contains("workspace-starting"));
+    assert!(String::from_utf8(answer).unwrap().contains("workspace-timeout"));
     drop(reads);
     within(filling).await.unwrap();
 }

@@ -225,9 +225,23 @@ const ANSWERS: &[(&str, &str, &str)] = &[
         "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
     ),
     (
-        "commands to nginx go",
-        "HTTP/1.1 200 OK\r\nX-Accel-Redirect: /a\r\nx-accel-buffering: no\r\nContent-Length: 0\r\n\r\n",
-        "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+        "commands to nginx go, but for the one about this response alone",
+        "HTTP/1.1 200 OK\r\nX-Accel-Redirect: /a\r\nx-accel-buffering: no\r\nX-Accel-Expires: 9\r\n\
+         X-ACCEL-LIMIT-RATE: 1\r\nX-Accel-Charset: utf-7\r\nX-Accel-Buffering-X: 1\r\nContent-Length: 0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nx-accel-buffering: no\r\nContent-Length: 0\r\n\r\n",
+    ),
+    (
+        "headers that hold for the whole origin go",
+        "HTTP/1.1 200 OK\r\nClear-Site-Data: \"*\"\r\nNEL: {}\r\nReport-To: {}\r\nREPORTING-ENDPOINTS: a\r\n\
+         Alt-Svc: h3\r\nStrict-Transport-Security: max-age=0\r\nService-Worker-Allowed: /\r\nX-Own: 1\r\n\
+         Content-Length: 0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nX-Own: 1\r\nContent-Length: 0\r\n\r\n",
+    ),
+    (
+        "cookies stay at their host",
+        "HTTP/1.1 200 OK\r\nSet-Cookie: a=b; Domain=example.com; Path=/\r\nSet-Cookie: c=d\r\n\
+         Set-Cookie: __Host-kube-coders-user=x; Secure\r\nContent-Length: 0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nSet-Cookie: a=b; Path=/\r\nSet-Cookie: c=d\r\nContent-Length: 0\r\n\r\n",
     ),
     (
         "a length that Connection names stays",

@@ -40,7 +40,7 @@ async fn a_navigation_to_a_workspace_that_is_not_ready_gets_the_page_that_waits(
 /// A browser also asks for a page's icon, which gets the 503 as it is.
 #[tokio::test]
 async fn the_page_says_since_when_until_the_workspace_has_answered() {
-    const SINCE: &str = "It has been starting for ";
+    const SINCE: &str = "It has not answered for ";
     let (served, workspace) = (Served::new().await, Workspace::new().await);
     let waits = async || {
         let (_, page) = asked(&served, &workspace, "text/html", REFUSED).await;

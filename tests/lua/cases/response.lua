@@ -100,6 +100,25 @@ return function(case)
         expect.same(outcome.response, { ["content-type"] = "text/html" })
     end)
 
+    case("no script of a service worker for the whole origin is fetched", function()
+        local function fetched(target, value)
+            return stand_in.serve(stand_in.worker(), {
+                target = target, headers = { { "Host", "a" }, { "Service-Worker", value } },
+                runner = decision.runner(decision.of()),
+            })
+        end
+        for _, target in ipairs({ "/sw.js", "/sw.js?a=/b/c", "/" }) do
+            local outcome = fetched(target, "script")
+            expect.same({ outcome.status, outcome.is_called }, { 403, false }, target)
+            expect.same(stand_in.cjson.decode(outcome.body).code, "worker-refused")
+            expect.same(fetched(target, " SCRIPT ").status, 403)
+            expect.went_to(fetched(target, "scripts"), "10.0.0.1:8443")
+        end
+        for _, target in ipairs({ "/a/sw.js", "/stable-1/out/pre/service-worker.js?v=4", "//sw.js" }) do
+            expect.went_to(fetched(target, "script"), "10.0.0.1:8443")
+        end
+    end)
+
     case("a malformed list of cookies is no decision", function()
         for _, list in ipairs({ "session", { "a b" }, { 7 }, { "" }, { a = "b" } }) do
             local outcome = stand_in.serve(stand_in.worker(), {
