@@ -139,15 +139,40 @@ pub(crate) fn write_request(
         if is_ours || is_removed || field.name.contains(&b'_') && (form.is_disguised)(field.name) {
             continue;
         }
-        match field.name.len() == 6 && field.is("cookie") {
-            true => write_cookies(field, form.removed_cookies, output),
-            false => write_line(field.line, output),
+        match field.name.len() {
+            6 if field.is("cookie") => write_cookies(field, form.removed_cookies, output),
+            16 if field.is("x-forwarded-port") => match client_port(head) {
+                Some(port) => write_field(field.name, port, output),
+                None => write_line(field.line, output),
+            },
+            _ => write_line(field.line, output),
         }
     }
     if form.framing == Framing::Chunked {
         write_line(b"Transfer-Encoding: chunked", output);
     }
     write_end(form.protocols, Persistence::KeepAlive, output);
+}
+
+/// The port that the client used, by `Host` and the scheme. The gateway writes the port on
+/// which it listens, which a container or a load balancer maps to another.
+fn client_port<'b>(head: &RawRequestHead<'b>) -> Option<&'b [u8]> {
+    let only = |name: &str| {
+        let mut values = head.fields.iter().filter(|field| field.is(name)).map(|field| field.value);
+        values.next().filter(|_| values.next().is_none())
+    };
+    let host = only("host")?;
+    // A `:` within brackets belongs to an IPv6 address.
+    let behind_address = host.rsplit(|byte| *byte == b']').next().unwrap_or(host);
+    match behind_address.iter().rposition(|byte| *byte == b':') {
+        Some(colon) => {
+            let port = &behind_address[colon + 1..];
+            parse_digits::<u16>(port).filter(|port| *port != 0).map(|_| port)
+        }
+        None if only("x-forwarded-proto")?.eq_ignore_ascii_case(b"https") => Some(b"443"),
+        None if only("x-forwarded-proto")?.eq_ignore_ascii_case(b"http") => Some(b"80"),
+        None => None,
+    }
 }
 
 fn write_cookies(field: &HeaderField<'_>, removed: &CookieNames, output: &mut Vec<u8>) {
@@ -336,6 +361,27 @@ mod tests {
                      X-Hop: 1\r\nx-hop: 2\r\nHTTP2-Settings: AAMAAABk\r\nX-Own: x\r\nAccept: */*\r\n";
         assert_eq!(passed(lines), ["Accept: */*"]);
         assert_eq!(passed("Connection: x-kept, x-hop\r\nX-Kept: 1\r\nX-Hop: 2\r\n"), ["X-Kept: 1"]);
+    }
+
+    #[test]
+    fn the_forwarded_port_is_the_one_that_the_client_used() {
+        for (host, proto, expected) in [
+            ("coders.example.com", "https", "443"),
+            ("coders.example.com", "http", "80"),
+            ("coders.example.com:8443", "https", "8443"),
+            ("[2001:db8::1]", "https", "443"),
+            ("[2001:db8::1]:8080", "http", "8080"),
+            ("coders.example.com:", "https", "9443"),
+            ("coders.example.com:0", "https", "9443"),
+            ("coders.example.com:99999", "https", "9443"),
+            ("coders.example.com", "ws", "9443"),
+        ] {
+            let lines = format!("Host: {host}\r\nX-Forwarded-Proto: {proto}\r\nX-Forwarded-Port: 9443\r\n");
+            let port = format!("X-Forwarded-Port: {expected}");
+            assert_eq!(passed(&lines).last(), Some(&port), "{host} {proto}");
+        }
+        // What the gateway does not send is not added.
+        assert_eq!(passed("Host: a\r\nX-Forwarded-Proto: https\r\n").len(), 2);
     }
 
     #[test]

@@ -34,7 +34,19 @@ impl Secure {
 
     /// `code-alice.test` with a certificate for this name, at this address.
     async fn showing(name: &str, ip: Ipv4Addr, port: u16) -> Self {
-        let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+        Self::with_certificate(rcgen::generate_simple_self_signed([name.to_owned()]).unwrap(), ip, port).await
+    }
+
+    /// As code-server makes its own certificate: it is marked as a CA's.
+    async fn self_made(name: &str) -> Self {
+        let mut parameters = rcgen::CertificateParams::new([name.to_owned()]).unwrap();
+        parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let signing_key = rcgen::KeyPair::generate().unwrap();
+        let cert = parameters.self_signed(&signing_key).unwrap();
+        Self::with_certificate(rcgen::CertifiedKey { cert, signing_key }, Ipv4Addr::LOCALHOST, 0).await
+    }
+
+    async fn with_certificate(made: rcgen::CertifiedKey<rcgen::KeyPair>, ip: Ipv4Addr, port: u16) -> Self {
         let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
         let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_safe_default_protocol_versions()
@@ -136,6 +148,30 @@ async fn a_good_certificate_of_another_name_is_none() {
     gateway.write(workspace.get(&served, "")).await;
     assert!(workspace.accept().await.is_err());
     assert_refused(&gateway.response().await, 502, "workspace-failed");
+}
+
+#[tokio::test]
+async fn a_self_made_certificate_is_accepted_if_it_is_listed_itself() {
+    let (workspace, other) =
+        (Secure::self_made("code-alice.test").await, Secure::self_made("code-alice.test").await);
+    let wrong_name = Secure::self_made("code-bob.test").await;
+    for (shown, listed, is_good) in
+        [(&workspace, &workspace, true), (&workspace, &other, false), (&wrong_name, &wrong_name, false)]
+    {
+        let (served, _names) = served(CertificateTrust::read(listed.pem.path()).unwrap()).await;
+        let mut gateway = served.connect().await;
+        gateway.write(shown.get(&served, "")).await;
+        if is_good {
+            let mut inside = shown.accept().await.unwrap();
+            head(&mut inside).await;
+            inside.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+            inside.flush().await.unwrap();
+            assert_eq!(gateway.response().await.1, "ok");
+        } else {
+            assert!(shown.accept().await.is_err());
+            assert_refused(&gateway.response().await, 502, "workspace-failed");
+        }
+    }
 }
 
 /// Who is not the workspace at one of its addresses does not keep its users from the

@@ -8,9 +8,11 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_platform_verifier::BuilderVerifierExt as _;
 use thiserror::Error;
@@ -28,10 +30,17 @@ pub(crate) enum CertificateTrust {
     /// Those that the system trusts.
     #[default]
     System,
-    /// Only those of these roots.
-    Only(Arc<RootCertStore>),
+    /// Only those of these roots, and the listed certificates themselves.
+    Only(Arc<ListedCertificates>),
     /// Any certificate. A machine on the network path can then pose as the workspace.
     Any,
+}
+
+/// The certificates of a file.
+#[derive(Debug)]
+pub(crate) struct ListedCertificates {
+    roots: Arc<RootCertStore>,
+    all: Vec<CertificateDer<'static>>,
 }
 
 /// Why a file gives no certificates to trust.
@@ -49,16 +58,17 @@ impl CertificateTrust {
     /// The certificates of a file in PEM form.
     pub(crate) fn read(path: &Path) -> Result<Self, CertificateTrustError> {
         let pem = read_pem_file(path)?;
-        let mut roots = RootCertStore::empty();
+        let (mut roots, mut all) = (RootCertStore::empty(), Vec::new());
         for (certificate, number) in CertificateDer::pem_slice_iter(&pem).zip(1..) {
             let unusable = |why| CertificateTrustError::Unusable { number, why };
             let certificate = certificate.map_err(|error| unusable(error.to_string()))?;
-            roots.add(certificate).map_err(|error| unusable(error.to_string()))?;
+            roots.add(certificate.clone()).map_err(|error| unusable(error.to_string()))?;
+            all.push(certificate);
         }
         if roots.is_empty() {
             Err(CertificateTrustError::NoCertificate)
         } else {
-            Ok(Self::Only(Arc::new(roots)))
+            Ok(Self::Only(Arc::new(ListedCertificates { roots: Arc::new(roots), all })))
         }
     }
 }
@@ -96,13 +106,68 @@ impl CertificateTrust {
             .with_safe_default_protocol_versions()?;
         let config = match self {
             Self::System => builder.with_platform_verifier()?.with_no_client_auth(),
-            Self::Only(roots) => builder.with_root_certificates(Arc::clone(roots)).with_no_client_auth(),
+            Self::Only(listed) => {
+                let roots = Arc::clone(&listed.roots);
+                let by_roots =
+                    WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider)).build();
+                let by_roots = by_roots.map_err(|error| rustls::Error::General(error.to_string()))?;
+                let verifier = ListedOrIssued { listed: Arc::clone(listed), by_roots };
+                builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth()
+            }
             Self::Any => builder
                 .dangerous()
                 .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
                 .with_no_client_auth(),
         };
         Ok(TlsConnector::from(Arc::new(config)))
+    }
+}
+
+/// Accepts certificates that a listed CA has issued, and a certificate that is listed itself:
+/// code-server's own self-signed one marks itself as a CA, which no server's may. A listed
+/// certificate has the workspace's name, too, and its dates are not checked.
+#[derive(Debug)]
+struct ListedOrIssued {
+    listed: Arc<ListedCertificates>,
+    by_roots: Arc<WebPkiServerVerifier>,
+}
+
+impl ServerCertVerifier for ListedOrIssued {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        if self.listed.all.contains(end_entity) {
+            verify_server_name(&ParsedCertificate::try_from(end_entity)?, name)?;
+            return Ok(ServerCertVerified::assertion());
+        }
+        self.by_roots.verify_server_cert(end_entity, intermediates, name, ocsp_response, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.by_roots.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.by_roots.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.by_roots.supported_verify_schemes()
     }
 }
 
