@@ -96,9 +96,8 @@ impl ExchangeFailure {
     pub(super) fn refusal(&self) -> Option<Refusal> {
         Some(match self {
             Self::Request(RequestError::Stamp { .. }) => Refusal::StampRefused,
-            Self::Request(RequestError::Head(HeadError::TooLong | HeadError::TooManyFields)) => {
-                Refusal::TooManyHeaders
-            }
+            Self::Request(RequestError::Head(HeadError::TooLong)) => Refusal::HeadTooLong,
+            Self::Request(RequestError::Head(HeadError::TooManyFields)) => Refusal::TooManyHeaders,
             Self::Request(RequestError::RootWorker) => Refusal::WorkerRefused,
             Self::Request(_) | Self::Body(_) => Refusal::RequestMalformed,
             Self::Late | Self::LateBody(_) => Refusal::RequestLate,

@@ -89,7 +89,25 @@ refusals! {
             advice: "헤더를 추가하는 브라우저 확장 프로그램이나 프록시를 끄고 페이지를 새로 고쳐 주세요.",
         },
     },
-    /// Two readers could read the request in two ways, or no reader can read it.
+    /// The request's head is longer than the forwarder reads.
+    HeadTooLong => RefusalFacts {
+        status: 431,
+        code: "headers-too-large",
+        retry_after: None,
+        challenge: None,
+        login_helps: false,
+        english: PageText {
+            title: "The cookies of this site are too large",
+            cause: "Your browser sent more than 64 KiB of headers. Usually pages have stored too many cookies for this site.",
+            advice: "Delete this site's cookies: click the icon before the address, then \"Cookies\", and remove all of them. Then reload this page and sign in again.",
+        },
+        korean: PageText {
+            title: "이 사이트의 쿠키가 너무 큽니다",
+            cause: "브라우저가 64 KiB가 넘는 헤더를 보냈습니다. 보통 이 사이트에 쿠키가 너무 많이 저장되었을 때 생깁니다.",
+            advice: "이 사이트의 쿠키를 삭제해 주세요. 주소 앞의 아이콘을 누르고 쿠키를 모두 삭제한 뒤, 페이지를 새로 고치고 다시 로그인해 주세요.",
+        },
+    },
+    /// Two programs could understand the request differently, or none can read it.
     RequestMalformed => RefusalFacts {
         status: 400,
         code: "request-malformed",
@@ -195,6 +213,24 @@ refusals! {
             title: "로그인 정보를 읽을 수 없습니다",
             cause: "전달된 로그인 정보의 형식이 올바르지 않아 신뢰할 수 없습니다.",
             advice: "다시 로그인해 주세요. 계속되면 관리자에게 알려 주세요.",
+        },
+    },
+    /// A header that says who the user is has too many bytes.
+    IdentityTooLarge => RefusalFacts {
+        status: 431,
+        code: "identity-too-large",
+        retry_after: None,
+        challenge: None,
+        login_helps: true,
+        english: PageText {
+            title: "Your account has too much data",
+            cause: "Your sign-in is larger than 64 KiB. Usually the account is in too many groups, or has too many roles.",
+            advice: "Ask your administrator to leave groups and roles that are not needed here out of the sign-in.",
+        },
+        korean: PageText {
+            title: "계정 정보가 너무 큽니다",
+            cause: "로그인 정보가 64 KiB보다 큽니다. 보통 계정에 그룹이나 역할이 너무 많을 때 생깁니다.",
+            advice: "여기에 필요하지 않은 그룹과 역할을 로그인 정보에서 빼 달라고 관리자에게 요청해 주세요.",
         },
     },
     /// The token is from another issuer, for another audience, or expired.

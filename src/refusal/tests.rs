@@ -11,14 +11,16 @@ use super::*;
 use kube_coders_identity::LoginLink;
 
 /// The product's answer table.
-const TABLE: [(Refusal, u16, &str, Option<u64>); 21] = [
+const TABLE: [(Refusal, u16, &str, Option<u64>); 23] = [
     (Refusal::TooManyHeaders, 431, "too-many-headers", None),
+    (Refusal::HeadTooLong, 431, "headers-too-large", None),
     (Refusal::RequestMalformed, 400, "request-malformed", None),
     (Refusal::RequestLate, 408, "request-late", None),
     (Refusal::RunnerBusy, 503, "runner-busy", Some(5)),
     (Refusal::TooManyConnections, 429, "too-many-connections", Some(5)),
     (Refusal::IdentityMissing, 401, "identity-missing", None),
     (Refusal::IdentityMalformed, 400, "identity-malformed", None),
+    (Refusal::IdentityTooLarge, 431, "identity-too-large", None),
     (Refusal::TokenInvalid, 401, "token-invalid", None),
     (Refusal::IdentityMismatch, 403, "identity-mismatch", None),
     (Refusal::KeysUnavailable, 503, "keys-unavailable", Some(5)),
@@ -152,6 +154,7 @@ fn a_page_leads_to_the_login_if_that_may_help() {
     let expected = [
         "identity-missing",
         "identity-malformed",
+        "identity-too-large",
         "token-invalid",
         "identity-mismatch",
         "not-allowed",

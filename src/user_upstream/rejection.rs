@@ -55,9 +55,10 @@ fn identity_refusal(error: &IdentityError) -> Refusal {
         IdentityError::NoUserinfo | IdentityError::NoToken => Refusal::IdentityMissing,
         IdentityError::Userinfo(UserinfoError::Claims(ClaimsError::Subject))
         | IdentityError::Token(TokenError::Claims(ClaimsError::Subject)) => Refusal::NoWorkspaceName,
-        IdentityError::Headers(_)
-        | IdentityError::Userinfo(_)
-        | IdentityError::Token(TokenError::TooLong) => Refusal::IdentityMalformed,
+        IdentityError::Userinfo(UserinfoError::TooLong) | IdentityError::Token(TokenError::TooLong) => {
+            Refusal::IdentityTooLarge
+        }
+        IdentityError::Headers(_) | IdentityError::Userinfo(_) => Refusal::IdentityMalformed,
         IdentityError::Token(_) => Refusal::TokenInvalid,
         IdentityError::Mismatch => Refusal::IdentityMismatch,
         IdentityError::KeysUnavailable => Refusal::KeysUnavailable,

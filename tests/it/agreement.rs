@@ -30,6 +30,7 @@ const KINDS: [&str; 12] = [
     "identity-malformed",
     "identity-mismatch",
     "identity-missing",
+    "identity-too-large",
     "keys-unavailable",
     "no-workspace-name",
     "not-allowed",

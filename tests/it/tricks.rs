@@ -308,7 +308,12 @@ fn said(lab: &Lab) -> Vec<(&'static str, ClientRequest, Answer)> {
         ("a lone surrogate", lab.payload(&lab.payload_with(r#","azp":"\ud800""#)), invalid()),
         ("no UTF-8 in it", with(&not_utf8(lab)), invalid()),
         ("more behind the object", lab.payload(&format!("{} {{}}", lab.claims(json!({})))), invalid()),
-        ("1 MB of claims", lab.saying(json!({"x": "x".repeat(1_000_000)})), malformed()),
+        ("1 MB of claims", lab.saying(json!({"x": "x".repeat(1_000_000)})), no(431, "identity-too-large")),
+        (
+            "200 groups",
+            lab.saying(json!({"groups": (0..200).map(|at| format!("/{at}/{}", "g".repeat(200))).collect::<Vec<_>>()})),
+            To("alice"),
+        ),
         ("CR and LF in the subject", lab.saying(json!({"sub": "alice\r\nx-admin: 1"})), malformed()),
         ("NUL in the subject", lab.saying(json!({"sub": "alice\0"})), malformed()),
         ("a space before the subject", lab.saying(json!({"sub": " alice"})), malformed()),
@@ -356,7 +361,7 @@ fn headers(lab: &Lab) -> Vec<(&'static str, ClientRequest, Answer)> {
         (
             "userinfo of 1 MB",
             of(&json!({"sub": "alice", "x": "x".repeat(1_000_000)}).to_string()),
-            malformed(),
+            no(431, "identity-too-large"),
         ),
         ("userinfo with a lone surrogate", of(r#"{"sub":"\ud800"}"#), malformed()),
         ("a bearer", get().header("Authorization", format!("Bearer {good}")), To("alice")),

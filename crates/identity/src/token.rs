@@ -19,7 +19,7 @@ use super::claims::{self, Claim, Claims, ClaimsError, Wanted};
 use super::json_object::object_from_slice;
 
 /// How long a token may be, in bytes: as long as a userinfo.
-pub const MAX_TOKEN: usize = 16 * 1024;
+pub const MAX_TOKEN: usize = 64 * 1024;
 
 /// How far the issuer's clock and ours may differ.
 pub const LEEWAY: Duration = Duration::from_secs(30);
@@ -293,7 +293,7 @@ fn is_token_type(typ: &str) -> bool {
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum TokenError {
     /// Nothing of the token was read.
-    #[error("the token is longer than {MAX_TOKEN} bytes")]
+    #[error("the token is longer than {MAX_TOKEN} bytes: the user may have too many groups or roles in it")]
     TooLong,
     /// The text does not have three parts with dots between them, or the first is not base64url.
     #[error(

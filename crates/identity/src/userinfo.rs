@@ -7,9 +7,9 @@ use thiserror::Error;
 
 use super::claims::{self, Claims, ClaimsError, Wanted};
 
-/// How long the header's value may be, in bytes: 12 KiB of JSON. nginx's default
-/// header buffers hold less than that together with anything else.
-pub const MAX_USERINFO: usize = 16 * 1024;
+/// How long the header's value may be, in bytes: 48 KiB of JSON, for a user in some hundred
+/// groups with long paths. The gateway writes the header itself, so no limit of nginx is lower.
+pub const MAX_USERINFO: usize = 64 * 1024;
 
 const EITHER_PADDING: GeneralPurposeConfig =
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
@@ -47,7 +47,9 @@ pub fn decode(value: &[u8], wanted: &Wanted) -> Result<Claims, UserinfoError> {
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum UserinfoError {
     /// Nothing of the header was read.
-    #[error("x-userinfo is longer than {MAX_USERINFO} bytes")]
+    #[error(
+        "x-userinfo is longer than {MAX_USERINFO} bytes: the user may have too many groups or roles in it"
+    )]
     TooLong,
     /// The header's value can't be decoded.
     #[error("x-userinfo is not base64")]
@@ -83,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_base64_is_refused() {
+    fn other_text_than_base64_is_refused() {
         for value in ["e", "e30 ", " e30", "e30\n", "e30==", "e3=0", "=", "e30=e30=", "{}", "e31", "\0"] {
             let claims = decode(value.as_bytes(), &Wanted::new([]));
             assert_eq!(claims, Err(UserinfoError::NotBase64), "{value:?}");
@@ -96,16 +98,19 @@ mod tests {
         let userinfo =
             |length| STANDARD.encode(format!("{{\"sub\":\"a\",\"x\":\"{}\"}}", "x".repeat(length)));
         let around = r#"{"sub":"a","x":""}"#.len();
-        let fits = userinfo(12 * 1024 - around);
+        let fits = userinfo(48 * 1024 - around);
         assert_eq!(decode(fits.as_bytes(), &Wanted::new([])).unwrap().subject(), "a");
-        let longer = userinfo(12 * 1024 + 1 - around);
+        let longer = userinfo(48 * 1024 + 1 - around);
         assert_eq!(decode(longer.as_bytes(), &Wanted::new([])), Err(UserinfoError::TooLong));
     }
 
     #[test]
     fn errors_say_what_is_wrong() {
         for (error, expected) in [
-            (UserinfoError::TooLong, "x-userinfo is longer than 16384 bytes"),
+            (
+                UserinfoError::TooLong,
+                "x-userinfo is longer than 65536 bytes: the user may have too many groups or roles in it",
+            ),
             (UserinfoError::NotBase64, "x-userinfo is not base64"),
             (ClaimsError::Repeated.into(), "x-userinfo: a claim is there twice"),
         ] {
