@@ -105,6 +105,11 @@ pub(crate) struct RunCommandArgs {
     #[arg(long, value_name = "DURATION", default_value = "60s", help_heading = "Forwarder")]
     pub(crate) idle_timeout: String,
 
+    /// How long a tunnel, such as a WebSocket, may live until its client has to connect again, so that the plugins
+    /// decide again; 0s turns this off
+    #[arg(long, value_name = "DURATION", default_value = "1h", help_heading = "Forwarder")]
+    pub(crate) max_tunnel_time: String,
+
     /// Maximum number of requests on one connection to a workspace
     #[arg(long, value_name = "COUNT", default_value = "1000", help_heading = "Forwarder")]
     pub(crate) max_connection_requests: String,

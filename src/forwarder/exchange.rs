@@ -22,6 +22,7 @@ use super::stamped_request::{RequestError, StampedRequest};
 use super::state::ConnectionPermit;
 use super::state::Forwarder;
 use super::subjects::Use;
+use super::tasks::random_part;
 use super::transfer::{Ended, Transfer};
 use super::tunnel::Tunnel;
 use super::workspace::connection::WorkspaceConnection;
@@ -180,6 +181,8 @@ fn tunnel(
         counted: counted.into_tunnel(asked.upstream.clone()),
         protocol: asked.protocols.as_deref().map_or(UpgradedProtocol::Other, UpgradedProtocol::of),
         send: forwarder.limits.with(asked.upstream.timeouts()).send,
+        // Up to a tenth less, so that tunnels that began together do not end together.
+        life: forwarder.limits.tunnel.map(|most| most.mul_f64(1.0 - random_part() / 10.0)),
         permit,
     }
 }

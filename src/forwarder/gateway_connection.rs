@@ -79,8 +79,8 @@ pub(super) async fn serve(
             AfterExchange::End => return,
             AfterExchange::Tunnel(tunnel) => {
                 // A tunnel lives long, so it gets a small task of its own.
-                forwarder.tasks.spawn_closing(|deadline| async move {
-                    tunnel.run(gateway, deadline).await;
+                forwarder.tasks.spawn_closing(|deadline, drain| async move {
+                    tunnel.run(gateway, deadline, drain).await;
                     drop(socket);
                 });
                 return;

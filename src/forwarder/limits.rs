@@ -26,6 +26,9 @@ pub(crate) struct ForwarderLimits {
     pub(crate) head: Duration,
     /// How long a connection to a workspace is kept for its next request.
     pub(crate) idle: Duration,
+    /// How long a tunnel lives at most: after that its client has to ask again, and the plugins
+    /// decide again. `None` for no limit.
+    pub(crate) tunnel: Option<Duration>,
     /// Idle connections to all workspaces. At the limit, the oldest one is closed.
     pub(crate) max_idle: usize,
     /// Requests on one connection to a workspace.
@@ -43,6 +46,7 @@ impl Default for ForwarderLimits {
             read: Duration::from_secs(300),
             head: Duration::from_secs(10),
             idle: Duration::from_secs(60),
+            tunnel: Some(Duration::from_secs(3600)),
             max_idle: 320,
             max_requests: 1000,
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::buffered_stream::BufferedStream;
@@ -18,6 +18,7 @@ use super::peer_state::{LOOK_PAUSE, PeerState};
 use super::relay::{PassError, Relay, WaitsFor};
 use super::state::ConnectionPermit;
 use super::subjects::TunnelUse;
+use super::tasks::DrainStart;
 use super::workspace::tls::WorkspaceStream;
 
 /// How long nothing may move once one side has ended. Otherwise a workspace that never
@@ -35,23 +36,38 @@ pub(super) struct Tunnel {
     pub(super) protocol: UpgradedProtocol,
     /// How long either side may take nothing of what is sent to it.
     pub(super) send: Duration,
+    /// How long it lives at most.
+    pub(super) life: Option<Duration>,
     pub(super) permit: ConnectionPermit,
 }
 
 impl Tunnel {
     /// Copies both ways until both sides have ended, or one has failed, or has not
-    /// followed the other's end, or until the drain's deadline.
+    /// followed the other's end, or until its time or that of the drain is over.
     ///
     /// An end of one side is passed to the other as what it is: that side may
     /// still speak. What either side sent before the upgrade was complete has been
     /// read already and comes first.
-    pub(super) async fn run(self, gateway: BufferedStream<TcpStream>, deadline: CancellationToken) {
-        let Self { workspace, counted, protocol, send, permit } = self;
+    pub(super) async fn run(
+        self,
+        gateway: BufferedStream<TcpStream>,
+        deadline: CancellationToken,
+        drain: DrainStart,
+    ) {
+        let Self { workspace, counted, protocol, send, life, permit } = self;
+        let too_old = async {
+            match life {
+                Some(life) => sleep(life).await,
+                None => std::future::pending().await,
+            }
+        };
         let mut ways =
             TunnelDirections::new(gateway.without_heads(), workspace.without_heads(), protocol, send);
         let ended = tokio::select! {
             ended = ways.both(|| counted.touch()) => ended,
             () = deadline.cancelled() => ways.close().await,
+            () = drain.part() => ways.close().await,
+            () = too_old => ways.close().await,
         };
         match ended {
             Ok(()) => tracing::debug!("tunnel ended"),

@@ -24,7 +24,7 @@ const CASES: u32 = 60;
 const MOST_ROUNDS: u32 = 15;
 
 /// What can become of a request at `user-upstream`: the codes of its refusals, and `goes`.
-const KINDS: [&str; 12] = [
+const KINDS: [&str; 13] = [
     "foreign-origin",
     "goes",
     "identity-malformed",

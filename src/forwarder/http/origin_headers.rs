@@ -48,7 +48,7 @@ pub(crate) fn filter_cookie(value: &[u8], removed: &CookieNames) -> FilteredCook
     if is_own || removed.remove_from(iter::once(named)) != EditedCookies::Unchanged {
         return FilteredCookie::Removed;
     }
-    if !parts.clone().any(|attribute| is_domain(attribute)) {
+    if !parts.clone().any(is_domain) {
         return FilteredCookie::Unchanged;
     }
     let mut edited = pair.to_vec();

@@ -105,3 +105,53 @@ async fn a_websocket_that_a_drain_ends_is_closed_with_1001() {
     assert_eq!(within_inside.rest_bytes().await[..2], [0x88, 0x82], "this way no frame is open");
     super::harness::within(served.serving).await.unwrap();
 }
+
+/// A logout does not reach an open tunnel, so its client has to connect again after a time.
+#[tokio::test]
+async fn a_tunnel_is_closed_once_it_is_too_old() {
+    let limits = |tunnel| crate::forwarder::ForwarderLimits { tunnel, ..Default::default() };
+    let life = std::time::Duration::from_millis(200);
+    let served = Served::with(limits(Some(life)), DRAIN).await;
+    let began = std::time::Instant::now();
+    let (mut gateway, mut inside) = agreed(&served, "websocket").await;
+    let (mut other, mut other_inside) = agreed(&served, "echo/1").await;
+    // It is in use all the time.
+    gateway.write([0x81, 0x81, 1, 2, 3, 4, b'a' ^ 1]).await;
+    inside.exactly_bytes(7).await;
+    assert_eq!(gateway.exactly_bytes(4).await, [0x88, 2, 0x03, 0xe9]);
+    assert!(began.elapsed() >= life.mul_f64(0.9), "{:?}", began.elapsed());
+    assert_eq!(inside.exactly_bytes(8).await[..2], [0x88, 0x82]);
+    for peer in [&mut gateway, &mut inside, &mut other, &mut other_inside] {
+        assert_eq!(peer.rest_bytes().await, b"");
+    }
+    let served = Served::with(limits(None), DRAIN).await;
+    let (mut gateway, mut inside) = agreed(&served, "websocket").await;
+    tokio::time::sleep(life).await;
+    inside.write([0x81, 1, b'b']).await;
+    assert_eq!(gateway.exactly_bytes(3).await, [0x81, 1, b'b']);
+}
+
+/// Not all clients connect again in the same moment.
+#[tokio::test]
+async fn a_drain_closes_tunnels_one_after_the_other() {
+    let drain = std::time::Duration::from_secs(1);
+    let served = Served::with(crate::forwarder::ForwarderLimits::default(), drain).await;
+    let mut tunnels = Vec::new();
+    for _ in 0..20 {
+        tunnels.push(agreed(&served, "websocket").await);
+    }
+    let began = std::time::Instant::now();
+    served.stop.cancel();
+    let closings = tunnels.into_iter().map(|(mut gateway, inside)| async move {
+        assert_eq!(gateway.exactly_bytes(4).await, [0x88, 2, 0x03, 0xe9]);
+        let closed = began.elapsed();
+        drop(inside);
+        closed
+    });
+    let mut times = futures_util::future::join_all(closings).await;
+    times.sort();
+    let (first, last) = (times[0], times[times.len() - 1]);
+    assert!(first >= drain / 2, "{first:?}");
+    // Of 20 random times, not all are within a twentieth: once in some 10^24 runs.
+    assert!(last - first > drain / 40, "{times:?}");
+}
