@@ -24,3 +24,4 @@ pub(crate) use caching_resolver::Resolver;
 pub(crate) use lifetimes::Lifetimes;
 pub(crate) use name_servers::{NameServers, NameServersError};
 pub(crate) use resolve_error::ResolveError;
+pub(crate) use search::SearchDomains;

@@ -20,13 +20,15 @@ mod decision_error;
 mod rejection;
 pub(crate) mod explanation;
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use reqwest::dns::Resolve;
 use tokio::time::{Instant, timeout};
-use tracing::info;
+use tracing::{info, warn};
 
+use crate::locks::lock;
 use crate::refusal::{More, Reader};
 use crate::resolver::Resolver;
 use crate::route::mode::Ways;
@@ -36,6 +38,7 @@ use issuer_names::IssuerNames;
 use kube_coders_identity::config::{UserUpstreamConfig, Verified};
 use kube_coders_identity::identity_error::IdentityError;
 use kube_coders_identity::keys::{Issuer, Issuers, SignedClaims};
+use kube_coders_identity::template_risk::risks_of;
 use kube_coders_identity::token::Token;
 use memory::Memory;
 use preparation::PreparedUserUpstream;
@@ -57,22 +60,50 @@ pub(crate) struct UserUpstream {
     ways: Ways,
     issuers: Issuers,
     memory: Memory,
+    /// Templates whose risks were logged. A gateway prepares its confs again at each reload.
+    warned_of: Mutex<HashSet<String>>,
 }
 
+/// How many templates' risks are logged.
+const MAX_WARNED: usize = 1024;
+
 impl UserUpstream {
-    /// The plugin. The last keys of an issuer serve for `max_key_age` while it does not answer.
+    /// The plugin, with the resolver of workspaces' names and that of issuers' names. The last keys of an issuer serve for `max_key_age` while it does not answer.
     ///
     /// # Errors
     ///
     /// The system has no random numbers.
     pub(crate) fn new(
         resolver: Arc<Resolver>,
+        issuer_names: Resolver,
         ways: Ways,
         max_key_age: Duration,
     ) -> Result<Self, getrandom::Error> {
-        let issuer_names = Arc::new(IssuerNames(Arc::clone(&resolver)));
+        let issuer_names = Arc::new(IssuerNames(Arc::new(issuer_names)));
         let issuers = Issuers::new(max_key_age);
-        Ok(Self { resolver, issuer_names, ways, issuers, memory: Memory::new()? })
+        Ok(Self {
+            resolver,
+            issuer_names,
+            ways,
+            issuers,
+            memory: Memory::new()?,
+            warned_of: Mutex::default(),
+        })
+    }
+
+    /// Logs the risks of a conf's template, once.
+    fn warn_about(&self, config: &UserUpstreamConfig) {
+        let risks = risks_of(&config.upstream);
+        if risks.is_empty() {
+            return;
+        }
+        let host = config.upstream.host().to_string();
+        let mut warned_of = lock(&self.warned_of);
+        if warned_of.len() < MAX_WARNED && warned_of.insert(host.clone()) {
+            for risk in risks {
+                warn!(host, %risk, "the upstream of a conf is risky");
+            }
+        }
     }
 
     /// The walk of requests under a conf.
@@ -92,6 +123,7 @@ impl PreparedPlugin for UserUpstream {
     type Prepared = PreparedUserUpstream;
 
     async fn prepare(&self, config: UserUpstreamConfig) -> Result<PreparedUserUpstream, PluginError> {
+        self.warn_about(&config);
         let issuer_of = |verified: &Verified| self.issuers.get(&verified.keys, &self.issuer_names);
         Ok(PreparedUserUpstream::new(config, self.ways, &self.memory, issuer_of)?)
     }
@@ -219,7 +251,9 @@ mod tests {
     async fn outcome(claims: &str, request: ClientRequest) -> Outcome {
         let servers = NameServers::Listed(vec!["127.0.0.1:1".parse().unwrap()]);
         let resolver = Arc::new(Resolver::new(&servers).unwrap());
-        let plugin = UserUpstream::new(resolver, Ways::default(), Duration::from_secs(3600)).unwrap();
+        let issuer_names = Resolver::new(&servers).unwrap();
+        let plugin =
+            UserUpstream::new(resolver, issuer_names, Ways::default(), Duration::from_secs(3600)).unwrap();
         let conf = r#"{"identity": {"trust": "gateway"}, "upstream": "http://127.0.0.1:8443"}"#;
         let request = match request.header_value("x-userinfo") {
             Some(_) => request,

@@ -122,6 +122,10 @@ pub(crate) struct RunCommandArgs {
     #[arg(long, value_name = "ADDR:PORT", help_heading = "Names")]
     pub(crate) dns_server: Vec<String>,
 
+    /// Look for workspaces' names of a single label in this domain; repeatable. A name with a dot is never completed
+    #[arg(long, value_name = "DOMAIN", help_heading = "Names")]
+    pub(crate) search_domain: Vec<String>,
+
     /// Minimum time to use an address, whatever its TTL
     #[arg(long, value_name = "DURATION", default_value = "1s", help_heading = "Names")]
     pub(crate) dns_min_ttl: String,
@@ -192,6 +196,10 @@ pub(crate) struct ExplainArgs {
 
     #[command(flatten)]
     pub(crate) ways: WaysArgs,
+
+    /// With --online, look for workspaces' names of a single label in this domain; repeatable
+    #[arg(long, value_name = "DOMAIN")]
+    pub(crate) search_domain: Vec<String>,
 
     /// With --online, ask this name server instead of the system's; repeatable
     #[arg(long, value_name = "ADDR:PORT")]

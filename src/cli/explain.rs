@@ -9,9 +9,9 @@ use base64::engine::general_purpose::STANDARD;
 use thiserror::Error;
 
 use crate::cli::arguments::ExplainArgs;
-use crate::cli::settings::{checked_ways, name_servers};
+use crate::cli::settings::{checked_ways, name_servers, search_domains};
 use crate::refusal::Refusal;
-use crate::resolver::{Lifetimes, NameServers, NameServersError, Resolver};
+use crate::resolver::{Lifetimes, NameServers, NameServersError, Resolver, SearchDomains};
 use crate::user_upstream::explanation::ExplainedRequest;
 use crate::user_upstream::{ClientScheme, Step, StepOutcome, Steps, Stopped, check_config};
 use apisix_plugin_runner::command::Mistakes;
@@ -56,8 +56,14 @@ pub(crate) async fn explain(args: &ExplainArgs, output: &mut impl Write) -> Resu
         None => None,
     };
     let scheme = scheme(args.scheme.as_deref())?;
-    let request =
-        ExplainedRequest { config: &config, headers: &headers, scheme, keys, resolver: resolver(args)?, way };
+    let request = ExplainedRequest {
+        config: &config,
+        headers: &headers,
+        scheme,
+        keys,
+        resolvers: resolvers(args)?,
+        way,
+    };
     let mut steps = Steps::default();
     let answer = request.walk(&mut steps).await;
     for step in &steps.0 {
@@ -116,15 +122,22 @@ fn print(step: &Step, output: &mut impl Write) -> std::io::Result<()> {
     writeln!(output, "{mark:<3} {:<10} {}", step.what, step.said)
 }
 
-fn resolver(args: &ExplainArgs) -> Result<Option<Arc<Resolver>>, ExplainError> {
+/// The resolvers of workspaces' and issuers' names, if they may be asked.
+fn resolvers(args: &ExplainArgs) -> Result<Option<[Arc<Resolver>; 2]>, ExplainError> {
     if !args.online {
-        return match args.dns_server.is_empty() {
-            true => Ok(None),
-            false => Err(argument("--dns-server", "needs --online".to_owned())),
+        let needs_online = |flag, typed: &[String]| match typed {
+            [] => Ok(()),
+            _ => Err(argument(flag, "needs --online".to_owned())),
         };
+        needs_online("--dns-server", &args.dns_server)?;
+        needs_online("--search-domain", &args.search_domain)?;
+        return Ok(None);
     }
     let servers: NameServers = name_servers(&args.dns_server)?;
-    Ok(Some(Arc::new(Resolver::with_lifetimes(&servers, Lifetimes::default())?)))
+    let resolver = |search: &SearchDomains| -> Result<_, ExplainError> {
+        Ok(Arc::new(Resolver::with_lifetimes(&servers, search, Lifetimes::default())?))
+    };
+    Ok(Some([resolver(&search_domains(&args.search_domain)?)?, resolver(&SearchDomains::System)?]))
 }
 
 /// The request's headers: those of `--headers`, and what the gateway would add.

@@ -23,7 +23,7 @@ use tracing::{info, warn};
 use crate::cli::settings::ProgramSettings;
 use crate::forwarder::{Forwarder, ForwarderLimits};
 use crate::refusal::RefusalAnswers;
-use crate::resolver::Resolver;
+use crate::resolver::{Resolver, SearchDomains};
 use crate::route::carrier::RouteCarrier;
 use crate::route::key_file::{ConfiguredKey, KeyError, default_key_file, read_or_make_key};
 use crate::route::stamp::{StampKey, Stamper};
@@ -75,11 +75,15 @@ pub(crate) async fn run(
     shutdown: &Shutdown,
     alone: &CancellationToken,
 ) -> Result<(), StartError> {
-    let resolver = Resolver::with_lifetimes(&settings.name_servers, settings.name_lifetimes)
-        .map_err(|error| StartError::Names(error.to_string()))?;
-    let resolver = Arc::new(resolver);
-    let user_upstream = UserUpstream::new(Arc::clone(&resolver), settings.ways(), settings.max_key_age)
-        .map_err(StartError::Random)?;
+    let resolver = |search| {
+        Resolver::with_lifetimes(&settings.name_servers, search, settings.name_lifetimes)
+            .map_err(|error| StartError::Names(error.to_string()))
+    };
+    let issuer_names = resolver(&SearchDomains::System)?;
+    let resolver = Arc::new(resolver(&settings.search_domains)?);
+    let user_upstream =
+        UserUpstream::new(Arc::clone(&resolver), issuer_names, settings.ways(), settings.max_key_age)
+            .map_err(StartError::Random)?;
     let runner = runner.plugin(user_upstream).failure_answers(RefusalAnswers);
     let gateway = settings.kept_for.filter(|master| *master > 0).map(GatewayProcess::new);
     let runner_settings = settings.runner.clone().gateway(gateway);

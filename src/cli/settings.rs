@@ -6,11 +6,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use apisix_plugin_runner::command::{Checker, Environment, LogFilter, Mistakes};
-use apisix_plugin_runner::{Settings, UpstreamMode};
+use apisix_plugin_runner::{HostName, Settings, UpstreamMode};
 
 use crate::cli::arguments::{RunCommandArgs, WaysArgs};
 use crate::forwarder::{CertificateTrust, ForwarderLimits};
-use crate::resolver::{Lifetimes, NameServers};
+use crate::resolver::{Lifetimes, NameServers, SearchDomains};
 use crate::route::key_file::{ConfiguredKey, read_key};
 use crate::route::mode::Ways;
 
@@ -50,6 +50,8 @@ pub(crate) struct ProgramSettings {
     pub(crate) max_key_age: Duration,
     pub(crate) name_servers: NameServers,
     pub(crate) name_lifetimes: Lifetimes,
+    /// The domains of workspaces' names of a single label.
+    pub(crate) search_domains: SearchDomains,
 }
 
 impl ProgramSettings {
@@ -80,6 +82,7 @@ impl ProgramSettings {
         let stamp_lifetime = stamp_lifetime(checker, &args.stamp_lifetime);
         let max_key_age = checker.duration("--keys-stale", &args.keys_stale, MAX_KEY_AGE);
         let servers = checked_name_servers(checker, &args.dns_server);
+        let search_domains = checked_search_domains(checker, &args.search_domain);
         let name_lifetimes = name_lifetimes(checker, args);
         let spawned = args.runner.socket.is_spawned(environment);
         let (runner, log_filter) = runner?;
@@ -98,6 +101,7 @@ impl ProgramSettings {
             max_key_age: max_key_age?,
             name_servers: servers?,
             name_lifetimes: name_lifetimes?,
+            search_domains: search_domains?,
         })
     }
 }
@@ -116,6 +120,22 @@ pub(crate) fn name_servers(typed: &[String]) -> Result<NameServers, Mistakes> {
     let mut checker = Checker::default();
     let servers = checked_name_servers(&mut checker, typed);
     checker.finish(servers)
+}
+
+/// The domains in which a command looks for workspaces' names of a single label.
+pub(crate) fn search_domains(typed: &[String]) -> Result<SearchDomains, Mistakes> {
+    let mut checker = Checker::default();
+    let domains = checked_search_domains(&mut checker, typed);
+    checker.finish(domains)
+}
+
+fn checked_search_domains(checker: &mut Checker, typed: &[String]) -> Option<SearchDomains> {
+    let domains = checker.each("--search-domain", typed, |text| {
+        let name = text.strip_suffix('.').unwrap_or(text).parse::<HostName>();
+        let name = name.map_err(|error| error.to_string())?;
+        if name.as_ip().is_some() { Err("an address, and no domain".to_owned()) } else { Ok(name) }
+    });
+    domains.map(SearchDomains::Listed)
 }
 
 /// How a command supposes that requests get to their workspaces.

@@ -18,6 +18,7 @@ use super::name_cache::NameCache;
 use super::name_servers::{NameServers, NameServersError};
 use super::name_table::{KnownAddresses, NameEntry, NameSource, TableHit};
 use super::resolve_error::ResolveError;
+use super::search::SearchDomains;
 use apisix_plugin_runner::HostName;
 
 /// The system's hosts file (hosts(5)).
@@ -47,26 +48,27 @@ pub(crate) struct Resolver {
 }
 
 impl Resolver {
-    /// A resolver with the default lifetimes.
+    /// A resolver with the default lifetimes and without search domains.
     #[cfg(test)]
     pub(crate) fn new(servers: &NameServers) -> Result<Self, NameServersError> {
-        Self::with_lifetimes(servers, Lifetimes::default())
+        Self::with_lifetimes(servers, &SearchDomains::Listed(Vec::new()), Lifetimes::default())
     }
 
     pub(crate) fn with_lifetimes(
         servers: &NameServers,
+        search: &SearchDomains,
         lifetimes: Lifetimes,
     ) -> Result<Self, NameServersError> {
         match servers {
             NameServers::System => {
                 let (config, options) = system_conf::read_system_conf().map_err(NameServersError::System)?;
-                Self::with(config, options, Hosts::read(Path::new(HOSTS_FILE)), lifetimes)
+                Self::with(config, options, search, Hosts::read(Path::new(HOSTS_FILE)), lifetimes)
             }
             NameServers::Listed(addresses) if addresses.is_empty() => Err(NameServersError::None),
             NameServers::Listed(addresses) => {
                 let servers = addresses.iter().copied().map(name_server).collect();
                 let config = ResolverConfig::from_name_servers(servers);
-                Self::with(config, ResolverOpts::default(), Hosts::none(), lifetimes)
+                Self::with(config, ResolverOpts::default(), search, Hosts::none(), lifetimes)
             }
         }
     }
@@ -74,10 +76,11 @@ impl Resolver {
     pub(super) fn with(
         config: ResolverConfig,
         options: ResolverOpts,
+        search: &SearchDomains,
         hosts: Hosts,
         lifetimes: Lifetimes,
     ) -> Result<Self, NameServersError> {
-        let dns = Dns::new(config, options).map_err(NameServersError::Start)?;
+        let dns = Dns::new(config, options, search).map_err(NameServersError::Start)?;
         Ok(Self {
             names: Arc::new(NameCache::new(hosts, dns, lifetimes)),
             lookups: Lookups::default(),

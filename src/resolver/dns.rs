@@ -16,7 +16,7 @@ use tokio::time::timeout;
 
 use super::answer::{DnsAnswer, FoundAddresses};
 use super::resolve_error::ResolveError;
-use super::search::Search;
+use super::search::{Search, SearchDomains};
 use apisix_plugin_runner::HostName;
 
 /// How long a lookup may take in all. A call has 5 s, and is told before that.
@@ -44,12 +44,22 @@ pub(super) struct Dns {
 }
 
 impl Dns {
-    pub(super) fn new(config: ResolverConfig, mut options: ResolverOpts) -> Result<Self, NetError> {
+    pub(super) fn new(
+        config: ResolverConfig,
+        mut options: ResolverOpts,
+        search: &SearchDomains,
+    ) -> Result<Self, NetError> {
         let (domain, mut domains, servers) = config.into_parts();
         if domains.is_empty() {
             domains.extend(domain);
         }
-        let search = Search { domains, dots: options.ndots };
+        let search = match search {
+            SearchDomains::System => Search::System { domains, dots: options.ndots },
+            SearchDomains::Listed(domains) => {
+                let names = domains.iter().map(|domain| Name::from_ascii(domain.as_str()));
+                Search::Listed(names.collect::<Result<_, _>>()?)
+            }
+        };
         options.timeout = QUESTION_TIME / (1 + u32::try_from(QUESTION_RETRIES).expect("it is small"));
         options.attempts = QUESTION_RETRIES;
         options.max_active_requests = MAX_QUESTIONS;
@@ -80,18 +90,21 @@ impl Dns {
     }
 
     async fn look_up_candidates(&self, name: &Name) -> Result<FoundAddresses, ResolveError> {
-        let mut shortest = Duration::MAX;
+        let (mut shortest, mut failure) = (Duration::MAX, None);
         for candidate in self.search.candidates(name) {
             // All servers are asked at once, and the first that can say is believed.
             let answers = self.servers.iter().map(|server| Box::pin(ask(server, &candidate)));
-            match future::select_ok(answers).await?.0 {
-                FoundAddresses::Nothing { good_for } => shortest = shortest.min(good_for),
-                // A name in a domain that is asked later is another name: it must not take
-                // the place of a name for which all servers failed.
-                found => return Ok(found),
+            match future::select_ok(answers).await {
+                Ok((FoundAddresses::Nothing { good_for }, _)) => shortest = shortest.min(good_for),
+                Ok((found, _)) => return Ok(found),
+                Err(error) if self.search.goes_on() => failure = Some(error),
+                Err(error) => return Err(error),
             }
         }
-        Ok(FoundAddresses::Nothing { good_for: shortest })
+        match failure {
+            Some(error) => Err(error),
+            None => Ok(FoundAddresses::Nothing { good_for: shortest }),
+        }
     }
 }
 

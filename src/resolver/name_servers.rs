@@ -11,8 +11,8 @@ use thiserror::Error;
 pub(crate) enum NameServers {
     /// The system's resolv.conf and hosts file.
     System,
-    /// These servers, over UDP, and over TCP if an answer is too long. There are neither
-    /// search domains nor a hosts file.
+    /// These servers, over UDP, and over TCP if an answer is too long. There is no hosts file,
+    /// and the system has no search domains.
     Listed(Vec<SocketAddr>),
 }
 

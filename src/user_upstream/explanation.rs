@@ -25,8 +25,8 @@ pub(crate) struct ExplainedRequest<'q> {
     pub(crate) scheme: ClientScheme,
     /// Keys to check signatures with, in place of the issuer's.
     pub(crate) keys: Option<KeySet>,
-    /// Looks names up, the issuer's too. Without it nothing is asked.
-    pub(crate) resolver: Option<Arc<Resolver>>,
+    /// Look up names of workspaces, and of issuers. Without them nothing is asked.
+    pub(crate) resolvers: Option<[Arc<Resolver>; 2]>,
     /// How the request gets there.
     pub(crate) way: UpstreamMode,
 }
@@ -34,11 +34,13 @@ pub(crate) struct ExplainedRequest<'q> {
 impl ExplainedRequest<'_> {
     /// Walks as a request does, and takes each step down.
     pub(crate) async fn walk(&self, steps: &mut Steps) -> Result<Upstream, Stopped> {
-        let keys = OfflineKeys {
-            given: self.keys.as_ref(),
-            names: self.resolver.clone().map(|resolver| Arc::new(IssuerNames(resolver)) as Arc<dyn Resolve>),
+        let (resolver, issuers) = match &self.resolvers {
+            Some([workspaces, issuers]) => (Some(&**workspaces), Some(Arc::clone(issuers))),
+            None => (None, None),
         };
-        let walk = Walk { config: self.config, memory: None, keys, resolver: self.resolver.as_deref() };
+        let names = issuers.map(|issuers| Arc::new(IssuerNames(issuers)) as Arc<dyn Resolve>);
+        let keys = OfflineKeys { given: self.keys.as_ref(), names };
+        let walk = Walk { config: self.config, memory: None, keys, resolver };
         let mut request = OfflineRequest::new(self.headers, self.scheme);
         let decision = walk.decide(&mut request, steps).await?;
         if self.way == UpstreamMode::Direct {

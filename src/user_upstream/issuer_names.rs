@@ -1,5 +1,6 @@
-//! The names of issuers, looked up as those of workspaces are: by the same name servers,
-//! and with the last good address while these are silent.
+//! The names of issuers, looked up by the same name servers as those of workspaces, and with
+//! the last good address while these are silent. An administrator writes them, so they may be
+//! completed from the system's search list.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use crate::resolver::Resolver;
 use apisix_plugin_runner::HostName;
 
-/// The resolver of workspaces' names, for issuers' names.
+/// The resolver of issuers' names.
 pub(super) struct IssuerNames(pub(super) Arc<Resolver>);
 
 impl Resolve for IssuerNames {

@@ -151,6 +151,28 @@ fn a_runner_serves_and_ends_whatever_it_logs() {
     }
 }
 
+/// A gateway prepares its confs again at each reload, and the log says it once.
+#[test]
+fn a_risky_template_is_logged_once_and_with_its_full_name() {
+    let runner = Runner::start(&[]);
+    let mut peer = Peer::connect(&runner.socket);
+    let conf = r#"{"identity": {"trust": "gateway"}, "upstream": "http://code-{email}.ns:1"}"#;
+    let other = r#"{"identity": {"trust": "gateway"}, "upstream": "http://code-{sub}.ns.svc:1"}"#;
+    for conf in [conf, conf, other] {
+        peer.prepare(UPSTREAM, conf);
+    }
+    let lines = [
+        ["code-{email}.ns", "write code-{email}.ns.svc.cluster.local"],
+        ["code-{email}.ns", "the claim email is not unique"],
+        ["code-{sub}.ns.svc", "write code-{sub}.ns.svc.cluster.local"],
+    ];
+    for [host, risk] in lines {
+        runner.program.line(&["the upstream of a conf is risky", host, risk]);
+    }
+    let risky = runner.program.lines().into_iter().filter(|line| line.contains("is risky"));
+    assert_eq!(risky.count(), lines.len());
+}
+
 #[test]
 fn a_runner_under_nohup_outlives_the_terminal() {
     let folder = tempfile::tempdir().unwrap();

@@ -4,6 +4,7 @@ use super::addresses::leads_to_forwarder;
 use super::document::Spot;
 use super::finding::Findings;
 use super::login::LOGIN;
+use super::names;
 use super::options::Checked;
 use super::route::{GatewayRoute, RoutePlugin};
 use super::rule::Rule;
@@ -153,8 +154,11 @@ fn user_upstream<'d>(
     let config: Option<UserUpstreamConfig> = serde_json::from_str(value).ok();
     let chosen = config.as_ref().and_then(|config| config.upstream_mode);
     let mode = chosen.unwrap_or(checked.options.mode);
-    if config.as_ref().is_some_and(|config| config.upstream.claim_names().next().is_none()) {
-        findings.add(Rule::OneForAll, spot, "upstream names no claim");
+    if let Some(config) = &config {
+        if config.upstream.claim_names().next().is_none() {
+            findings.add(Rule::OneForAll, spot, "upstream names no claim");
+        }
+        names::check(config, spot, findings);
     }
     Workspaces { call: plugin.clone(), conf: spot.clone(), config, mode, route_mode: mode }
 }

@@ -57,6 +57,7 @@ mod ingress;
 mod route;
 mod route_set;
 mod login;
+mod names;
 mod calls;
 mod trust;
 mod destination;
@@ -74,9 +75,10 @@ pub mod fuzzing;
 #[cfg(test)]
 mod tests;
 
+use kube_coders_identity::UserUpstreamConfig;
 use thiserror::Error;
 
-use document::{Node, Root};
+use document::{Node, Root, Spot};
 use finding::{Finding, Findings};
 use migration::MigrationError;
 use objects::Objects;
@@ -224,11 +226,12 @@ impl Checked<'_> {
         let rules = objects.global_rules();
         let mut routes = objects.routes(findings);
         let global_login = rules.iter().find_map(|rule| rule.plugin(login::LOGIN));
-        let mut found = Vec::new();
+        let (mut found, mut confs) = (Vec::new(), Vec::new());
         for route in &mut routes {
             route.global_login = global_login.cloned();
-            found.push(self.look_at_route(route, findings));
+            found.push(self.look_at_route(route, &mut confs, findings));
         }
+        names::check_together(&confs, findings);
         let to_workspaces: Vec<_> = found.iter().map(|found| *found != Leads::Elsewhere).collect();
         for rule in &rules {
             login::check(rule, self, findings);
@@ -249,7 +252,13 @@ impl Checked<'_> {
         }
     }
 
-    fn look_at_route(&self, route: &GatewayRoute<'_>, findings: &mut Findings) -> Leads {
+    /// Checks one route, and adds its conf to `confs`.
+    fn look_at_route<'d>(
+        &self,
+        route: &GatewayRoute<'d>,
+        confs: &mut Vec<(UserUpstreamConfig, Spot<'d>)>,
+        findings: &mut Findings,
+    ) -> Leads {
         login::check(route, self, findings);
         let workspaces = calls::check(route, self, findings);
         if let Some(workspaces) = &workspaces {
@@ -264,7 +273,9 @@ impl Checked<'_> {
         trust::check(route, workspaces.as_ref(), self, findings);
         lua::check(route, findings);
         destination::check(route, workspaces.as_ref(), self, findings);
-        if workspaces.is_some() { Leads::ByRunner } else { Leads::ByFunction }
+        let Some(workspaces) = workspaces else { return Leads::ByFunction };
+        confs.extend(workspaces.config.map(|config| (config, workspaces.conf)));
+        Leads::ByRunner
     }
 }
 

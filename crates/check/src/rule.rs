@@ -108,6 +108,36 @@ rules! {
         "all users of the route share one workspace and its files",
         "put a claim into the upstream's host, such as code-{sub}; ignore this if a shared workspace is intended",
     ),
+    NameNotFull => error(
+        "name-not-full",
+        "the name does not exist as it is, so every user gets 404",
+        "write the name in full, for example with .svc.cluster.local at its end",
+    ),
+    ClaimChangeable => error(
+        "claim-changeable",
+        "two users can have the same value, or one can take another's, and then reaches another's workspace",
+        "use sub, or a claim that only an administrator sets and that is never given to another user",
+    ),
+    ClaimReassigned => warning(
+        "claim-reassigned",
+        "a user who is renamed loses the workspace, and the next user of the name gets it",
+        "use sub; or let Keycloak forbid renaming, and never give a name to another user",
+    ),
+    HostIsClaim => error(
+        "host-is-claim",
+        "a user whose claim is the name of another host is sent there",
+        "put a text before or after the claim, such as code-{sub}",
+    ),
+    TemplatesMeet => error(
+        "templates-meet",
+        "two users can get the same name, and reach each other's workspace",
+        "give the templates different texts before the claim, such as code-{sub} and dev-{sub}",
+    ),
+    IssuersMeet => warning(
+        "issuers-meet",
+        "users of two issuers with the same value of the claim reach the same workspace",
+        "give each issuer a template of its own, such as code-{sub} and partner-{sub}",
+    ),
     PluginUnknown => warning(
         "plugin-unknown",
         "this program has no plugin of that name, so its conf was not checked; at a runner \

@@ -44,6 +44,7 @@ pub mod identity_error;
 pub mod policy;
 pub mod label;
 pub mod template;
+pub mod template_risk;
 pub mod login_link;
 pub mod config;
 mod digits;

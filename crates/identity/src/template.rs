@@ -4,6 +4,8 @@
 //! that rendering has only to look at the claims: whatever is rendered is a valid
 //! host name.
 
+use std::fmt;
+
 use serde::{Deserialize, Deserializer, de};
 use serde_json::Value;
 use thiserror::Error;
@@ -34,7 +36,21 @@ pub struct Template {
     port: u16,
 }
 
+impl fmt::Display for HostTemplate {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for Hole { before, prefix, claim, suffix } in &self.holes {
+            write!(formatter, "{before}{prefix}{{{claim}}}{suffix}")?;
+        }
+        formatter.write_str(&self.rest)
+    }
+}
+
 impl Template {
+    /// The part that names the host.
+    pub fn host(&self) -> &HostTemplate {
+        &self.host
+    }
+
     /// Parses `scheme://host:port`; only the host may have holes.
     ///
     /// # Errors
@@ -114,6 +130,23 @@ fn parse_port(text: &str) -> Option<u16> {
     parse_digits(text.as_bytes()).filter(|port| *port != 0)
 }
 
+/// Domains of one label under which private networks have hosts (RFC 6761, RFC 6762, appendix
+/// G, and ICANN's `internal`).
+const PRIVATE_DOMAINS: [&str; 12] = [
+    "corp",
+    "example",
+    "home",
+    "internal",
+    "intranet",
+    "invalid",
+    "lan",
+    "local",
+    "localdomain",
+    "localhost",
+    "private",
+    "test",
+];
+
 /// A host name with holes: `code-{sub}.workspaces`.
 ///
 /// ```
@@ -141,7 +174,8 @@ struct Hole {
 }
 
 impl HostTemplate {
-    /// Parses a host name with holes, such as `code-{sub}.workspaces`.
+    /// Parses a host name with holes, such as `code-{sub}.workspaces`. A name with a dot is full,
+    /// and may have one at its end, too: it means the same.
     ///
     /// # Errors
     ///
@@ -151,6 +185,74 @@ impl HostTemplate {
     }
 
     fn parse_at(text: &str, at: usize) -> Result<Self, TemplateError> {
+        let full = text.strip_suffix('.').and_then(|full| Self::parse_labels(full, at).ok());
+        match full.filter(Self::has_dot) {
+            Some(full) => Ok(full),
+            None => Self::parse_labels(text, at),
+        }
+    }
+
+    fn has_dot(&self) -> bool {
+        self.rest.contains('.') || self.holes.iter().any(|hole| hole.before.contains('.'))
+    }
+
+    /// The domain that is missing at the end of a name that seems to be meant for Kubernetes's
+    /// search list: `code-{sub}.namespace` and `code-{sub}.namespace.svc`. Such a name is looked
+    /// up as it is, and does not exist.
+    ///
+    /// ```
+    /// use kube_coders_identity::HostTemplate;
+    ///
+    /// let missing = |text: &str| HostTemplate::parse(text).map(|host| host.missing_domain());
+    /// assert_eq!(missing("code-{sub}.code-server"), Ok(Some("svc.cluster.local")));
+    /// assert_eq!(missing("code-{sub}.code-server.svc"), Ok(Some("cluster.local")));
+    /// assert_eq!(missing("code-{sub}.code-server.svc.cluster.local"), Ok(None));
+    /// ```
+    pub fn missing_domain(&self) -> Option<&'static str> {
+        let last = self.rest.rsplit('.').next().unwrap_or_default();
+        match &*self.holes {
+            _ if self.rest.ends_with(".svc") => Some("cluster.local"),
+            // There is no domain of the Internet for each user.
+            [hole] if hole.before.is_empty() && self.rest.matches('.').count() == 1 => {
+                (!PRIVATE_DOMAINS.contains(&last)).then_some("svc.cluster.local")
+            }
+            _ => None,
+        }
+    }
+
+    /// The claim that is the whole host, if one is.
+    pub(super) fn whole_claim(&self) -> Option<String> {
+        match &*self.holes {
+            [Hole { before, prefix, claim, suffix }]
+                if [before, prefix, suffix, &self.rest].iter().all(|text| text.is_empty()) =>
+            {
+                Some(claim.to_string())
+            }
+            _ => None,
+        }
+    }
+
+    /// The paths of the claims, in their order.
+    pub(super) fn claim_texts(&self) -> impl Iterator<Item = String> {
+        self.holes.iter().map(|hole| hole.claim.to_string())
+    }
+
+    /// The labels: the text before a claim, whether there is one, and the text after it.
+    pub(super) fn labels_around_claims(&self) -> Vec<(String, bool, String)> {
+        let mut labels = Vec::new();
+        let literal = |text: &str| -> Vec<_> {
+            let labels = text.split('.').filter(|label| !label.is_empty());
+            labels.map(|label| (label.to_owned(), false, String::new())).collect()
+        };
+        for hole in &self.holes {
+            labels.extend(literal(&hole.before));
+            labels.push((hole.prefix.to_string(), true, hole.suffix.to_string()));
+        }
+        labels.extend(literal(&self.rest));
+        labels
+    }
+
+    fn parse_labels(text: &str, at: usize) -> Result<Self, TemplateError> {
         let mut holes = Vec::new();
         let mut literal = String::new();
         let mut longest = 0;
@@ -435,6 +537,46 @@ mod tests {
     fn named(template: &str, value: &str, expected: Result<&str, RenderError>) {
         let name = HostTemplate::parse(template).unwrap().render_value(value);
         assert_eq!(name.as_ref().map(HostName::as_str), expected.as_ref().map(|text| *text));
+    }
+
+    #[test]
+    fn a_dot_at_the_end_means_the_same() {
+        for (text, plain) in [
+            ("code-{sub}.ns.svc.cluster.local.", "code-{sub}.ns.svc.cluster.local"),
+            ("{a.b}.test.", "{a.b}.test"),
+            ("code.test.", "code.test"),
+        ] {
+            assert_eq!(HostTemplate::parse(text), HostTemplate::parse(plain), "{text}");
+            assert_eq!(HostTemplate::parse(text).unwrap().to_string(), plain);
+            let whole = |host: &str| Template::parse(&format!("http://{host}:1"));
+            assert_eq!(whole(text), whole(plain), "{text}");
+        }
+        for text in ["code-{sub}.", "{a.b}.", ".", "code-{sub}.test..", "code-{sub}..", "."] {
+            assert!(matches!(HostTemplate::parse(text), Err(TemplateError::EmptyLabel { .. })), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_name_for_a_search_list_is_known_by_its_end() {
+        let missing = |text: &str| HostTemplate::parse(text).unwrap().missing_domain();
+        for text in ["code-{sub}.code-server", "{sub}.dev", "code-{sub}-x.workspaces."] {
+            assert_eq!(missing(text), Some("svc.cluster.local"), "{text}");
+        }
+        for text in ["code-{sub}.ns.svc", "a.{sub}.svc", "code.svc"] {
+            assert_eq!(missing(text), Some("cluster.local"), "{text}");
+        }
+        for text in [
+            "code-{sub}",
+            "code-{sub}.test",
+            "code-{sub}.corp",
+            "code-{sub}.example.com",
+            "code-{sub}.ns.svc.cluster.local",
+            "a.{sub}",
+            "{sub}.{team}.x",
+            "code.workspaces",
+        ] {
+            assert_eq!(missing(text), None, "{text}");
+        }
     }
 
     #[test]

@@ -5,9 +5,9 @@ use hickory_resolver::config::ResolverConfig;
 use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::system_conf;
 
-use super::super::NameServersError;
 use super::super::dns::{QUESTION_RETRIES, name_server};
 use super::super::hosts::Hosts;
+use super::super::{NameServersError, SearchDomains};
 use super::server::{Says, Server};
 use super::*;
 use kube_coders_test_support::{Mode, NameServer};
@@ -22,7 +22,7 @@ fn with_search(server: &Server, conf: &str) -> Resolver {
     let (parsed, options) = system_conf::parse_resolv_conf(format!("nameserver 127.0.0.1\n{conf}")).unwrap();
     let (domain, search, _) = parsed.into_parts();
     let config = ResolverConfig::from_parts(domain, search, vec![name_server(server.address())]);
-    Resolver::with(config, options, Hosts::none(), Lifetimes::default()).unwrap()
+    Resolver::with(config, options, &SearchDomains::System, Hosts::none(), Lifetimes::default()).unwrap()
 }
 
 #[tokio::test]
@@ -78,7 +78,9 @@ async fn the_bounds_can_be_set() {
     let server = Server::start().await;
     let lifetimes = Lifetimes { min_ttl: 10 * SECOND, max_ttl: 10 * SECOND, stale: Duration::ZERO };
     let servers = NameServers::Listed(vec![server.address()]);
-    let resolver = Resolver::with_lifetimes(&servers, lifetimes).unwrap();
+    let resolver =
+        Resolver::with_lifetimes(&servers, &crate::resolver::SearchDomains::Listed(Vec::new()), lifetimes)
+            .unwrap();
     server.set("a.test", &["127.0.0.1"]);
     assert_eq!(ask(&resolver, "a.test").await, ips(&["127.0.0.1"]));
     server.say(Says::Code(ResponseCode::ServFail));
@@ -171,6 +173,51 @@ async fn a_truncated_answer_comes_over_tcp() {
     assert_eq!(ask(&resolver, "many.test").await.map(|found| found.len()), Ok(250));
 }
 
+/// A resolver of workspaces' names, whose system has a search list as well.
+fn with_domains(server: &Server, domains: &[&str]) -> Resolver {
+    let conf = "nameserver 127.0.0.1\nsearch stranger.test\noptions ndots:5\n";
+    let (parsed, options) = system_conf::parse_resolv_conf(conf).unwrap();
+    let (domain, search, _) = parsed.into_parts();
+    let config = ResolverConfig::from_parts(domain, search, vec![name_server(server.address())]);
+    let listed = SearchDomains::Listed(domains.iter().map(|domain| domain.parse().unwrap()).collect());
+    Resolver::with(config, options, &listed, Hosts::none(), Lifetimes::default()).unwrap()
+}
+
+/// A wildcard record in a search domain of the node would send a user to a stranger.
+#[tokio::test]
+async fn a_workspaces_name_is_never_completed_from_the_systems_search_list() {
+    let server = Server::start().await;
+    for name in ["code-a", "code-a.ns", "code-a.ns.svc", "code-a.ns.svc.cluster.local"] {
+        server.set(&format!("{name}.stranger.test"), &["127.0.0.66"]);
+    }
+    server.set("code-b.ns.svc.cluster.local", &["127.0.0.1"]);
+    server.set("code-c", &["127.0.0.2"]);
+    server.set("code-d.one.test", &["127.0.0.3"]);
+    for domains in [&[][..], &["one.test"]] {
+        let resolver = with_domains(&server, domains);
+        for name in ["code-a", "code-a.ns", "code-a.ns.svc", "code-a.ns.svc.cluster.local"] {
+            assert_eq!(ask(&resolver, name).await, Err(ResolveError::NotFound), "{name}");
+        }
+        assert_eq!(ask(&resolver, "code-b.ns.svc.cluster.local").await, ips(&["127.0.0.1"]));
+    }
+    // A name of one label is looked for in the listed domains alone, or else as it is.
+    assert_eq!(ask(&with_domains(&server, &[]), "code-c").await, ips(&["127.0.0.2"]));
+    let resolver = with_domains(&server, &["one.test", "two.test"]);
+    assert_eq!(ask(&resolver, "code-c").await, Err(ResolveError::NotFound));
+    assert_eq!(ask(&resolver, "code-d").await, ips(&["127.0.0.3"]));
+}
+
+#[tokio::test]
+async fn an_ill_listed_domain_refuses_only_what_no_other_has() {
+    let server = Server::start().await;
+    server.set("a.two.test", &["127.0.0.2"]);
+    server.fail("a.one.test");
+    server.fail("b.one.test");
+    let resolver = with_domains(&server, &["one.test", "two.test"]);
+    assert_eq!(ask(&resolver, "a").await, ips(&["127.0.0.2"]));
+    assert_eq!(ask(&resolver, "b").await, Err(ResolveError::Unavailable), "it may be in the ill one");
+}
+
 #[tokio::test]
 async fn search_domains_are_asked_in_order() {
     let server = Server::start().await;
@@ -197,7 +244,7 @@ async fn search_domains_are_asked_in_order() {
     ] {
         assert_eq!(ask(&resolver, name).await, ips(&[address]), "{name}");
     }
-    assert_eq!(ask(&resolver, "nobody").await, Err(ResolveError::NotFound));
+    assert_eq!(ask(&resolver, "nothing").await, Err(ResolveError::NotFound));
 }
 
 #[tokio::test]

@@ -16,7 +16,14 @@ async fn start(text: &str) -> (Server, Resolver, TempDir) {
     write(folder.path(), text);
     let config = ResolverConfig::from_name_servers(vec![name_server(server.address())]);
     let hosts = Hosts::read(&folder.path().join("hosts"));
-    let resolver = Resolver::with(config, ResolverOpts::default(), hosts, Lifetimes::default()).unwrap();
+    let resolver = Resolver::with(
+        config,
+        ResolverOpts::default(),
+        &crate::resolver::SearchDomains::Listed(Vec::new()),
+        hosts,
+        Lifetimes::default(),
+    )
+    .unwrap();
     (server, resolver, folder)
 }
 

@@ -1,6 +1,6 @@
 //! A name server of a library, with a handler that the test scripts.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -43,6 +43,8 @@ struct Handler {
 
 struct State {
     names: HashMap<String, Vec<IpAddr>>,
+    /// Names about which the server says that it failed.
+    failing: HashSet<String>,
     says: Says,
     ttl: u32,
     negative_ttl: u32,
@@ -57,7 +59,13 @@ impl Server {
             }
         };
         let address = udp.local_addr().unwrap();
-        let state = State { names: HashMap::new(), says: Says::Truth, ttl: 60, negative_ttl: 60 };
+        let state = State {
+            names: HashMap::new(),
+            failing: HashSet::new(),
+            says: Says::Truth,
+            ttl: 60,
+            negative_ttl: 60,
+        };
         let questions = Arc::new(watch::Sender::new(0));
         let handler = Handler { state: Arc::new(Mutex::new(state)), questions };
         let mut running = hickory_server::Server::new(handler.clone());
@@ -73,6 +81,10 @@ impl Server {
     pub(super) fn set(&self, name: &str, addresses: &[&str]) {
         let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
         self.state().names.insert(format!("{name}."), addresses);
+    }
+
+    pub(super) fn fail(&self, name: &str) {
+        self.state().failing.insert(format!("{name}."));
     }
 
     pub(super) fn remove(&self, name: &str) {
@@ -137,6 +149,10 @@ impl State {
 
     fn truth(&self, query: &LowerQuery) -> Answer {
         let name = Name::from(query.name());
+        if self.failing.contains(&name.to_ascii()) {
+            let code = ResponseCode::ServFail;
+            return Answer { code, records: Vec::new(), authority: None, truncated: false };
+        }
         let addresses = self.names.get(&name.to_ascii());
         let is_wanted = |address: &&IpAddr| {
             query.query_type() == if address.is_ipv4() { RecordType::A } else { RecordType::AAAA }

@@ -43,7 +43,14 @@ const ARROWS: &[BoxArrows] = &[
     BoxArrows { name: "route", imports: &["refusal", "resolver"] },
     BoxArrows {
         name: "user_upstream",
-        imports: &["bounded_map", "refusal", "resolver", "route::mode", "route::stamp::STAMP_HEADER"],
+        imports: &[
+            "bounded_map",
+            "locks",
+            "refusal",
+            "resolver",
+            "route::mode",
+            "route::stamp::STAMP_HEADER",
+        ],
     },
     BoxArrows {
         name: "forwarder",
@@ -130,6 +137,9 @@ const REACHES: &[Reach] = &[
                     "Template",
                     "Url",
                     "UserUpstreamConfig",
+                    "template_risk::TemplateRisk",
+                    "template_risk::can_meet",
+                    "template_risk::risks_of",
                     "Verified",
                     "is_digits",
                     "parse_digits",

@@ -144,6 +144,19 @@ pub(super) fn faults() -> Vec<Fault> {
             Rule::ConfRefused,
             at(CALL, "conf[0].value"),
         ),
+        fault(&[("http://code-{sub}:8443", "http://code-{sub}.code-server:8443")], Rule::NameNotFull, CONF),
+        fault(
+            &[("http://code-{sub}:8443", "http://code-{sub}.code-server.svc:8443")],
+            Rule::NameNotFull,
+            CONF,
+        ),
+        fault(&[("http://code-{sub}:8443", "http://code-{email}:8443")], Rule::ClaimChangeable, CONF),
+        fault(
+            &[("http://code-{sub}:8443", "http://code-{preferred_username}:8443")],
+            Rule::ClaimReassigned,
+            CONF,
+        ),
+        fault(&[("http://code-{sub}:8443", "http://{sub}:8443")], Rule::HostIsClaim, CONF),
         fault(
             &[("          - name: user", "          - {name: another, value: \"\"}\n          - name: user")],
             Rule::PluginUnknown,
@@ -441,7 +454,7 @@ pub(super) fn faults() -> Vec<Fault> {
         fault(
             &[(
                 "          - name: user",
-                "          - name: user-upstream\n            value: '{\"identity\": {\"trust\": \"verified\", \"issuer\": \"https://key.example.com/realms/dev\", \"audience\": [\"apisix\"]}, \"upstream\": \"http://{sub}:1\", \"login\": \"/.apisix/logout\"}'\n          - name: user",
+                "          - name: user-upstream\n            value: '{\"identity\": {\"trust\": \"verified\", \"issuer\": \"https://key.example.com/realms/dev\", \"audience\": [\"apisix\"]}, \"upstream\": \"http://code-{sub}:1\", \"login\": \"/.apisix/logout\"}'\n          - name: user",
             )],
             Rule::CalledTwice,
             at(CALL, "conf[1].value"),

@@ -73,6 +73,8 @@ fn every_rule_has_a_fault_that_shows_it() {
         Rule::RouteShadowed,
         Rule::ReferenceMissing,
         Rule::IdTwice,
+        Rule::TemplatesMeet,
+        Rule::IssuersMeet,
     ];
     let missing: Vec<_> =
         Rule::ALL.iter().filter(|rule| !shown.contains(rule) && !elsewhere.contains(rule)).collect();
@@ -98,10 +100,40 @@ fn no_finding_shows_a_secret() {
 
 #[test]
 fn a_call_in_a_global_rule_is_before_every_login() {
-    let conf = r#"{"conf": [{"name": "user-upstream", "value": "{\"identity\": {\"trust\": \"gateway\"}, \"upstream\": \"http://{sub}:1\"}"}]}"#;
+    let conf = r#"{"conf": [{"name": "user-upstream", "value": "{\"identity\": {\"trust\": \"gateway\"}, \"upstream\": \"http://code-{sub}:1\"}"}]}"#;
     let text = format!("global_rules:\n  - id: 1\n    plugins:\n      ext-plugin-pre-req: {conf}\n#END\n");
     let path = "global_rules[0].plugins.ext-plugin-pre-req.conf[0].value";
     check(&[("apisix.yaml", &text)], &[], &[("called-elsewhere", path)]);
+}
+
+/// The good route, and one like it for another host with these changes.
+fn two_routes(changes: &[(&str, &str)]) -> String {
+    let second = GOOD.strip_prefix("routes:\n").unwrap();
+    let second = second.replace("id: \"workspaces\"", "id: \"others\"").replace("coders.", "others.");
+    format!("{}{}", GOOD.strip_suffix("#END\n").unwrap(), changed(&second, changes))
+}
+
+#[test]
+fn templates_of_two_routes_give_no_name_twice() {
+    let conf = CONF.replace("routes[0]", "routes[1]");
+    check(&[("apisix.yaml", &two_routes(&[]))], &[], &[]);
+    for (template, is_fault) in [
+        ("http://code-{sub}-dev:8443", true),
+        ("http://code-{sub}:3000", false),
+        ("http://dev-{sub}:8443", false),
+    ] {
+        let text = two_routes(&[("http://code-{sub}:8443", template)]);
+        let expected = [("templates-meet", &*conf)];
+        check(&[("apisix.yaml", &text)], &[], if is_fault { &expected } else { &[] });
+    }
+    let issuers = |changes: &[(&str, &str)]| {
+        let text = two_routes(changes);
+        let (first, second) = text.split_at(text.find("id: \"others\"").unwrap());
+        format!("{first}{}", second.replace("realms/dev", "realms/partners"))
+    };
+    check(&[("apisix.yaml", &issuers(&[]))], &[], &[("issuers-meet", &conf)]);
+    let text = issuers(&[("http://code-{sub}:8443", "http://partner-{sub}:8443")]);
+    check(&[("apisix.yaml", &text)], &[], &[]);
 }
 
 #[test]
