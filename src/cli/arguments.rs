@@ -240,9 +240,13 @@ pub(crate) struct InstallArgs {
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct NameArgs {
-    /// The host part of an upstream, with claims in braces. The subject replaces every claim
+    /// The upstream of a conf, or its host alone, with claims in braces. The subject replaces every claim
     #[arg(long, default_value = "code-{sub}")]
     pub(crate) template: String,
+
+    /// How many digits of a hash a label has that needs one: 32, or 16 for the names that earlier versions gave
+    #[arg(long, default_value = "32", value_parser = ["16", "32"])]
+    pub(crate) digits: String,
 
     /// Subjects (sub claims)
     #[arg(required = true)]

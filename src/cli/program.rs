@@ -18,7 +18,7 @@ use tokio::runtime;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::cli::arguments::{Cli, RunCommandArgs, Subcommands};
+use crate::cli::arguments::{Cli, NameArgs, RunCommandArgs, Subcommands};
 use crate::cli::call::call;
 use crate::cli::check::{CheckCommandError, check};
 use crate::cli::explain::{self, ExplainError};
@@ -26,7 +26,8 @@ use crate::cli::install::{InstallError, install};
 use crate::cli::keeper::{KeeperEnd, Log, keep, listen_to_keeper};
 use crate::cli::run::{StartError, run};
 use crate::cli::settings::ProgramSettings;
-use kube_coders_identity::{HostTemplate, TemplateError};
+use kube_coders_identity::label::HashDigits;
+use kube_coders_identity::{HostTemplate, Template, TemplateError};
 
 /// The name of the program in help, errors and versions.
 const NAME: &str = env!("CARGO_PKG_NAME");
@@ -157,7 +158,7 @@ impl Program {
                 // Plugins prepare their confs as they would in the runner: within a runtime.
                 block_on(async { Ok(check(&args, &self.runner, &mut std::io::stdout())?) })
             }
-            Subcommands::Name(args) => print_names(&args.template, &args.subject),
+            Subcommands::Name(args) => print_names(&args),
             Subcommands::Install(args) => Ok(install(&args.target).map(|()| ExitCode::SUCCESS)?),
             Subcommands::Health(args) => {
                 let path = args.path(&environment)?;
@@ -279,11 +280,15 @@ fn block_on(command: impl Future<Output = Result<ExitCode, Failure>>) -> Result<
     ended
 }
 
-fn print_names(template: &str, subjects: &[String]) -> Result<ExitCode, Failure> {
-    let template = HostTemplate::parse(template)?;
+fn print_names(args: &NameArgs) -> Result<ExitCode, Failure> {
+    let digits = if args.digits == "16" { HashDigits::Short } else { HashDigits::Full };
+    let template = match args.template.contains("://") {
+        true => Template::parse_with(&args.template, digits)?.host().clone(),
+        false => HostTemplate::parse_with(&args.template, digits)?,
+    };
     let mut code = ExitCode::SUCCESS;
     let mut names = String::new();
-    for subject in subjects {
+    for subject in &args.subject {
         match template.render_value(subject) {
             Ok(name) => names.push_str(&format!("{name}\n")),
             Err(error) => {

@@ -218,13 +218,13 @@ class Names(Case):
         print(f"\n{len(subjects)} made-up subjects: all names equal those of kube-coders")
 
     def test_lengths_are_counted_in_characters(self):
-        self.assertEqual(len(name_of(objects({"user": {"subject": "김" * 255}}))), len("code-x---") + 16)
+        self.assertEqual(len(name_of(objects({"user": {"subject": "김" * 255}}))), len("code-x---") + 32)
         self.refused(helm.HelmValuesError, "maxLength: got 256, want 255", {"user": {"subject": "😀" * 256}})
 
     def test_a_template_leaves_room_for_the_label(self):
-        self.assertEqual(len(name_of(objects({"user": {"subject": "A"}, "nameTemplate": "a" * 43 + "{sub}"}))), 63)
+        self.assertEqual(len(name_of(objects({"user": {"subject": "A"}, "nameTemplate": "a" * 27 + "{sub}"}))), 63)
         self.refused(
-            helm.HelmRenderError, "nameTemplate has 44 bytes of its own, and 43 are allowed there", {"nameTemplate": "a" * 44 + "{sub}"}
+            helm.HelmRenderError, "nameTemplate has 28 bytes of its own, and 27 are allowed there", {"nameTemplate": "a" * 28 + "{sub}"}
         )
 
     def test_the_subject_is_checked_without_the_schema_too(self):
@@ -840,9 +840,9 @@ class Subjects(Case):
         notes = texts(merged(SUBJECT, {"user": {"subject": "Alice"}}))["NOTES.txt"]
         for line in (
             'The workspace of subject "Alice":',
-            "http://code-alice---3bc51062973c458d.code-server.svc:8443/healthz",
+            "http://code-alice---3bc51062973c458d5a6f2d8d64a02324.code-server.svc:8443/healthz",
             "helm uninstall a-release --namespace code-server",
-            "kubectl --namespace code-server delete persistentvolumeclaim code-alice---3bc51062973c458d",
+            "kubectl --namespace code-server delete persistentvolumeclaim code-alice---3bc51062973c458d5a6f2d8d64a02324",
         ):
             self.assertIn(line, notes)
 

@@ -44,8 +44,39 @@ fn every_name_is_the_one_that_was_made_independently() {
     }
     assert!(checked > 40, "{checked}");
     let printed = kube_coders(&["name", "alice", "", "Alice"]);
-    let names = "code-alice\ncode-alice---3bc51062973c458d\n";
+    let names = "code-alice\ncode-alice---3bc51062973c458d5a6f2d8d64a02324\n";
     assert_eq!((printed.code, printed.stdout.as_str()), (Some(1), names), "the others are still printed");
+}
+
+#[test]
+fn a_name_is_made_from_an_upstream_and_with_the_digits_of_earlier_versions() {
+    let name = |args: &[&str]| {
+        let printed = kube_coders(&[&["name"], args, &["Alice"]].concat());
+        (printed.code, printed.stdout + &printed.stderr)
+    };
+    let full = "code-alice---3bc51062973c458d5a6f2d8d64a02324";
+    let ns = "ns.svc.cluster.local";
+    for (args, expected) in [
+        (&[][..], full.to_owned()),
+        (&["--digits", "32"], full.to_owned()),
+        (&["--digits", "16"], "code-alice---3bc51062973c458d".to_owned()),
+        (&["--template", "http://code-{sub}.ns.svc.cluster.local:8443"], format!("{full}.{ns}")),
+        (&["--template", "code-{sub}.ns.svc.cluster.local."], format!("{full}.{ns}")),
+        (
+            &["--digits", "16", "--template", "https://code-{sub}.ns.svc.cluster.local:8443"],
+            format!("code-alice---3bc51062973c458d.{ns}"),
+        ),
+    ] {
+        assert_eq!(name(args), (Some(0), format!("{expected}\n")), "{args:?}");
+    }
+    // An old template may have more bytes of its own than a new one.
+    let long = format!("{}{{sub}}", "a".repeat(43));
+    assert_eq!(name(&["--digits", "16", "--template", &long]).0, Some(0));
+    let (code, said) = name(&["--template", &long]);
+    assert_eq!(code, Some(2));
+    assert!(said.contains("43 bytes of its own, and 27 are allowed"), "{said}");
+    assert_eq!(name(&["--digits", "8"]).0, Some(2));
+    assert_eq!(name(&["--template", "http://code-{sub}"]).0, Some(2));
 }
 
 #[test]

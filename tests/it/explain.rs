@@ -62,13 +62,13 @@ ok  headers    1 in all, each identity header once
 ok  userinfo   believed, because the conf trusts the gateway
 ok  subject    \"Alice\"
 ok  policy     no rules, all users are admitted
-ok  label      `sub` is \"Alice\": code-alice---3bc51062973c458d
-ok  name       code-alice---3bc51062973c458d.test
+ok  label      `sub` is \"Alice\": code-alice---3bc51062973c458d5a6f2d8d64a02324
+ok  name       code-alice---3bc51062973c458d5a6f2d8d64a02324.test
 ?   addresses  not looked up: --online does
 ok  removed    x-userinfo
 ok  added      x-forwarded-user: \"Alice\", x-forwarded-preferred-username: \"al\"
 
-It goes to http://code-alice---3bc51062973c458d.test:8443, if that name exists.
+It goes to http://code-alice---3bc51062973c458d5a6f2d8d64a02324.test:8443, if that name exists.
 ";
     check(
         &["--conf", GATEWAY, "--userinfo", r#"{"sub": "Alice", "preferred_username": "al"}"#],

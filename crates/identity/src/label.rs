@@ -16,50 +16,70 @@ pub const MAX_VALUE: usize = 255;
 /// The separator between the readable part and the hash.
 const SEPARATOR: &str = "---";
 
-/// How many hex digits of the SHA-256 a label contains.
-const HASH_DIGITS: usize = 16;
+/// How many hex digits of the SHA-256 a label contains. Two subjects with the same 16 digits can
+/// be found in minutes on one core; for 32 digits it takes 2^64 attempts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HashDigits {
+    /// 32 digits.
+    #[default]
+    Full,
+    /// 16 digits: the names that kube-coders gave before. Use them only to find an old home.
+    Short,
+}
 
-/// The least room that a label leaves to a value: one readable character,
-/// the separator, and the hash.
-pub const MIN_ROOM: usize = 1 + SEPARATOR.len() + HASH_DIGITS;
+impl HashDigits {
+    /// The number of digits.
+    pub const fn count(self) -> usize {
+        match self {
+            Self::Full => 32,
+            Self::Short => 16,
+        }
+    }
+
+    /// The least room that a label leaves to a value: one readable character, the separator, and
+    /// the hash.
+    pub const fn min_room(self) -> usize {
+        1 + SEPARATOR.len() + self.count()
+    }
+}
 
 /// The label of a value with the rest of its label around it, or `None` if the
 /// value is empty or longer than 255 characters.
 ///
 /// `prefix` and `suffix` have to be parts of a lower-case label and leave room
-/// for [`MIN_ROOM`] bytes; otherwise there is no label.
+/// for [`HashDigits::min_room`] bytes; otherwise there is no label.
 #[cfg(test)]
 pub fn label(prefix: &str, value: &str, suffix: &str) -> Option<String> {
     let mut name = String::new();
-    push_label(&mut name, prefix, value, suffix).then_some(name)
+    push_label(&mut name, prefix, value, suffix, HashDigits::Full).then_some(name)
 }
 
 /// Puts the label of a value, with the rest of its label around it, at the end
 /// of a name, and says whether there is one; if not, the name is as it was.
 ///
 /// ```
-/// use kube_coders_identity::label::push_label;
+/// use kube_coders_identity::label::{HashDigits, push_label};
 ///
 /// let mut name = String::new();
-/// assert!(push_label(&mut name, "code-", "alice", ""));
+/// assert!(push_label(&mut name, "code-", "alice", "", HashDigits::Full));
 /// assert_eq!(name, "code-alice");
 ///
 /// // The hash tells `Alice` from `alice`.
 /// name.clear();
-/// assert!(push_label(&mut name, "code-", "Alice", ""));
-/// assert_eq!(name, "code-alice---3bc51062973c458d");
+/// assert!(push_label(&mut name, "code-", "Alice", "", HashDigits::Full));
+/// assert_eq!(name, "code-alice---3bc51062973c458d5a6f2d8d64a02324");
 /// ```
 #[must_use]
-pub fn push_label(name: &mut String, prefix: &str, value: &str, suffix: &str) -> bool {
+pub fn push_label(name: &mut String, prefix: &str, value: &str, suffix: &str, digits: HashDigits) -> bool {
     let room = MAX_LABEL.saturating_sub(prefix.len() + suffix.len());
-    if room < MIN_ROOM || !length_is_allowed(value) {
+    if room < digits.min_room() || !length_is_allowed(value) {
         return false;
     }
     name.push_str(prefix);
     if value.len() <= room && is_plain(value.as_bytes()) {
         name.push_str(value);
     } else {
-        push_hashed(name, value, room);
+        push_hashed(name, value, room, digits.count());
     }
     name.push_str(suffix);
     true
@@ -87,8 +107,8 @@ fn is_plain(value: &[u8]) -> bool {
     hyphens == 0 && value.first().is_some_and(|byte| *byte != b'-')
 }
 
-fn push_hashed(name: &mut String, value: &str, room: usize) {
-    let readable = room - SEPARATOR.len() - HASH_DIGITS;
+fn push_hashed(name: &mut String, value: &str, room: usize, digits: usize) {
+    let readable = room - SEPARATOR.len() - digits;
     let start = name.len();
     let mut gap = false;
     for character in value.chars() {
@@ -112,7 +132,7 @@ fn push_hashed(name: &mut String, value: &str, room: usize) {
         name.push('x');
     }
     name.push_str(SEPARATOR);
-    for byte in &Sha256::digest(value.as_bytes())[..HASH_DIGITS / 2] {
+    for byte in &Sha256::digest(value.as_bytes())[..digits / 2] {
         for digit in [byte >> 4, byte & 15] {
             name.push(char::from(b"0123456789abcdef"[usize::from(digit)]));
         }
@@ -173,15 +193,30 @@ mod tests {
 
     #[test]
     fn a_label_without_room_is_none() {
-        assert_eq!(label(&"a".repeat(43), "A", "").map(|label| label.len()), Some(63));
-        check(&"a".repeat(44), "A", "", None);
+        assert_eq!(label(&"a".repeat(27), "A", "").map(|label| label.len()), Some(63));
+        check(&"a".repeat(28), "A", "", None);
         check(&"a".repeat(30), "a", &"b".repeat(34), None);
+    }
+
+    /// The names of versions before, to find an old home.
+    #[test]
+    fn a_short_hash_has_16_digits_and_the_same_beginning() {
+        let made = |digits| {
+            let mut name = String::new();
+            push_label(&mut name, "code-", "Alice", "", digits).then_some(name)
+        };
+        let (full, short) = (made(HashDigits::Full).unwrap(), made(HashDigits::Short).unwrap());
+        assert_eq!(short, "code-alice---3bc51062973c458d");
+        assert!(full.starts_with(&short) && full.len() == short.len() + 16, "{full}");
+        let mut name = String::new();
+        assert!(push_label(&mut name, &"a".repeat(43), "A", "", HashDigits::Short));
+        assert!(!push_label(&mut name, &"a".repeat(44), "A", "", HashDigits::Short));
     }
 
     #[test]
     fn a_name_without_a_label_is_left_alone() {
         let mut name = "a.".to_owned();
-        assert!(!push_label(&mut name, "code-", "", ""));
+        assert!(!push_label(&mut name, "code-", "", "", HashDigits::Full));
         assert_eq!(name, "a.");
     }
 
@@ -189,7 +224,7 @@ mod tests {
         #[test]
         fn any_value_gives_a_label_or_none(prefix in "([a-z0-9][-a-z0-9]{0,50})?", value in any::<String>(), suffix in "([-a-z0-9]{0,20}[a-z0-9])?") {
             let made = label(&prefix, &value, &suffix);
-            let allowed = (1..=255).contains(&value.chars().count()) && prefix.len() + suffix.len() <= 43;
+            let allowed = (1..=255).contains(&value.chars().count()) && prefix.len() + suffix.len() <= 27;
             prop_assert_eq!(made.is_some(), allowed);
             if let Some(made) = made {
                 prop_assert!(is_label(&made), "{}", made);

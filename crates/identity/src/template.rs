@@ -12,7 +12,7 @@ use thiserror::Error;
 
 use super::claims::{ClaimPath, Claims};
 use super::digits::parse_digits;
-use super::label::{MIN_ROOM, push_label};
+use super::label::{HashDigits, push_label};
 use apisix_plugin_runner::upstream::{
     HostName, MAX_LABEL, MAX_NAME, Scheme, Upstream, UpstreamError, is_numeric,
 };
@@ -57,6 +57,25 @@ impl Template {
     ///
     /// The first thing that is wrong, with its position.
     pub fn parse(text: &str) -> Result<Self, TemplateError> {
+        Self::parse_with(text, HashDigits::Full)
+    }
+
+    /// Parses `scheme://host:port`, whose host's labels have so many digits if they need a hash.
+    ///
+    /// # Errors
+    ///
+    /// The first thing that is wrong, with its position.
+    ///
+    /// ```
+    /// use kube_coders_identity::Template;
+    /// use kube_coders_identity::label::HashDigits;
+    ///
+    /// let old = Template::parse_with("http://code-{sub}:8443", HashDigits::Short)?;
+    /// let name = old.host().render_value("Alice").map(|name| name.to_string());
+    /// assert_eq!(name.as_deref(), Ok("code-alice---3bc51062973c458d"));
+    /// # Ok::<(), kube_coders_identity::TemplateError>(())
+    /// ```
+    pub fn parse_with(text: &str, digits: HashDigits) -> Result<Self, TemplateError> {
         let (scheme, rest) = text.split_once("://").ok_or(UpstreamError::Scheme)?;
         let scheme: Scheme = scheme.parse()?;
         let host_at = text.len() - rest.len();
@@ -65,7 +84,7 @@ impl Template {
         let host = match host.parse::<HostName>() {
             Ok(address) if address.as_ip().is_some() => HostTemplate::fixed(&address),
             _ if host.starts_with('[') => return Err(UpstreamError::Host.into()),
-            _ => HostTemplate::parse_at(host, host_at)?,
+            _ => HostTemplate::parse_at(host, host_at, digits)?,
         };
         Ok(Self { scheme, host, port })
     }
@@ -91,7 +110,9 @@ impl Template {
         self.host.holes.iter().map(|hole| {
             let mut label = String::new();
             let value = claims.text(&hole.claim);
-            let is_one = value.is_some_and(|value| push_label(&mut label, &hole.prefix, value, &hole.suffix));
+            let is_one = value.is_some_and(|value| {
+                push_label(&mut label, &hole.prefix, value, &hole.suffix, self.host.digits)
+            });
             (&hole.claim, is_one.then_some(label))
         })
     }
@@ -162,6 +183,8 @@ pub struct HostTemplate {
     holes: Box<[Hole]>,
     /// The text after the last label with a hole, with its leading dot.
     rest: Box<str>,
+    /// The digits of the hash in labels that need one.
+    digits: HashDigits,
 }
 
 /// A label with a claim in it, and the text before that label.
@@ -181,14 +204,33 @@ impl HostTemplate {
     ///
     /// The first thing that is wrong, with its position.
     pub fn parse(text: &str) -> Result<Self, TemplateError> {
-        Self::parse_at(text, 0)
+        Self::parse_with(text, HashDigits::Full)
     }
 
-    fn parse_at(text: &str, at: usize) -> Result<Self, TemplateError> {
-        let full = text.strip_suffix('.').and_then(|full| Self::parse_labels(full, at).ok());
+    /// Parses a host name with holes, whose labels have so many digits if they need a hash.
+    ///
+    /// ```
+    /// use kube_coders_identity::HostTemplate;
+    /// use kube_coders_identity::label::HashDigits;
+    ///
+    /// let old = HostTemplate::parse_with("code-{sub}", HashDigits::Short)?;
+    /// let name = old.render_value("Alice").map(|name| name.to_string());
+    /// assert_eq!(name.as_deref(), Ok("code-alice---3bc51062973c458d"));
+    /// # Ok::<(), kube_coders_identity::TemplateError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// The first thing that is wrong, with its position.
+    pub fn parse_with(text: &str, digits: HashDigits) -> Result<Self, TemplateError> {
+        Self::parse_at(text, 0, digits)
+    }
+
+    fn parse_at(text: &str, at: usize, digits: HashDigits) -> Result<Self, TemplateError> {
+        let full = text.strip_suffix('.').and_then(|full| Self::parse_labels(full, at, digits).ok());
         match full.filter(Self::has_dot) {
             Some(full) => Ok(full),
-            None => Self::parse_labels(text, at),
+            None => Self::parse_labels(text, at, digits),
         }
     }
 
@@ -252,7 +294,7 @@ impl HostTemplate {
         labels
     }
 
-    fn parse_labels(text: &str, at: usize) -> Result<Self, TemplateError> {
+    fn parse_labels(text: &str, at: usize, digits: HashDigits) -> Result<Self, TemplateError> {
         let mut holes = Vec::new();
         let mut literal = String::new();
         let mut longest = 0;
@@ -264,7 +306,7 @@ impl HostTemplate {
                 literal.push('.');
                 longest += 1;
             }
-            match Label::parse(label, at + start)? {
+            match Label::parse(label, at + start, digits)? {
                 Label::Literal(label) => {
                     if is_last && is_numeric(label) {
                         return Err(TemplateError::Numeric { at: at + start });
@@ -282,11 +324,11 @@ impl HostTemplate {
         if longest > MAX_NAME {
             return Err(TemplateError::NameTooLong { longest });
         }
-        Ok(Self { holes: holes.into(), rest: literal.into() })
+        Ok(Self { holes: holes.into(), rest: literal.into(), digits })
     }
 
     fn fixed(host: &HostName) -> Self {
-        Self { holes: Box::default(), rest: host.as_str().into() }
+        Self { holes: Box::default(), rest: host.as_str().into(), digits: HashDigits::Full }
     }
 
     /// Fills each hole with the label of its claim.
@@ -317,7 +359,7 @@ impl HostTemplate {
         for hole in &self.holes {
             name.push_str(&hole.before);
             last_label = name.len();
-            if !push_label(&mut name, &hole.prefix, value_of(&hole.claim)?, &hole.suffix) {
+            if !push_label(&mut name, &hole.prefix, value_of(&hole.claim)?, &hole.suffix, self.digits) {
                 return Err(RenderError::NoLabel);
             }
         }
@@ -368,7 +410,7 @@ enum Label<'a> {
 }
 
 impl<'a> Label<'a> {
-    fn parse(text: &'a str, at: usize) -> Result<Self, TemplateError> {
+    fn parse(text: &'a str, at: usize, digits: HashDigits) -> Result<Self, TemplateError> {
         if text.is_empty() {
             return Err(TemplateError::EmptyLabel { at });
         }
@@ -391,7 +433,7 @@ impl<'a> Label<'a> {
         let claim = ClaimPath::parse(path).ok_or(TemplateError::Claim { at: at + claim_at })?;
         check_literal(prefix, at)?;
         check_literal(suffix, at + suffix_at)?;
-        let (length, limit) = (prefix.len() + suffix.len(), MAX_LABEL - MIN_ROOM);
+        let (length, limit) = (prefix.len() + suffix.len(), MAX_LABEL - digits.min_room());
         if length > limit {
             return Err(TemplateError::LabelTooLong { at, length, limit });
         }
@@ -585,7 +627,9 @@ mod tests {
         check(
             "http://a.code-{sub}-dev.{org.unit}.svc.cluster.local:1",
             r#"{"sub":"Alice","org":{"unit":"a.b"}}"#,
-            Ok("http://a.code-alice---3bc51062973c458d-dev.a-b---2e7336dc8eba87ef.svc.cluster.local:1"),
+            Ok(
+                "http://a.code-alice---3bc51062973c458d5a6f2d8d64a02324-dev.a-b---2e7336dc8eba87ef472df568c35482ab.svc.cluster.local:1",
+            ),
         );
         check("http://{https://x}:8443", r#"{"sub":"a","https://x":"b"}"#, Ok("http://b:8443"));
     }
@@ -713,8 +757,8 @@ mod tests {
     #[test]
     fn text_that_leaves_no_room_is_refused() {
         let room = |length| format!("http://{}{{sub}}:80", "a".repeat(length));
-        assert!(Template::parse(&room(43)).is_ok());
-        refused(&room(44), "the label at byte 7 has 44 bytes of its own, and 43 are allowed there");
+        assert!(Template::parse(&room(27)).is_ok());
+        refused(&room(28), "the label at byte 7 has 28 bytes of its own, and 27 are allowed there");
         let long = "a".repeat(64);
         refused(
             &format!("http://{{sub}}.{long}:80"),

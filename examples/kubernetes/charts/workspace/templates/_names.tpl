@@ -1,5 +1,5 @@
 {{/*
-The name of a user's workspace: the label that kube-coders makes of a claim (src/user_upstream/label.rs).
+The name of a user's workspace: the label that kube-coders makes of a claim (crates/identity/src/label.rs).
 What may not be changed here without changing it there, or users meet in one workspace or in none:
 - "lower" only ever sees ASCII: it would turn the Kelvin sign and the dotted capital I into ASCII letters;
 - the digest is the one of the value as it is;
@@ -21,16 +21,16 @@ What may not be changed here without changing it there, or users meet in one wor
 {{- $prefix := $parts._0 -}}
 {{- $suffix := $parts._1 -}}
 {{- $own := add (len $prefix) (len $suffix) -}}
-{{- if gt $own 43 -}}
-{{- fail (printf "nameTemplate has %d bytes of its own, and 43 are allowed there" $own) -}}
+{{- if gt $own 27 -}}
+{{- fail (printf "nameTemplate has %d bytes of its own, and 27 are allowed there" $own) -}}
 {{- end -}}
 {{- $room := sub 63 $own -}}
 {{- $label := $subject -}}
 {{- $isPlain := and (regexMatch `\A[a-z0-9]([-a-z0-9]*[a-z0-9])?\z` $subject) (not (contains "---" $subject)) (le (len $subject) (int $room)) -}}
 {{- if not $isPlain -}}
 {{- $ascii := regexReplaceAll "[^A-Za-z0-9]+" $subject "-" | lower | trimAll "-" -}}
-{{- $readable := $ascii | trunc (int (sub $room 19)) | trimAll "-" | default "x" -}}
-{{- $label = printf "%s---%s" $readable (sha256sum $subject | trunc 16) -}}
+{{- $readable := $ascii | trunc (int (sub $room 35)) | trimAll "-" | default "x" -}}
+{{- $label = printf "%s---%s" $readable (sha256sum $subject | trunc 32) -}}
 {{- end -}}
 {{- $name := printf "%s%s%s" $prefix $label $suffix -}}
 {{- if not (regexMatch `\A[a-z]` $name) -}}
