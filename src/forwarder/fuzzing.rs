@@ -9,6 +9,8 @@ use super::http::head::{HeadEnd, HeaderField, HttpVersion, RawRequestHead, RawRe
 use super::http::headers::{self, Persistence, ResponseForm};
 use super::http::websocket::{Frames, close_to_client, close_to_server};
 use super::stamped_request::StampedRequest;
+use apisix_plugin_runner::CookieNames;
+
 use crate::route::stamp::{MIN_KEY, STAMP_HEADER, StampKey};
 
 static KEY: LazyLock<StampKey> = LazyLock::new(|| StampKey::new(&[7; MIN_KEY]).expect("long enough"));
@@ -66,12 +68,14 @@ pub(crate) fn response_head(bytes: &[u8]) {
     let Some(Ok(head)) = whole(bytes).map(RawResponseHead::parse) else { return };
     let Ok(framing) = framing::of_response(&head, Answers::OtherMethod) else { return };
     let is_chunked = matches!(framing, Framing::Chunked | Framing::UntilClose);
+    let removed_cookies = CookieNames::default();
     let form = ResponseForm {
         version: HttpVersion::Http11,
         is_chunked,
         protocol: None,
         persistence: Persistence::KeepAlive,
         retry_after: (head.status == 503).then_some(Duration::from_secs(5)),
+        removed_cookies: &removed_cookies,
     };
     let mut output = Vec::new();
     if headers::write_response(&head, &form, &mut output).is_err() {

@@ -18,6 +18,13 @@ const SEPARATOR: &str = "---";
 
 /// How many hex digits of the SHA-256 a label contains. Two subjects with the same 16 digits can
 /// be found in minutes on one core; for 32 digits it takes 2^64 attempts.
+///
+/// ```
+/// use kube_coders_identity::label::HashDigits;
+///
+/// // One readable character, `---`, and the digits.
+/// assert_eq!((HashDigits::Full.min_room(), HashDigits::Short.min_room()), (36, 20));
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum HashDigits {
     /// 32 digits.
