@@ -135,7 +135,7 @@ pub(crate) struct RunCommandArgs {
     pub(crate) dns_max_ttl: String,
 
     /// How much longer to use an address while no name server answers; 0s turns this off
-    #[arg(long, value_name = "DURATION", default_value = "1h", help_heading = "Names")]
+    #[arg(long, value_name = "DURATION", default_value = "5m", help_heading = "Names")]
     pub(crate) dns_stale: String,
 
     /// How long to use an issuer's last keys while it does not answer

@@ -2,10 +2,13 @@
 
 use std::future::poll_fn;
 use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use futures_util::future::{self, Either};
 use tokio::net::TcpStream;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
@@ -25,10 +28,13 @@ use super::subjects::Use;
 use super::tasks::random_part;
 use super::transfer::{Ended, Transfer};
 use super::tunnel::Tunnel;
-use super::workspace::connection::WorkspaceConnection;
+use super::workspace::connection::{ConnectError, WorkspaceConnection};
 use super::workspace::pool::Destination;
 use super::write_buffer::WriteBuffer;
 use crate::refusal::{More, Refusal};
+
+/// After how long without a connection a workspace may have moved.
+const SLOW_CONNECT: Duration = Duration::from_secs(1);
 
 /// What comes after an exchange on the gateway's connection.
 pub(super) enum AfterExchange {
@@ -193,5 +199,29 @@ async fn connect(
     addresses: &[IpAddr],
 ) -> Result<WorkspaceConnection, ExchangeFailure> {
     let wait = forwarder.limits.with(asked.upstream.timeouts()).connect;
-    Ok(WorkspaceConnection::open(&asked.upstream, addresses, &forwarder.tls, wait).await?)
+    let open = |addresses: Arc<[IpAddr]>| async move {
+        WorkspaceConnection::open(&asked.upstream, &addresses, &forwarder.tls, wait).await
+    };
+    let mut opening = pin!(open(addresses.into()));
+    let first = tokio::select! {
+        opened = &mut opening => match opened {
+            Ok(connection) => return Ok(connection),
+            Err(error @ ConnectError::NoMeans(_)) => return Err(error.into()),
+            Err(error) => Some(error),
+        },
+        () = sleep(SLOW_CONNECT) => None,
+    };
+    // The workspace may have moved: its name is asked for again, whatever its TTL is.
+    let known = forwarder.resolver.resolve_unreachable(asked.upstream.host()).await;
+    let moved = known.ok().filter(|known| known.iter().any(|address| !addresses.contains(address)));
+    match (first, moved) {
+        (None, None) => Ok(opening.await?),
+        (Some(error), None) => Err(error.into()),
+        (Some(_), Some(moved)) => Ok(open(moved).await?),
+        (None, Some(moved)) => match future::select(opening, pin!(open(moved))).await {
+            Either::Left((Ok(connection), _)) | Either::Right((Ok(connection), _)) => Ok(connection),
+            Either::Left((Err(_), other)) => Ok(other.await?),
+            Either::Right((Err(_), other)) => Ok(other.await?),
+        },
+    }
 }

@@ -32,6 +32,9 @@ const PATIENCE: Duration = Duration::from_millis(100);
 /// callers get the last answer without waiting, while a task asks again.
 const FAILING_TIME: Duration = Duration::from_secs(2 * 60);
 
+/// How often a name whose addresses accept no connection is asked for at most.
+const ASKED_AGAIN: Duration = Duration::from_secs(1);
+
 /// How many names may be refreshed ahead of their expiry at once. No caller waits for
 /// these lookups, and they must not delay those that callers wait for.
 const MAX_REFRESHES: usize = 64;
@@ -100,6 +103,30 @@ impl Resolver {
             // The futures that may wait for a lookup are large, and rarely needed.
             Some(TableHit::Due(entry)) => Box::pin(self.resolve_again(host, entry, hosts, now)).await,
             None => Box::pin(self.resolve_new(host, hosts, now)).await,
+        }
+    }
+
+    /// The addresses of a name whose known addresses accept no connection: a workspace may have
+    /// moved before its TTL is over. Asks again, at most once in [`ASKED_AGAIN`], and otherwise
+    /// returns what is known. Expired addresses are no longer used.
+    pub(crate) async fn resolve_unreachable(&self, host: &HostName) -> Result<Arc<[IpAddr]>, ResolveError> {
+        if let Some(address) = host.as_ip() {
+            return Ok(Arc::new([address]));
+        }
+        let now = Instant::now();
+        let hosts = self.names.hosts.check(now);
+        match self.names.table.drop_stale(host, now) {
+            Some(entry) if entry.source == NameSource::Hosts || now < entry.asked_at + ASKED_AGAIN => {
+                entry.known
+            }
+            _ => {
+                let (names, name) = (Arc::clone(&self.names), host.clone());
+                let again = async move { names.look_up_again(&name, hosts).await };
+                match self.lookups.join_or_start(host, now, again) {
+                    Some(lookup) => lookup.wait().await,
+                    None => Err(ResolveError::Unavailable),
+                }
+            }
         }
     }
 

@@ -17,7 +17,7 @@ impl Default for Lifetimes {
         Self {
             min_ttl: Duration::from_secs(1),
             max_ttl: Duration::from_secs(5 * 60),
-            stale: Duration::from_secs(60 * 60),
+            stale: Duration::from_secs(5 * 60),
         }
     }
 }

@@ -75,6 +75,11 @@ impl NameCache {
         if let Some(TableHit::Good(known)) = self.table.get(name, hosts, Instant::now()) {
             return known;
         }
+        self.look_up_again(name, hosts).await
+    }
+
+    /// As `look_up`, also if the last answer has not expired.
+    pub(super) async fn look_up_again(&self, name: &HostName, hosts: u32) -> KnownAddresses {
         let found = self.dns.look_up(name).await;
         let now = Instant::now();
         let Lifetimes { min_ttl, max_ttl, .. } = self.lifetimes;
@@ -113,7 +118,7 @@ impl NameCache {
             (NameSource::Dns, Ok(_)) => (good_until - ttl / REFRESH_PART, good_until + self.lifetimes.stale),
             _ => (good_until, good_until),
         };
-        let entry = NameEntry { known, source, hosts, due_at, good_until, kept_until };
+        let entry = NameEntry { known, source, hosts, due_at, good_until, asked_at: now, kept_until };
         self.table.insert(name.clone(), entry);
     }
 

@@ -28,6 +28,8 @@ pub(super) struct NameEntry {
     pub(super) due_at: Instant,
     /// Until when the addresses may be used without asking again.
     pub(super) good_until: Instant,
+    /// When the name servers were asked for it.
+    pub(super) asked_at: Instant,
     /// Until when the entry is kept in case no name server answers.
     pub(super) kept_until: Instant,
 }
@@ -70,6 +72,16 @@ impl NameTable {
         } else {
             (!entry.is_gone(now)).then_some(TableHit::Due(entry))
         }
+    }
+
+    /// Ends the use of a name's addresses if it has expired, and returns what is left of it.
+    pub(super) fn drop_stale(&self, name: &HostName, now: Instant) -> Option<NameEntry> {
+        let entry = self.0.get(name)?;
+        if now < entry.good_until {
+            return Some(entry);
+        }
+        self.0.remove(name);
+        None
     }
 
     pub(super) fn insert(&self, name: HostName, entry: NameEntry) {
@@ -119,6 +131,7 @@ mod tests {
             hosts: 0,
             due_at: good_until,
             good_until,
+            asked_at: good_until,
             kept_until: good_until,
         }
     }

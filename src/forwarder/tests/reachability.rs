@@ -1,6 +1,6 @@
 //! The way to a workspace: names, addresses, connections that died.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, SystemTime};
 
 use tokio::io::AsyncWriteExt as _;
@@ -12,7 +12,9 @@ use super::super::workspace::pool::Pool;
 use super::super::workspace::tls::Tls;
 use super::harness::*;
 use crate::forwarder::{CertificateTrust, ForwarderLimits};
+use crate::resolver::NameServers;
 use apisix_plugin_runner::Upstream;
+use kube_coders_test_support::NameServer;
 
 /// A request for this upstream.
 fn get(served: &Served, upstream: &Upstream) -> String {
@@ -41,6 +43,44 @@ async fn a_workspace_that_does_not_listen_is_starting() {
     let response = gateway.response().await;
     assert_refused(&response, 503, "workspace-starting");
     assert!(response.0.contains("retry-after: 5\r\n"), "{}", response.0);
+}
+
+/// Whatever the TTL of the old address is: here a minute or more.
+#[tokio::test]
+async fn a_workspace_that_moved_is_reached_at_its_new_address() {
+    let names = NameServer::start().await.unwrap();
+    let workspace = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let port = workspace.local_addr().unwrap().port();
+    names.set("code-alice.test", ["127.0.0.9".parse::<IpAddr>().unwrap()]);
+    let servers = NameServers::Listed(vec![names.address()]);
+    let served = Served::asking(&servers, CertificateTrust::System, ForwarderLimits::default(), DRAIN).await;
+    let upstream: Upstream = format!("http://code-alice.test:{port}").parse().unwrap();
+    let mut gateway = served.connect().await;
+    gateway.write(get(&served, &upstream)).await;
+    assert_refused(&gateway.response().await, 503, "workspace-starting");
+    names.set("code-alice.test", ["127.0.0.1".parse::<IpAddr>().unwrap()]);
+    let answering = tokio::spawn(async move {
+        let mut inside = Peer::new(workspace.accept().await.unwrap().0);
+        inside.head().await;
+        inside.answer("moved").await;
+        inside
+    });
+    // The name is asked for at most once a second.
+    let since = std::time::Instant::now();
+    let body = within(async {
+        loop {
+            gateway.write(get(&served, &upstream)).await;
+            let (head, body) = gateway.response().await;
+            if head.starts_with("HTTP/1.1 200 ") {
+                return body;
+            }
+            assert!(head.starts_with("HTTP/1.1 503 "), "{head}");
+        }
+    })
+    .await;
+    assert_eq!(body, "moved");
+    assert!(since.elapsed() < Duration::from_secs(10), "{:?}", since.elapsed());
+    answering.await.unwrap();
 }
 
 #[tokio::test]

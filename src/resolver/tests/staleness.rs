@@ -7,9 +7,17 @@ use super::*;
 
 /// A server whose name `a.test` was asked for, for a minute.
 async fn known() -> (Server, Resolver) {
+    known_for(Lifetimes::default().stale).await
+}
+
+/// As `known`, with addresses that are used for so much longer while DNS is silent.
+async fn known_for(stale: Duration) -> (Server, Resolver) {
     let server = Server::start().await;
     server.set("a.test", &["127.0.0.1"]);
-    let resolver = resolver_of(&server);
+    let lifetimes = Lifetimes { stale, ..Lifetimes::default() };
+    let servers = NameServers::Listed(vec![server.address()]);
+    let search = crate::resolver::SearchDomains::Listed(Vec::new());
+    let resolver = Resolver::with_lifetimes(&servers, &search, lifetimes).unwrap();
     assert_eq!(ask(&resolver, "a.test").await, ips(&["127.0.0.1"]));
     (server, resolver)
 }
@@ -34,8 +42,8 @@ async fn an_unused_name_is_not_refreshed() {
 }
 
 #[tokio::test]
-async fn while_dns_is_silent_a_name_in_use_costs_no_wait_for_an_hour() {
-    let (server, resolver) = known().await;
+async fn while_dns_is_silent_a_name_in_use_costs_no_wait() {
+    let (server, resolver) = known_for(3600 * SECOND).await;
     server.say(Says::Nothing);
     pass(50 * SECOND).await;
     for minute in 0..60 {
@@ -61,7 +69,7 @@ async fn while_dns_is_silent_a_name_in_use_costs_no_wait_for_an_hour() {
 
 #[tokio::test]
 async fn a_name_that_was_idle_is_answered_while_dns_is_silent() {
-    let (server, resolver) = known().await;
+    let (server, resolver) = known_for(3600 * SECOND).await;
     server.say(Says::Nothing);
     pass(30 * 60 * SECOND).await;
     // The first waits a moment: its address may be another's by now.
@@ -123,4 +131,35 @@ async fn a_workspace_that_moved_is_found_while_its_old_address_is_kept() {
     server.set("a.test", &["127.0.0.2"]);
     pass(30 * 60 * SECOND).await;
     assert_eq!(ask(&resolver, "a.test").await, ips(&["127.0.0.2"]));
+}
+
+/// A workspace that moved must not be waited for until its TTL is over.
+#[tokio::test]
+async fn a_name_whose_addresses_take_no_connection_is_asked_for_again_once_a_second() {
+    let (server, resolver) = known().await;
+    let again = async || resolver.resolve_unreachable(&host("a.test")).await;
+    server.set("a.test", &["127.0.0.2"]);
+    assert_eq!(again().await, ips(&["127.0.0.1"]), "it was asked for a moment ago");
+    assert_eq!(server.questions(), 2);
+    pass(SECOND).await;
+    let (one, other) = tokio::join!(again(), again());
+    assert_eq!((one, other), (ips(&["127.0.0.2"]), ips(&["127.0.0.2"])));
+    assert_eq!(server.questions(), 4, "one lookup for both");
+    assert_eq!(at_once(&resolver, "a.test"), ips(&["127.0.0.2"]));
+    // A silent server takes nothing away before the TTL is over.
+    server.say(Says::Code(ResponseCode::ServFail));
+    pass(2 * SECOND).await;
+    assert_eq!(again().await, ips(&["127.0.0.2"]));
+    assert_eq!(resolver.resolve_unreachable(&host("127.0.0.7")).await, ips(&["127.0.0.7"]));
+}
+
+#[tokio::test]
+async fn an_expired_address_that_takes_no_connection_is_dropped() {
+    let (server, resolver) = known().await;
+    server.say(Says::Code(ResponseCode::ServFail));
+    pass(70 * SECOND).await;
+    assert_eq!(ask(&resolver, "a.test").await, ips(&["127.0.0.1"]), "while no name server answers");
+    let again = resolver.resolve_unreachable(&host("a.test")).await;
+    assert_eq!(again, Err(ResolveError::Unavailable));
+    assert_eq!(ask(&resolver, "a.test").await, Err(ResolveError::Unavailable));
 }
