@@ -5,6 +5,7 @@
 //! is used only while no name server answers, because another machine may have it by now.
 
 mod resolve_error;
+mod address_policy;
 mod lifetimes;
 mod name_servers;
 mod hosts;
@@ -20,6 +21,7 @@ mod tests;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;
 
+pub(crate) use address_policy::AddressPolicy;
 pub(crate) use caching_resolver::Resolver;
 pub(crate) use lifetimes::Lifetimes;
 pub(crate) use name_servers::{NameServers, NameServersError};

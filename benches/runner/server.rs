@@ -153,6 +153,8 @@ pub(crate) fn serve(subject: Subject, socket: &str, names: Option<&str>) -> Resu
                 &listen_address,
                 "--forwarder-address",
                 "127.0.0.1:0",
+                "--allow-address",
+                "127.0.0.0/8",
                 "--dns-server",
                 names.ok_or("serve: no name server")?,
             ];

@@ -163,6 +163,8 @@ async fn serve(
             format!("--listen-address=unix:{}", socket.display()),
             format!("--forwarder-address={forwarder}"),
             format!("--dns-server={}", names.address()),
+            // Its workspaces are on loopback.
+            "--allow-address=127.0.0.0/8".to_owned(),
             "--drain-deadline=1s".to_owned(),
         ],
         drained.clone().cancelled_owned(),

@@ -122,6 +122,11 @@ pub(crate) struct RunCommandArgs {
     #[arg(long, value_name = "ADDR:PORT", help_heading = "Names")]
     pub(crate) dns_server: Vec<String>,
 
+    /// Allow workspaces to have addresses of this network that no workspace has otherwise: loopback, link-local, cloud
+    /// metadata, multicast, this machine's own; repeatable
+    #[arg(long, value_name = "CIDR", help_heading = "Names")]
+    pub(crate) allow_address: Vec<String>,
+
     /// Look for workspaces' names of a single label in this domain; repeatable. A name with a dot is never completed
     #[arg(long, value_name = "DOMAIN", help_heading = "Names")]
     pub(crate) search_domain: Vec<String>,
@@ -196,6 +201,10 @@ pub(crate) struct ExplainArgs {
 
     #[command(flatten)]
     pub(crate) ways: WaysArgs,
+
+    /// With --online, allow workspaces to have addresses of this network that no workspace has otherwise; repeatable
+    #[arg(long, value_name = "CIDR")]
+    pub(crate) allow_address: Vec<String>,
 
     /// With --online, look for workspaces' names of a single label in this domain; repeatable
     #[arg(long, value_name = "DOMAIN")]

@@ -9,9 +9,9 @@ use base64::engine::general_purpose::STANDARD;
 use thiserror::Error;
 
 use crate::cli::arguments::ExplainArgs;
-use crate::cli::settings::{checked_ways, name_servers, search_domains};
+use crate::cli::settings::{address_policy, checked_ways, name_servers, search_domains};
 use crate::refusal::Refusal;
-use crate::resolver::{Lifetimes, NameServers, NameServersError, Resolver, SearchDomains};
+use crate::resolver::{AddressPolicy, Lifetimes, NameServers, NameServersError, Resolver, SearchDomains};
 use crate::user_upstream::explanation::ExplainedRequest;
 use crate::user_upstream::{ClientScheme, Step, StepOutcome, Steps, Stopped, check_config};
 use apisix_plugin_runner::command::Mistakes;
@@ -131,13 +131,16 @@ fn resolvers(args: &ExplainArgs) -> Result<Option<[Arc<Resolver>; 2]>, ExplainEr
         };
         needs_online("--dns-server", &args.dns_server)?;
         needs_online("--search-domain", &args.search_domain)?;
+        needs_online("--allow-address", &args.allow_address)?;
         return Ok(None);
     }
     let servers: NameServers = name_servers(&args.dns_server)?;
-    let resolver = |search: &SearchDomains| -> Result<_, ExplainError> {
-        Ok(Arc::new(Resolver::with_lifetimes(&servers, search, Lifetimes::default())?))
+    let resolver = |search: &SearchDomains, policy| -> Result<_, ExplainError> {
+        Ok(Arc::new(Resolver::with_lifetimes(&servers, search, policy, Lifetimes::default())?))
     };
-    Ok(Some([resolver(&search_domains(&args.search_domain)?)?, resolver(&SearchDomains::System)?]))
+    let policy = address_policy(&args.allow_address)?;
+    let workspaces = resolver(&search_domains(&args.search_domain)?, policy)?;
+    Ok(Some([workspaces, resolver(&SearchDomains::System, AddressPolicy::any())?]))
 }
 
 /// The request's headers: those of `--headers`, and what the gateway would add.

@@ -23,7 +23,7 @@ use tracing::{info, warn};
 use crate::cli::settings::ProgramSettings;
 use crate::forwarder::{Forwarder, ForwarderLimits};
 use crate::refusal::RefusalAnswers;
-use crate::resolver::{Resolver, SearchDomains};
+use crate::resolver::{AddressPolicy, Resolver, SearchDomains};
 use crate::route::carrier::RouteCarrier;
 use crate::route::key_file::{ConfiguredKey, KeyError, default_key_file, read_or_make_key};
 use crate::route::stamp::{StampKey, Stamper};
@@ -75,12 +75,12 @@ pub(crate) async fn run(
     shutdown: &Shutdown,
     alone: &CancellationToken,
 ) -> Result<(), StartError> {
-    let resolver = |search| {
-        Resolver::with_lifetimes(&settings.name_servers, search, settings.name_lifetimes)
+    let resolver = |search, policy| {
+        Resolver::with_lifetimes(&settings.name_servers, search, policy, settings.name_lifetimes)
             .map_err(|error| StartError::Names(error.to_string()))
     };
-    let issuer_names = resolver(&SearchDomains::System)?;
-    let resolver = Arc::new(resolver(&settings.search_domains)?);
+    let issuer_names = resolver(&SearchDomains::System, AddressPolicy::any())?;
+    let resolver = Arc::new(resolver(&settings.search_domains, settings.address_policy.clone())?);
     let user_upstream =
         UserUpstream::new(Arc::clone(&resolver), issuer_names, settings.ways(), settings.max_key_age)
             .map_err(StartError::Random)?;

@@ -1,16 +1,18 @@
 //! The settings of the product: what was typed, turned into values, with all mistakes at
 //! once.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
+
+use ipnet::IpNet;
 
 use apisix_plugin_runner::command::{Checker, Environment, LogFilter, Mistakes};
 use apisix_plugin_runner::{HostName, Settings, UpstreamMode};
 
 use crate::cli::arguments::{RunCommandArgs, WaysArgs};
 use crate::forwarder::{CertificateTrust, ForwarderLimits};
-use crate::resolver::{Lifetimes, NameServers, SearchDomains};
+use crate::resolver::{AddressPolicy, Lifetimes, NameServers, SearchDomains};
 use crate::route::key_file::{ConfiguredKey, read_key};
 use crate::route::mode::Ways;
 
@@ -52,6 +54,8 @@ pub(crate) struct ProgramSettings {
     pub(crate) name_lifetimes: Lifetimes,
     /// The domains of workspaces' names of a single label.
     pub(crate) search_domains: SearchDomains,
+    /// Which addresses workspaces may have.
+    pub(crate) address_policy: AddressPolicy,
 }
 
 impl ProgramSettings {
@@ -83,6 +87,7 @@ impl ProgramSettings {
         let max_key_age = checker.duration("--keys-stale", &args.keys_stale, MAX_KEY_AGE);
         let servers = checked_name_servers(checker, &args.dns_server);
         let search_domains = checked_search_domains(checker, &args.search_domain);
+        let address_policy = checked_address_policy(checker, &args.allow_address);
         let name_lifetimes = name_lifetimes(checker, args);
         let spawned = args.runner.socket.is_spawned(environment);
         let (runner, log_filter) = runner?;
@@ -102,6 +107,7 @@ impl ProgramSettings {
             name_servers: servers?,
             name_lifetimes: name_lifetimes?,
             search_domains: search_domains?,
+            address_policy: address_policy?,
         })
     }
 }
@@ -136,6 +142,22 @@ fn checked_search_domains(checker: &mut Checker, typed: &[String]) -> Option<Sea
         if name.as_ip().is_some() { Err("an address, and no domain".to_owned()) } else { Ok(name) }
     });
     domains.map(SearchDomains::Listed)
+}
+
+/// Which addresses of workspaces a command allows.
+pub(crate) fn address_policy(typed: &[String]) -> Result<AddressPolicy, Mistakes> {
+    let mut checker = Checker::default();
+    let policy = checked_address_policy(&mut checker, typed);
+    checker.finish(policy)
+}
+
+fn checked_address_policy(checker: &mut Checker, typed: &[String]) -> Option<AddressPolicy> {
+    let networks = checker.each("--allow-address", typed, |text| {
+        let alone = || text.parse::<IpAddr>().map(IpNet::from);
+        let network = text.parse::<IpNet>().or_else(|_| alone());
+        network.map_err(|_| "not a network, such as 127.0.0.0/8, and not an address".to_owned())
+    });
+    networks.map(AddressPolicy::allowing)
 }
 
 /// How a command supposes that requests get to their workspaces.

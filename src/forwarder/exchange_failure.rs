@@ -104,6 +104,7 @@ impl ExchangeFailure {
             Self::Busy(_) | Self::Connect(ConnectError::NoMeans(_)) => Refusal::RunnerBusy,
             Self::SubjectBusy(_) => Refusal::TooManyConnections,
             Self::Resolve(ResolveError::NotFound) => Refusal::WorkspaceNotFound,
+            Self::Resolve(ResolveError::NotAllowed) => Refusal::AddressNotAllowed,
             Self::Resolve(ResolveError::Unavailable) => Refusal::ResolverUnavailable,
             Self::Connect(ConnectError::Tls(_)) => Refusal::WorkspaceFailed,
             Self::Connect(_) | Self::Silent(_) | Self::NotReady => Refusal::WorkspaceStarting,

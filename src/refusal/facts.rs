@@ -359,6 +359,24 @@ refusals! {
             advice: "관리자에게 작업 공간을 만들어 달라고 요청하거나 다른 계정으로 다시 로그인해 주세요. 방금 만들었다면 1분쯤 뒤에 페이지를 새로 고쳐 주세요.",
         },
     },
+    /// The workspace's name has an address that no workspace has.
+    AddressNotAllowed => RefusalFacts {
+        status: 403,
+        code: "address-not-allowed",
+        retry_after: None,
+        challenge: None,
+        login_helps: false,
+        english: PageText {
+            title: "Your workspace has an address that is not allowed",
+            cause: "The network address of your workspace belongs to something else, so the connection was blocked.",
+            advice: "Give your administrator the request ID below.",
+        },
+        korean: PageText {
+            title: "작업 공간의 주소가 허용되지 않습니다",
+            cause: "작업 공간의 네트워크 주소가 다른 시스템의 주소여서 연결을 차단했습니다.",
+            advice: "아래의 요청 ID를 관리자에게 알려 주세요.",
+        },
+    },
     /// No name server could say where the workspace is.
     ResolverUnavailable => RefusalFacts {
         status: 503,

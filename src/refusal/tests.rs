@@ -11,7 +11,7 @@ use super::*;
 use kube_coders_identity::LoginLink;
 
 /// The product's answer table.
-const TABLE: [(Refusal, u16, &str, Option<u64>); 23] = [
+const TABLE: [(Refusal, u16, &str, Option<u64>); 24] = [
     (Refusal::TooManyHeaders, 431, "too-many-headers", None),
     (Refusal::HeadTooLong, 431, "headers-too-large", None),
     (Refusal::RequestMalformed, 400, "request-malformed", None),
@@ -28,6 +28,7 @@ const TABLE: [(Refusal, u16, &str, Option<u64>); 23] = [
     (Refusal::NoWorkspaceName, 403, "no-workspace-name", None),
     (Refusal::ForeignOrigin, 403, "foreign-origin", None),
     (Refusal::WorkspaceNotFound, 404, "workspace-not-found", None),
+    (Refusal::AddressNotAllowed, 403, "address-not-allowed", None),
     (Refusal::ResolverUnavailable, 503, "resolver-unavailable", Some(5)),
     (Refusal::WorkspaceTimeout, 504, "workspace-timeout", None),
     (Refusal::WorkspaceStarting, 503, "workspace-starting", Some(5)),

@@ -10,6 +10,7 @@ use hickory_resolver::system_conf;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use super::address_policy::AddressPolicy;
 use super::dns::{Dns, name_server};
 use super::hosts::Hosts;
 use super::lifetimes::Lifetimes;
@@ -54,24 +55,30 @@ impl Resolver {
     /// A resolver with the default lifetimes and without search domains.
     #[cfg(test)]
     pub(crate) fn new(servers: &NameServers) -> Result<Self, NameServersError> {
-        Self::with_lifetimes(servers, &SearchDomains::Listed(Vec::new()), Lifetimes::default())
+        Self::with_lifetimes(
+            servers,
+            &SearchDomains::Listed(Vec::new()),
+            AddressPolicy::any(),
+            Lifetimes::default(),
+        )
     }
 
     pub(crate) fn with_lifetimes(
         servers: &NameServers,
         search: &SearchDomains,
+        policy: AddressPolicy,
         lifetimes: Lifetimes,
     ) -> Result<Self, NameServersError> {
         match servers {
             NameServers::System => {
                 let (config, options) = system_conf::read_system_conf().map_err(NameServersError::System)?;
-                Self::with(config, options, search, Hosts::read(Path::new(HOSTS_FILE)), lifetimes)
+                Self::with(config, options, search, policy, Hosts::read(Path::new(HOSTS_FILE)), lifetimes)
             }
             NameServers::Listed(addresses) if addresses.is_empty() => Err(NameServersError::None),
             NameServers::Listed(addresses) => {
                 let servers = addresses.iter().copied().map(name_server).collect();
                 let config = ResolverConfig::from_name_servers(servers);
-                Self::with(config, ResolverOpts::default(), search, Hosts::none(), lifetimes)
+                Self::with(config, ResolverOpts::default(), search, policy, Hosts::none(), lifetimes)
             }
         }
     }
@@ -80,12 +87,13 @@ impl Resolver {
         config: ResolverConfig,
         options: ResolverOpts,
         search: &SearchDomains,
+        policy: AddressPolicy,
         hosts: Hosts,
         lifetimes: Lifetimes,
     ) -> Result<Self, NameServersError> {
         let dns = Dns::new(config, options, search).map_err(NameServersError::Start)?;
         Ok(Self {
-            names: Arc::new(NameCache::new(hosts, dns, lifetimes)),
+            names: Arc::new(NameCache::new(hosts, dns, policy, lifetimes)),
             lookups: Lookups::default(),
             refreshes: Arc::new(Semaphore::new(MAX_REFRESHES)),
         })

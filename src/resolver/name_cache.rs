@@ -1,12 +1,12 @@
 //! The cache of names: what fills it, and how long an answer is used.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tracing::debug;
 
+use super::address_policy::AddressPolicy;
 use super::answer::FoundAddresses;
 use super::dns::Dns;
 use super::hosts::Hosts;
@@ -37,12 +37,13 @@ pub(super) struct NameCache {
     pub(super) table: NameTable,
     pub(super) hosts: Hosts,
     dns: Dns,
+    policy: AddressPolicy,
     lifetimes: Lifetimes,
 }
 
 impl NameCache {
-    pub(super) fn new(hosts: Hosts, dns: Dns, lifetimes: Lifetimes) -> Self {
-        Self { table: NameTable::new(MAX_NAMES), hosts, dns, lifetimes }
+    pub(super) fn new(hosts: Hosts, dns: Dns, policy: AddressPolicy, lifetimes: Lifetimes) -> Self {
+        Self { table: NameTable::new(MAX_NAMES), hosts, dns, policy, lifetimes }
     }
 
     /// Looks in the hosts file, and remembers what it says.
@@ -52,7 +53,7 @@ impl NameCache {
         hosts: u32,
         now: Instant,
     ) -> Option<KnownAddresses> {
-        let known = Ok(self.hosts.get(name)?);
+        let known = self.permitted(name, &self.hosts.get(name)?);
         // It is good until the file changes, and so may be thrown away any time.
         self.remember(name, known.clone(), NameSource::Hosts, hosts, self.lifetimes.max_ttl, now);
         Some(known)
@@ -85,13 +86,17 @@ impl NameCache {
         let Lifetimes { min_ttl, max_ttl, .. } = self.lifetimes;
         let (known, ttl) = match found {
             Ok(FoundAddresses::Addresses { addresses, good_for }) => {
-                (Ok(Arc::<[IpAddr]>::from(addresses)), good_for.clamp(min_ttl, max_ttl))
+                let known = self.permitted(name, &addresses);
+                let max_ttl = if known.is_ok() { max_ttl } else { MAX_NEGATIVE_TTL };
+                (known, good_for.clamp(min_ttl.min(max_ttl), max_ttl))
             }
             Ok(FoundAddresses::Nothing { good_for }) => {
                 let min_ttl = min_ttl.min(MAX_NEGATIVE_TTL);
                 (Err(ResolveError::NotFound), good_for.clamp(min_ttl, MAX_NEGATIVE_TTL))
             }
-            Err(ResolveError::NotFound) => (Err(ResolveError::NotFound), MAX_NEGATIVE_TTL),
+            Err(error @ (ResolveError::NotFound | ResolveError::NotAllowed)) => {
+                (Err(error), MAX_NEGATIVE_TTL)
+            }
             Err(ResolveError::Unavailable) => {
                 debug!(host = %name, "no name server could say");
                 if let Some(kept) = self.keep_while_failing(name, now) {
@@ -102,6 +107,16 @@ impl NameCache {
         };
         self.remember(name, known.clone(), NameSource::Dns, hosts, ttl, now);
         known
+    }
+
+    /// Those of a name's addresses that a workspace may have.
+    fn permitted(&self, name: &HostName, addresses: &[IpAddr]) -> KnownAddresses {
+        let (permitted, refused) = self.policy.split(addresses);
+        if !refused.is_empty() {
+            // The name has the subject in it; the line of the refusal is logged at `info`.
+            debug!(host = %name, ?refused, "addresses that no workspace has; --allow-address permits them");
+        }
+        if permitted.is_empty() { Err(ResolveError::NotAllowed) } else { Ok(permitted.into()) }
     }
 
     fn remember(

@@ -9,4 +9,9 @@ pub(crate) enum ResolveError {
     NotFound,
     #[error("no name server could say")]
     Unavailable,
+    #[error(
+        "the name has only addresses that no workspace has, such as loopback or the machine's own; \
+         --allow-address permits them"
+    )]
+    NotAllowed,
 }

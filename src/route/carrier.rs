@@ -78,6 +78,7 @@ impl Resolve for Addresses {
 fn refusal(error: ResolveError) -> Refusal {
     match error {
         ResolveError::NotFound => Refusal::WorkspaceNotFound,
+        ResolveError::NotAllowed => Refusal::AddressNotAllowed,
         ResolveError::Unavailable => Refusal::ResolverUnavailable,
     }
 }

@@ -35,6 +35,7 @@ impl Rejection {
             Self::Identity(error) => identity_refusal(error),
             Self::Decision(error) => error.refusal(),
             Self::Resolve(ResolveError::NotFound) => Refusal::WorkspaceNotFound,
+            Self::Resolve(ResolveError::NotAllowed) => Refusal::AddressNotAllowed,
             Self::Resolve(ResolveError::Unavailable) => Refusal::ResolverUnavailable,
         }
     }

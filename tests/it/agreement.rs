@@ -106,7 +106,16 @@ impl Pair {
 
     fn explain(&self, conf: &str, scheme: &str, headers: &Headers) -> (String, String) {
         let mut process = Process::new(env!("CARGO_BIN_EXE_kube-coders"))
-            .args(["explain", "--online", "--dns-server", &self.name_server, "--scheme", scheme])
+            .args([
+                "explain",
+                "--online",
+                "--allow-address",
+                "127.0.0.0/8",
+                "--dns-server",
+                &self.name_server,
+                "--scheme",
+                scheme,
+            ])
             .args(["--headers", "-", "--conf", conf])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

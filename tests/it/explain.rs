@@ -190,7 +190,17 @@ async fn online_the_issuer_and_name_servers_are_asked() {
     names.set("code-alice.test", ["127.0.0.2".parse::<IpAddr>().unwrap()]);
     let (conf, server) = (verified(&issuer.url()).to_string(), names.address().to_string());
     let ask = |token: String| {
-        let args = ["--online", "--dns-server", &server, "--conf", &conf, "--token", &token];
+        let args = [
+            "--online",
+            "--allow-address",
+            "127.0.0.0/8",
+            "--dns-server",
+            &server,
+            "--conf",
+            &conf,
+            "--token",
+            &token,
+        ];
         let output = explain(&args, "");
         (output.status.code(), String::from_utf8(output.stdout).unwrap())
     };
@@ -377,7 +387,19 @@ async fn the_answer_is_the_runners() {
                 format!("It is refused: {} {}.", answer.status, problem["code"].as_str().unwrap())
             }
         };
-        let ask = ["--online", "--dns-server", &server, "--scheme", "http", "--conf", conf, "--headers", "-"];
+        let ask = [
+            "--online",
+            "--allow-address",
+            "127.0.0.0/8",
+            "--dns-server",
+            &server,
+            "--scheme",
+            "http",
+            "--conf",
+            conf,
+            "--headers",
+            "-",
+        ];
         let output = explain(&ask, &input);
         let said = String::from_utf8(output.stdout).unwrap();
         assert_eq!(said.lines().last(), Some(&*expected), "{said}");

@@ -29,7 +29,8 @@ struct House {
 async fn house(args: &[&str]) -> House {
     let names = NameServer::start().await.unwrap();
     let address = names.address().to_string();
-    let runner = Runner::start(&[&["--dns-server", &address], args].concat());
+    let runner =
+        Runner::start(&[&["--allow-address", "127.0.0.0/8", "--dns-server", &address], args].concat());
     let edge = Edge::new(&runner.socket, runner.forwarder);
     let port = start("alice", ([127, 0, 0, 2], 0).into(), Behaviour::Serve).await.port();
     names.set("code-alice.test", ["127.0.0.2".parse::<IpAddr>().unwrap()]);

@@ -24,7 +24,8 @@ impl Served {
         let socket = folder.path().join("runner.sock");
         let address = listen_address(&socket);
         let fixed = ["--listen-address", &address, "--forwarder-address", "127.0.0.1:0"];
-        let fixed = fixed.into_iter().chain(["--drain-deadline", "1s"]);
+        // The workspaces of tests are on loopback, and have names.
+        let fixed = fixed.into_iter().chain(["--drain-deadline", "1s", "--allow-address", "127.0.0.0/8"]);
         let args: Vec<String> = fixed.chain(args.iter().copied()).map(str::to_owned).collect();
         let (stop, stopped) = oneshot::channel::<()>();
         let serving = std::thread::spawn(move || {

@@ -40,7 +40,8 @@ async fn house() -> House {
     for (user, address) in [("alice", "127.0.0.2"), ("bob", "127.0.0.3")] {
         names.set(&format!("code-{user}.coders.test"), [address.parse::<IpAddr>().unwrap()]);
     }
-    let runner = Runner::start(&["--dns-server", &names.address().to_string()]);
+    let runner =
+        Runner::start(&["--allow-address", "127.0.0.0/8", "--dns-server", &names.address().to_string()]);
     let edge = Edge::new(&runner.socket, runner.forwarder);
     let conf = format!(
         r#"{{"identity": {{"trust": "gateway"}}, "upstream": "http://code-{{sub}}.coders.test:{port}"}}"#

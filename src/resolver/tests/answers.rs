@@ -22,7 +22,15 @@ fn with_search(server: &Server, conf: &str) -> Resolver {
     let (parsed, options) = system_conf::parse_resolv_conf(format!("nameserver 127.0.0.1\n{conf}")).unwrap();
     let (domain, search, _) = parsed.into_parts();
     let config = ResolverConfig::from_parts(domain, search, vec![name_server(server.address())]);
-    Resolver::with(config, options, &SearchDomains::System, Hosts::none(), Lifetimes::default()).unwrap()
+    Resolver::with(
+        config,
+        options,
+        &SearchDomains::System,
+        crate::resolver::AddressPolicy::any(),
+        Hosts::none(),
+        Lifetimes::default(),
+    )
+    .unwrap()
 }
 
 #[tokio::test]
@@ -78,9 +86,13 @@ async fn the_bounds_can_be_set() {
     let server = Server::start().await;
     let lifetimes = Lifetimes { min_ttl: 10 * SECOND, max_ttl: 10 * SECOND, stale: Duration::ZERO };
     let servers = NameServers::Listed(vec![server.address()]);
-    let resolver =
-        Resolver::with_lifetimes(&servers, &crate::resolver::SearchDomains::Listed(Vec::new()), lifetimes)
-            .unwrap();
+    let resolver = Resolver::with_lifetimes(
+        &servers,
+        &crate::resolver::SearchDomains::Listed(Vec::new()),
+        crate::resolver::AddressPolicy::any(),
+        lifetimes,
+    )
+    .unwrap();
     server.set("a.test", &["127.0.0.1"]);
     assert_eq!(ask(&resolver, "a.test").await, ips(&["127.0.0.1"]));
     server.say(Says::Code(ResponseCode::ServFail));
@@ -180,7 +192,15 @@ fn with_domains(server: &Server, domains: &[&str]) -> Resolver {
     let (domain, search, _) = parsed.into_parts();
     let config = ResolverConfig::from_parts(domain, search, vec![name_server(server.address())]);
     let listed = SearchDomains::Listed(domains.iter().map(|domain| domain.parse().unwrap()).collect());
-    Resolver::with(config, options, &listed, Hosts::none(), Lifetimes::default()).unwrap()
+    Resolver::with(
+        config,
+        options,
+        &listed,
+        crate::resolver::AddressPolicy::any(),
+        Hosts::none(),
+        Lifetimes::default(),
+    )
+    .unwrap()
 }
 
 /// A wildcard record in a search domain of the node would send a user to a stranger.

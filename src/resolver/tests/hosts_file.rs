@@ -20,6 +20,7 @@ async fn start(text: &str) -> (Server, Resolver, TempDir) {
         config,
         ResolverOpts::default(),
         &crate::resolver::SearchDomains::Listed(Vec::new()),
+        crate::resolver::AddressPolicy::any(),
         hosts,
         Lifetimes::default(),
     )

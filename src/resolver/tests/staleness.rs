@@ -17,7 +17,9 @@ async fn known_for(stale: Duration) -> (Server, Resolver) {
     let lifetimes = Lifetimes { stale, ..Lifetimes::default() };
     let servers = NameServers::Listed(vec![server.address()]);
     let search = crate::resolver::SearchDomains::Listed(Vec::new());
-    let resolver = Resolver::with_lifetimes(&servers, &search, lifetimes).unwrap();
+    let resolver =
+        Resolver::with_lifetimes(&servers, &search, crate::resolver::AddressPolicy::any(), lifetimes)
+            .unwrap();
     assert_eq!(ask(&resolver, "a.test").await, ips(&["127.0.0.1"]));
     (server, resolver)
 }
