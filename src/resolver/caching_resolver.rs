@@ -123,8 +123,13 @@ impl Resolver {
         }
         let now = Instant::now();
         let hosts = self.names.hosts.check(now);
-        match self.names.table.drop_stale(host, now) {
-            Some(entry) if entry.source == NameSource::Hosts || now < entry.asked_at + ASKED_AGAIN => {
+        let entry = self.names.table.drop_stale(host, now);
+        // The file comes first also if it has changed, or if what was remembered of it has expired.
+        if let Some(known) = self.names.look_up_in_hosts(host, hosts, now) {
+            return known;
+        }
+        match entry {
+            Some(entry) if entry.source != NameSource::Hosts && now < entry.asked_at + ASKED_AGAIN => {
                 entry.known
             }
             _ => {

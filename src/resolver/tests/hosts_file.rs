@@ -103,3 +103,22 @@ async fn a_file_that_can_not_be_read_leaves_what_it_said() {
     pass(CHECK_INTERVAL).await;
     assert_eq!(at_once(&resolver, "a.test"), ips(&["127.0.0.6"]));
 }
+
+/// The name servers know another address, which must not take the place of the file's.
+#[tokio::test]
+async fn an_entry_counts_though_its_address_takes_no_connection() {
+    let (server, resolver, folder) = start("127.0.0.9 a.test\n").await;
+    let again = async |name| resolver.resolve_unreachable(&host(name)).await;
+    server.set("a.test", &["127.0.0.1"]);
+    server.set("b.test", &["127.0.0.1"]);
+    assert_eq!(again("a.test").await, ips(&["127.0.0.9"]), "no caller asked for it before");
+    pass(Lifetimes::default().max_ttl).await;
+    assert_eq!(again("a.test").await, ips(&["127.0.0.9"]), "what was remembered has expired");
+    assert_eq!(at_once(&resolver, "a.test"), ips(&["127.0.0.9"]));
+    assert_eq!(server.questions(), 0);
+    assert_eq!(ask(&resolver, "b.test").await, ips(&["127.0.0.1"]));
+    write(folder.path(), "127.0.0.9 a.test\n127.0.0.8 b.test\n");
+    pass(CHECK_INTERVAL).await;
+    assert_eq!(again("b.test").await, ips(&["127.0.0.8"]), "it was added since");
+    assert_eq!(at_once(&resolver, "b.test"), ips(&["127.0.0.8"]));
+}
