@@ -110,6 +110,11 @@ pub(crate) struct RunCommandArgs {
     #[arg(long, value_name = "DURATION", default_value = "1h", help_heading = "Forwarder")]
     pub(crate) max_tunnel_time: String,
 
+    /// How long a WebSocket may send nothing to its client until the forwarder sends a ping, so that the gateway's read
+    /// timeout does not close it; 0s turns this off
+    #[arg(long, value_name = "DURATION", default_value = "30s", help_heading = "Forwarder")]
+    pub(crate) ping_interval: String,
+
     /// Maximum number of requests on one connection to a workspace
     #[arg(long, value_name = "COUNT", default_value = "1000", help_heading = "Forwarder")]
     pub(crate) max_connection_requests: String,

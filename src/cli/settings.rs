@@ -201,6 +201,7 @@ fn forwarder_limits(checker: &mut Checker, args: &RunCommandArgs) -> Option<Forw
     let read = time("--read-timeout", &args.read_timeout);
     let idle = time("--idle-timeout", &args.idle_timeout);
     let tunnel = checker.duration_or_zero("--max-tunnel-time", &args.max_tunnel_time, MAX_TIME);
+    let ping = checker.duration_or_zero("--ping-interval", &args.ping_interval, MAX_TIME);
     let max_idle = checker.count("--max-idle-connections", &args.max_idle_connections, 1 << 20);
     let max_requests = checker.count("--max-connection-requests", &args.max_connection_requests, 1 << 30);
     Some(ForwarderLimits {
@@ -212,6 +213,7 @@ fn forwarder_limits(checker: &mut Checker, args: &RunCommandArgs) -> Option<Forw
         read: read?,
         idle: idle?,
         tunnel: tunnel.map(|most| Some(most).filter(|most| !most.is_zero()))?,
+        ping: ping.map(|interval| Some(interval).filter(|interval| !interval.is_zero()))?,
         max_idle: max_idle?,
         max_requests: u32::try_from(max_requests?).ok()?,
     })

@@ -189,6 +189,7 @@ fn tunnel(
         send: forwarder.limits.with(asked.upstream.timeouts()).send,
         // Up to a tenth less, so that tunnels that began together do not end together.
         life: forwarder.limits.tunnel.map(|most| most.mul_f64(1.0 - random_part() / 10.0)),
+        ping: forwarder.limits.ping,
         permit,
     }
 }

@@ -29,6 +29,8 @@ pub(crate) struct ForwarderLimits {
     /// How long a tunnel lives at most: after that its client has to ask again, and the plugins
     /// decide again. `None` for no limit.
     pub(crate) tunnel: Option<Duration>,
+    /// After how long without a byte to the client a WebSocket gets a ping. `None` for none.
+    pub(crate) ping: Option<Duration>,
     /// Idle connections to all workspaces. At the limit, the oldest one is closed.
     pub(crate) max_idle: usize,
     /// Requests on one connection to a workspace.
@@ -47,6 +49,7 @@ impl Default for ForwarderLimits {
             head: Duration::from_secs(10),
             idle: Duration::from_secs(60),
             tunnel: Some(Duration::from_secs(3600)),
+            ping: Some(Duration::from_secs(30)),
             max_idle: 320,
             max_requests: 1000,
         }

@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::buffered_stream::BufferedStream;
 use super::http::chunked::{self, ChunkError, Decoder, Piece};
 use super::http::framing::Framing;
-use super::http::websocket::{Frames, UpgradedProtocol};
+use super::http::websocket::{Frames, Pings, UpgradedProtocol};
 use super::write_buffer::WriteBuffer;
 use crate::route::stamp::STAMP_HEADER;
 
@@ -56,6 +56,8 @@ pub(super) struct Relay {
     unsent: WriteBuffer,
     /// The frames of a WebSocket.
     frames: Option<Frames>,
+    /// The forwarder's own pings, whose pongs do not pass. Present after the first one.
+    pings: Option<Box<Pings>>,
     has_moved: bool,
     has_sent: bool,
 }
@@ -85,7 +87,7 @@ impl Relay {
             Framing::Chunked => Left::Chunked(Decoder::default()),
             Framing::UntilClose => Left::UntilClose,
         };
-        Self { left, coding, unsent: before, frames: None, has_moved: false, has_sent: false }
+        Self { left, coding, unsent: before, frames: None, pings: None, has_moved: false, has_sent: false }
     }
 
     /// The bytes of one direction of a tunnel, up to its end.
@@ -97,10 +99,25 @@ impl Relay {
     /// Ends a tunnel's direction with this close frame, if a frame may begin here. Whatever
     /// else arrives is not passed on.
     pub(super) fn end_with(&mut self, frame: Vec<u8>) {
-        if self.frames.as_ref().is_some_and(Frames::is_between) && !matches!(self.left, Left::Nothing) {
+        self.insert(frame);
+        self.left = Left::Nothing;
+    }
+
+    /// Sends this frame, if a frame may begin here.
+    pub(super) fn insert(&mut self, frame: Vec<u8>) {
+        if self.may_insert() {
             self.unsent.bytes.extend(frame);
         }
-        self.left = Left::Nothing;
+    }
+
+    /// Whether a frame may begin here.
+    pub(super) fn may_insert(&self) -> bool {
+        self.frames.as_ref().is_some_and(Frames::may_insert) && !matches!(self.left, Left::Nothing)
+    }
+
+    /// A ping for the side that these bytes come from. Its pong does not pass.
+    pub(super) fn next_ping(&mut self) -> Vec<u8> {
+        self.pings.get_or_insert_with(|| Box::new(Pings::new())).next_ping()
     }
 
     /// Whether something was read or written since the last call.
@@ -187,6 +204,9 @@ impl Relay {
             if read.is_empty() {
                 return Poll::Ready(self.end());
             }
+            if self.remove_pongs(read) {
+                return Poll::Ready(Ok(()));
+            }
             self.has_moved = true;
             if self.coding == Coding::Plain && !matches!(self.left, Left::Chunked(_)) {
                 self.count(read);
@@ -199,8 +219,22 @@ impl Relay {
         })
     }
 
+    /// Takes these bytes without owed pongs, if any is owed. A pong alone is no activity.
+    fn remove_pongs(&mut self, bytes: &[u8]) -> bool {
+        let (Some(pings), Some(frames)) = (&mut self.pings, &mut self.frames) else { return false };
+        let is_owed = pings.is_owed();
+        if is_owed {
+            pings.remove_pongs(bytes, frames, &mut self.unsent.bytes);
+            self.has_moved |= !self.unsent.is_empty();
+        }
+        is_owed
+    }
+
     /// Takes as much of these bytes as belongs to the body, and says how much.
     fn take(&mut self, bytes: &[u8]) -> Result<usize, PassError> {
+        if matches!(self.left, Left::UntilClose) && self.remove_pongs(bytes) {
+            return Ok(bytes.len());
+        }
         let length = match &mut self.left {
             Left::Nothing => return Ok(0),
             Left::Chunked(_) => return self.take_chunks(bytes),
@@ -264,6 +298,9 @@ impl Relay {
             return Err(PassError::Ended);
         }
         self.left = Left::Nothing;
+        if let Some(pings) = &mut self.pings {
+            self.unsent.bytes.extend(pings.take_held());
+        }
         if self.coding != Coding::Plain {
             chunked::encode_end(b"", &mut self.unsent.bytes);
         }

@@ -38,6 +38,8 @@ pub(super) struct Tunnel {
     pub(super) send: Duration,
     /// How long it lives at most.
     pub(super) life: Option<Duration>,
+    /// After how long without a byte the client of a WebSocket gets a ping.
+    pub(super) ping: Option<Duration>,
     pub(super) permit: ConnectionPermit,
 }
 
@@ -54,7 +56,7 @@ impl Tunnel {
         deadline: CancellationToken,
         drain: DrainStart,
     ) {
-        let Self { workspace, counted, protocol, send, life, permit } = self;
+        let Self { workspace, counted, protocol, send, life, ping, permit } = self;
         let too_old = async {
             match life {
                 Some(life) => sleep(life).await,
@@ -63,6 +65,7 @@ impl Tunnel {
         };
         let mut ways =
             TunnelDirections::new(gateway.without_heads(), workspace.without_heads(), protocol, send);
+        ways.ping = ping.filter(|_| protocol == UpgradedProtocol::WebSocket).map(PingTimer::new);
         let ended = tokio::select! {
             ended = ways.both(|| counted.touch()) => ended,
             () = deadline.cancelled() => ways.close().await,
@@ -88,6 +91,30 @@ struct TunnelDirections<A, B> {
     /// Present while a side is waited for to take something.
     timer: Option<DeadlineTimer>,
     last_move: Instant,
+    ping: Option<PingTimer>,
+}
+
+/// When the client gets a ping. A gateway closes a connection on which nothing comes for the
+/// time of its `read` timeout.
+struct PingTimer {
+    interval: Duration,
+    timer: DeadlineTimer,
+    last_sent: Instant,
+}
+
+impl PingTimer {
+    fn new(interval: Duration) -> Self {
+        Self { interval, timer: DeadlineTimer::new(interval), last_sent: Instant::now() }
+    }
+
+    /// Whether nothing was sent for an interval.
+    fn is_due(&mut self, context: &mut Context<'_>) -> bool {
+        let mut is_due = false;
+        while self.timer.poll_over(self.last_sent + self.interval, context).is_ready() {
+            (self.last_sent, is_due) = (Instant::now(), true);
+        }
+        is_due
+    }
 }
 
 impl<A, B> TunnelDirections<A, B>
@@ -102,13 +129,17 @@ where
         send: Duration,
     ) -> Self {
         let (up, down) = (TunnelDirection::new(protocol), TunnelDirection::new(protocol));
-        Self { gateway, workspace, up, down, send, timer: None, last_move: Instant::now() }
+        Self { gateway, workspace, up, down, send, timer: None, last_move: Instant::now(), ping: None }
     }
 
     /// Passes on what can pass: whether each way has ended.
     fn poll(&mut self, context: &mut Context<'_>, is_active: &impl Fn()) -> io::Result<(bool, bool)> {
         let up = self.up.poll(&mut self.gateway, &mut self.workspace, context)?;
-        let down = self.down.poll(&mut self.workspace, &mut self.gateway, context)?;
+        let mut down = self.down.poll(&mut self.workspace, &mut self.gateway, context)?;
+        if self.needs_ping(context) {
+            self.down.relay.insert(self.up.relay.next_ping());
+            down = self.down.poll(&mut self.workspace, &mut self.gateway, context)?;
+        }
         let now = Instant::now();
         let (has_moved_up, has_moved_down) = (self.up.note_moves(now), self.down.note_moves(now));
         if has_moved_up {
@@ -117,8 +148,20 @@ where
         if has_moved_up || has_moved_down {
             self.last_move = now;
         }
+        if let Some(ping) = self.ping.as_mut().filter(|_| has_moved_down) {
+            ping.last_sent = now;
+        }
         self.check_stalled(context)?;
         Ok((up.is_ready(), down.is_ready()))
+    }
+
+    /// Whether a ping is due and can be sent. What waits for the client is sent before it, and
+    /// a side that has ended is not kept waiting.
+    fn needs_ping(&mut self, context: &mut Context<'_>) -> bool {
+        self.ping.as_mut().is_some_and(|ping| ping.is_due(context))
+            && [&self.up, &self.down].iter().all(|way| way.state == DirectionState::Passing)
+            && self.down.relay.may_insert()
+            && self.down.relay.waits_for() == WaitsFor::Reading
     }
 
     /// Fails once a side has taken nothing for too long. The time is shorter once the other

@@ -131,6 +131,42 @@ async fn a_tunnel_is_closed_once_it_is_too_old() {
     assert_eq!(gateway.exactly_bytes(3).await, [0x81, 1, b'b']);
 }
 
+/// The gateway's read timeout would close a WebSocket on which nothing comes.
+#[tokio::test]
+async fn a_silent_websocket_gets_pings_whose_pongs_do_not_pass() {
+    let ping = Some(std::time::Duration::from_millis(100));
+    let limits = |ping| crate::forwarder::ForwarderLimits { ping, ..Default::default() };
+    let served = Served::with(limits(ping), DRAIN).await;
+    let (mut gateway, mut inside) = agreed(&served, "websocket").await;
+    for _ in 0..2 {
+        let ping = gateway.exactly_bytes(10).await;
+        assert_eq!(ping[..2], [0x89, 8]);
+        // The pong comes in pieces, and a message follows in one piece with its end.
+        let pong = [&[0x8a, 0x88, 0, 0, 0, 0][..], &ping[2..]].concat();
+        gateway.write(&pong[..9]).await;
+        gateway.write([&pong[9..], &[0x81, 0x81, 0, 0, 0, 0, b'a'][..]].concat()).await;
+        assert_eq!(inside.exactly_bytes(7).await, [0x81, 0x81, 0, 0, 0, 0, b'a']);
+    }
+    // A pong to a ping of the workspace's passes while one of the forwarder's is owed.
+    gateway.exactly_bytes(10).await;
+    gateway.write([0x8a, 0x81, 0, 0, 0, 0, b'b']).await;
+    assert_eq!(inside.exactly_bytes(7).await, [0x8a, 0x81, 0, 0, 0, 0, b'b']);
+    // What is no WebSocket, and one within a frame or after its close, gets nothing inserted.
+    let (mut other, mut other_inside) = agreed(&served, "echo/1").await;
+    let (mut within, mut within_inside) = agreed(&served, "websocket").await;
+    let (mut closed, mut closed_inside) = agreed(&served, "websocket").await;
+    within_inside.write([0x81, 2, b'h']).await;
+    closed_inside.write([0x88, 0]).await;
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    other_inside.write("x").await;
+    within_inside.write("i").await;
+    closed_inside.finish_writing().await;
+    assert_eq!(other.exactly_bytes(1).await, b"x");
+    assert_eq!(within.exactly_bytes(4).await, [0x81, 2, b'h', b'i']);
+    assert_eq!(within.exactly_bytes(2).await, [0x89, 8]);
+    assert_eq!(closed.rest_bytes().await, [0x88, 0]);
+}
+
 /// Not all clients connect again in the same moment.
 #[tokio::test]
 async fn a_drain_closes_tunnels_one_after_the_other() {
