@@ -1,13 +1,13 @@
 //! Addresses that no workspace has: a name server, or a user whose workspace has a name, must
 //! not lead requests to the machine itself or to the cloud's metadata.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 use nix::ifaddrs::getifaddrs;
 
 /// Metadata services of clouds, and addresses that only a machine itself or its link has.
-const REFUSED: [&str; 15] = [
+const REFUSED: [&str; 17] = [
     "0.0.0.0/8",
     "127.0.0.0/8",
     "169.254.0.0/16",
@@ -26,6 +26,9 @@ const REFUSED: [&str; 15] = [
     "fd00:ec2::254/128",
     "fd20:ce::254/128",
     "fd00:42::42/128",
+    // Teredo, and NAT64 of one's own network: they lead to an IPv4 address that can't be told.
+    "2001::/32",
+    "64:ff9b:1::/48",
 ];
 
 /// Which addresses workspaces may have.
@@ -66,21 +69,18 @@ impl AddressPolicy {
 }
 
 /// The IPv4 address that an IPv6 address stands for: mapped and compatible (RFC 4291, section
-/// 2.5.5), NAT64 (RFC 6052, RFC 8215), 6to4 (RFC 3056) and Teredo (RFC 4380).
+/// 2.5.5), translated (RFC 7915), NAT64 (RFC 6052), 6to4 (RFC 3056) and ISATAP (RFC 5214).
 fn inner_address(address: IpAddr) -> Option<Ipv4Addr> {
     let IpAddr::V6(address) = address else { return None };
-    let last = |address: Ipv6Addr| {
-        let [.., a, b, c, d] = address.octets();
-        Ipv4Addr::new(a, b, c, d)
-    };
-    match address.segments() {
-        [0, 0, 0, 0, 0, 0xffff, ..] | [0x64, 0xff9b, 0, 0, 0, 0, ..] | [0x64, 0xff9b, 1, ..] => {
-            Some(last(address))
-        }
+    let segments = address.segments();
+    let [.., a, b, c, d] = address.octets();
+    let last = Some(Ipv4Addr::new(a, b, c, d));
+    match segments {
+        [0, 0, 0, 0, 0, 0xffff, ..] | [0, 0, 0, 0, 0xffff, 0, ..] | [0x64, 0xff9b, 0, 0, 0, 0, ..] => last,
         // `::` and `::1` are addresses of their own.
-        [0, 0, 0, 0, 0, 0, high, low] if high != 0 || low > 1 => Some(last(address)),
+        [0, 0, 0, 0, 0, 0, high, low] if high != 0 || low > 1 => last,
         [0x2002, high, low, ..] => Some(Ipv4Addr::from(u32::from(high) << 16 | u32::from(low))),
-        [0x2001, 0, ..] => Some(Ipv4Addr::from(!u32::from(last(address)))),
+        [_, _, _, _, 0 | 0x200, 0x5efe, ..] => last,
         _ => None,
     }
 }
@@ -141,8 +141,11 @@ mod tests {
             "64:ff9b:1::a9fe:a9fe",
             "2002:7f00:1::",
             "2002:a9fe:a9fe::1",
-            // Teredo holds the address inverted.
             "2001:0:1:2:3:4:5601:5601",
+            "64:ff9b:1:a9fe:a9:fe00:808:808",
+            "::ffff:0:169.254.169.254",
+            "fd00::5efe:127.0.0.1",
+            "2001:db8::200:5efe:169.254.169.254",
         ] {
             assert!(!permits(&policy, address), "{address}");
             assert!(permits(&AddressPolicy::any(), address), "{address}");
@@ -158,6 +161,8 @@ mod tests {
             "2001:db8::1",
             "::ffff:10.0.0.1",
             "64:ff9b::10.0.0.1",
+            "::ffff:0:10.0.0.1",
+            "fd00::5efe:10.0.0.1",
         ] {
             assert!(permits(&policy, address), "{address}");
         }

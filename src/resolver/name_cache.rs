@@ -142,6 +142,7 @@ impl NameCache {
         self.table.change(name, now, |entry| {
             if entry.source != NameSource::Hosts && entry.known.is_ok() {
                 entry.source = NameSource::FailingDns;
+                entry.asked_at = now;
                 entry.due_at = (now + RETRY_TIME).min(entry.kept_until);
             }
         })
