@@ -27,6 +27,8 @@ mod relay;
 mod stamped_request;
 mod exchange_failure;
 mod subjects;
+mod strangers;
+mod refusal_log;
 mod counters;
 mod tasks;
 mod state;

@@ -208,6 +208,7 @@ fn forwarder_limits(checker: &mut Checker, args: &RunCommandArgs) -> Option<Forw
         max_connections: max_connections?,
         max_of_subject: max_of_subject?,
         head: head?,
+        first_byte: ForwarderLimits::default().first_byte,
         connect: connect?,
         send: send?,
         read: read?,

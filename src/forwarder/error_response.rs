@@ -15,6 +15,7 @@ use super::buffered_stream::BufferedStream;
 use super::exchange_failure::ExchangeFailure;
 use super::http::head::{HeaderField, RawRequestHead};
 use super::http::headers::{Persistence, write_response_of_ours};
+use super::refusal_log::Cause;
 use super::relay::Relay;
 use super::stamped_request::RequestError;
 use super::state::Forwarder;
@@ -61,7 +62,10 @@ pub(super) async fn respond(
     let Some(refusal) = failure.refusal() else {
         if matches!(failure, ExchangeFailure::BrokenOff(_)) {
             forwarder.counters.count(BROKEN_OFF);
-            tracing::info!(request_id, code = BROKEN_OFF, reason = %failure, "response broke off");
+            if let Some(left_out) = forwarder.refusal_log.note(Cause::Stamped(BROKEN_OFF)) {
+                let left_out = (left_out > 0).then_some(left_out);
+                tracing::info!(request_id, code = BROKEN_OFF, reason = %failure, left_out, "response broke off");
+            }
         } else {
             tracing::debug!(request_id, reason = %failure, "exchange broke off");
         }
@@ -73,11 +77,7 @@ pub(super) async fn respond(
     let head = RawRequestHead::parse(gateway.used()).ok();
     let code = refusal.code();
     forwarder.counters.count(code);
-    if needs_attention(failure) {
-        tracing::warn!(request_id, code, reason = %failure, "request refused");
-    } else {
-        tracing::info!(request_id, code, reason = %failure, "request refused");
-    }
+    log(forwarder, &request_id, code, failure);
     let persistence = if body.is_some() { Persistence::KeepAlive } else { Persistence::Close };
     let bytes = match failure {
         ExchangeFailure::Request(RequestError::Connect) => {
@@ -104,6 +104,23 @@ fn readable(mut body: Relay, gateway: &mut BufferedStream<TcpStream>) -> Option<
     body.take_early(gateway).ok()?;
     let is_short = body.left().is_some_and(|left| left <= MAX_DISCARDED as u64);
     is_short.then_some(body)
+}
+
+/// Logs a refusal, unless there were many of the same cause.
+fn log(forwarder: &Forwarder, request_id: &str, code: &'static str, failure: &ExchangeFailure) {
+    let cause = match failure {
+        // Any process of this machine can cause these without a stamp.
+        ExchangeFailure::Request(error) => Cause::Stranger(error.to_string()),
+        ExchangeFailure::Late => Cause::Stranger(code.to_owned()),
+        _ => Cause::Stamped(code),
+    };
+    let Some(left_out) = forwarder.refusal_log.note(cause) else { return };
+    let left_out = (left_out > 0).then_some(left_out);
+    if needs_attention(failure) {
+        tracing::warn!(request_id, code, reason = %failure, left_out, "request refused");
+    } else {
+        tracing::info!(request_id, code, reason = %failure, left_out, "request refused");
+    }
 }
 
 /// Whether an administrator should look at a failure. A bad stamp or a malformed request is

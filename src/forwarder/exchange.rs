@@ -24,6 +24,7 @@ use super::relay::{Coding, PassError, Relay};
 use super::stamped_request::{RequestError, StampedRequest};
 use super::state::ConnectionPermit;
 use super::state::Forwarder;
+use super::strangers::ConnectionPlace;
 use super::subjects::Use;
 use super::tasks::random_part;
 use super::transfer::{Ended, Transfer};
@@ -58,6 +59,7 @@ impl From<RestOfRequest> for AfterExchange {
 pub(super) async fn run(
     forwarder: &Arc<Forwarder>,
     gateway: &mut BufferedStream<TcpStream>,
+    place: &mut ConnectionPlace,
     timer: &mut DeadlineTimer,
     stop: &CancellationToken,
 ) -> AfterExchange {
@@ -69,14 +71,17 @@ pub(super) async fn run(
                 _ => None,
             };
             let body = body.map(|framing| Relay::new(WriteBuffer::default(), framing, Coding::Plain));
-            return error_response::respond(forwarder, gateway, &error.into(), body, More::Nothing)
-                .await
-                .into();
+            let failure = error.into();
+            let responding = error_response::respond(forwarder, gateway, &failure, body, More::Nothing);
+            return place.while_kept(responding).await.map_or(AfterExchange::End, Into::into);
         }
     };
     let before = WriteBuffer::new(std::mem::take(&mut asked.head));
     let mut upload = Relay::new(before, asked.framing, upload_coding(asked.framing));
     let exchanged = match upload.take_early(gateway) {
+        Ok(()) if !place.know(&forwarder.sockets) => {
+            Err(ExchangeFailure::Busy(forwarder.limits.max_connections))
+        }
         Ok(()) => exchange(forwarder, gateway, &asked, &mut upload, timer, stop).await,
         Err(PassError::Malformed(error)) => Err(ExchangeFailure::Body(error)),
         Err(_) => Err(ExchangeFailure::Gone),

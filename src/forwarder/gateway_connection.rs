@@ -7,8 +7,7 @@ use std::task::{Poll, ready};
 use std::time::Duration;
 
 use tokio::net::TcpStream;
-use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
 use super::buffered_stream::BufferedStream;
@@ -19,6 +18,7 @@ use super::exchange_failure::ExchangeFailure;
 use super::http::head::{HeadEnd, HeadError};
 use super::stamped_request::RequestError;
 use super::state::Forwarder;
+use super::strangers::ConnectionPlace;
 use crate::refusal::More;
 
 /// How long a connection of the gateway may be idle. The gateway itself closes idle
@@ -33,15 +33,35 @@ const DRAIN_IDLE: Duration = Duration::from_millis(500);
 pub(super) async fn serve(
     forwarder: Arc<Forwarder>,
     stream: TcpStream,
-    socket: OwnedSemaphorePermit,
+    mut place: ConnectionPlace,
     stop: CancellationToken,
 ) {
     let mut gateway = BufferedStream::new(stream);
     let mut timer = DeadlineTimer::new(IDLE);
     let mut stopped = pin!(stop.cancelled());
     loop {
-        match read_head(&forwarder, &mut gateway, &mut timer, stopped.as_mut(), &stop).await {
-            Head::Whole(length) => gateway.use_up(length),
+        let reading =
+            read_head(&forwarder, &mut gateway, &mut timer, stopped.as_mut(), &stop, place.is_stranger());
+        let Some(head) = place.while_kept(reading).await else { return };
+        let failure = match head {
+            Head::Whole(length) => {
+                gateway.use_up(length);
+                match exchange::run(&forwarder, &mut gateway, &mut place, &mut timer, &stop).await {
+                    AfterExchange::Request => {
+                        gateway.forget_used();
+                        continue;
+                    }
+                    AfterExchange::End => return,
+                    AfterExchange::Tunnel(tunnel) => {
+                        // A tunnel lives long, so it gets a small task of its own.
+                        forwarder.tasks.spawn_closing(|deadline, drain| async move {
+                            tunnel.run(gateway, deadline, drain).await;
+                            drop(place);
+                        });
+                        return;
+                    }
+                }
+            }
             Head::None => return,
             Head::Successors => {
                 if forwarder.succession.hand_over_requests(&gateway.stream).await {
@@ -49,61 +69,13 @@ pub(super) async fn serve(
                 }
                 continue;
             }
-            Head::Malformed(error) => {
-                gateway.use_up(gateway.unused().len());
-                error_response::respond(
-                    &forwarder,
-                    &mut gateway,
-                    &RequestError::from(error).into(),
-                    None,
-                    More::Nothing,
-                )
-                .await;
-                return;
-            }
-            Head::Late => {
-                gateway.use_up(gateway.unused().len());
-                error_response::respond(
-                    &forwarder,
-                    &mut gateway,
-                    &ExchangeFailure::Late,
-                    None,
-                    More::Nothing,
-                )
-                .await;
-                return;
-            }
-        }
-        match exchange::run(&forwarder, &mut gateway, &mut timer, &stop).await {
-            AfterExchange::Request => gateway.forget_used(),
-            AfterExchange::End => return,
-            AfterExchange::Tunnel(tunnel) => {
-                // A tunnel lives long, so it gets a small task of its own.
-                forwarder.tasks.spawn_closing(|deadline, drain| async move {
-                    tunnel.run(gateway, deadline, drain).await;
-                    drop(socket);
-                });
-                return;
-            }
-        }
-    }
-}
-
-/// Refuses the first request of a connection beyond the limit.
-pub(super) async fn turn_away(forwarder: Arc<Forwarder>, stream: TcpStream, stop: CancellationToken) {
-    let mut gateway = BufferedStream::new(stream);
-    let mut timer = DeadlineTimer::new(forwarder.limits.head);
-    let stopped = pin!(stop.cancelled());
-    let head = read_head(&forwarder, &mut gateway, &mut timer, stopped, &stop);
-    match timeout(forwarder.limits.head, head).await {
-        Ok(Head::Whole(length)) => {
-            gateway.use_up(length);
-            let busy = ExchangeFailure::Busy(forwarder.limits.max_connections);
-            error_response::respond(&forwarder, &mut gateway, &busy, None, More::Nothing).await;
-        }
-        Ok(Head::Successors) => drop(forwarder.succession.hand_over_requests(&gateway.stream).await),
-        // A connection that sends nothing meanwhile is closed.
-        _ => {}
+            Head::Malformed(error) => RequestError::from(error).into(),
+            Head::Late => ExchangeFailure::Late,
+        };
+        gateway.use_up(gateway.unused().len());
+        let responding = error_response::respond(&forwarder, &mut gateway, &failure, None, More::Nothing);
+        place.while_kept(responding).await;
+        return;
     }
 }
 
@@ -126,9 +98,11 @@ async fn read_head(
     timer: &mut DeadlineTimer,
     mut stopped: Pin<&mut WaitForCancellationFuture<'_>>,
     stop: &CancellationToken,
+    is_stranger: bool,
 ) -> Head {
     let mut end = HeadEnd::default();
-    let mut idle_until = Instant::now() + IDLE;
+    let idle = if is_stranger { forwarder.limits.first_byte } else { IDLE };
+    let mut idle_until = Instant::now() + idle;
     let mut late_at = None;
     let mut is_draining = false;
     poll_fn(|context| {
@@ -151,7 +125,8 @@ async fn read_head(
                 is_draining = true;
                 idle_until = idle_until.min(Instant::now() + DRAIN_IDLE);
             }
-            if is_draining && forwarder.succession.is_ready() {
+            // A successor takes what it is handed for the gateway's.
+            if is_draining && !is_stranger && forwarder.succession.is_ready() {
                 return Poll::Ready(Head::Successors);
             }
             ready!(timer.poll_over(idle_until, context));

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::strangers::MAX_STRANGERS;
 use apisix_plugin_runner::upstream::Timeouts;
 
 /// How many connections of the gateway may be open for each that is in use. Idle
@@ -24,6 +25,9 @@ pub(crate) struct ForwarderLimits {
     pub(crate) read: Duration,
     /// How long the gateway may take for a request's head, from its first byte on.
     pub(crate) head: Duration,
+    /// How long a connection may be silent before its first request. The gateway sends a request
+    /// as soon as it is connected.
+    pub(crate) first_byte: Duration,
     /// How long a connection to a workspace is kept for its next request.
     pub(crate) idle: Duration,
     /// How long a tunnel lives at most: after that its client has to ask again, and the plugins
@@ -47,6 +51,7 @@ impl Default for ForwarderLimits {
             send: Duration::from_secs(300),
             read: Duration::from_secs(300),
             head: Duration::from_secs(10),
+            first_byte: Duration::from_secs(3),
             idle: Duration::from_secs(60),
             tunnel: Some(Duration::from_secs(3600)),
             ping: Some(Duration::from_secs(30)),
@@ -59,7 +64,7 @@ impl Default for ForwarderLimits {
 impl ForwarderLimits {
     /// How many connections there may be in total, of the gateway and to workspaces.
     pub(crate) fn most_connections(&self) -> usize {
-        (SOCKETS_PER_PERMIT + 1) * self.max_connections + self.max_idle
+        (SOCKETS_PER_PERMIT + 1) * self.max_connections + self.max_idle + MAX_STRANGERS
     }
 
     /// The timeouts of one exchange: those that a plugin chose, or these limits.

@@ -9,13 +9,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::gateway_connection;
 use super::state::Forwarder;
+use super::strangers::ConnectionPlace;
 
 /// How long the forwarder accepts nothing after a failure such as running out of file
 /// descriptors, which ends only when other connections are closed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
 
-/// The refusal code of a connection that is closed without a response, because too many
-/// others wait for theirs.
+/// The refusal code of a connection that is closed without a response: it was the oldest one
+/// without a valid stamp, and there were too many.
 pub(super) const CLOSED_UNANSWERED: &str = "closed-unanswered";
 
 impl Forwarder {
@@ -35,7 +36,7 @@ impl Forwarder {
         let accepting = async {
             loop {
                 let stream = accept(&listener).await;
-                self.admit(stream, &stop);
+                self.admit_stranger(stream, &stop);
             }
         };
         tokio::select! {
@@ -49,33 +50,38 @@ impl Forwarder {
         self.tasks.finish(drain).await;
     }
 
-    /// Serves a connection if the limit allows it. Otherwise responds that there are too
-    /// many connections.
+    /// Serves a connection that a predecessor has handed over. The predecessor has seen a valid
+    /// stamp on it.
     pub(crate) fn admit(self: &Arc<Self>, stream: TcpStream, stop: &CancellationToken) {
-        let forwarder = Arc::clone(self);
-        if let Ok(socket) = Arc::clone(&self.sockets).try_acquire_owned() {
-            self.tasks.spawn(gateway_connection::serve(forwarder, stream, socket, stop.clone()));
-        } else if let Ok(permit) = Arc::clone(&self.turned_away).try_acquire_owned() {
-            let refusing = gateway_connection::turn_away(forwarder, stream, stop.clone());
-            self.tasks.spawn(async move {
-                refusing.await;
-                drop(permit);
-            });
-        } else {
+        match Arc::clone(&self.sockets).try_acquire_owned() {
+            Ok(permit) => self.serve_at(ConnectionPlace::Known { _permit: permit }, stream, stop),
+            Err(_) => self.admit_stranger(stream, stop),
+        }
+    }
+
+    /// Serves a new connection. If there are too many without a valid stamp, the oldest one is
+    /// closed.
+    fn admit_stranger(self: &Arc<Self>, stream: TcpStream, stop: &CancellationToken) {
+        let (place, has_replaced) = self.strangers.enter();
+        if has_replaced {
             self.counters.count(CLOSED_UNANSWERED);
             self.limit_log.turn_away();
         }
+        self.serve_at(ConnectionPlace::Stranger(place), stream, stop);
+    }
+
+    fn serve_at(self: &Arc<Self>, place: ConnectionPlace, stream: TcpStream, stop: &CancellationToken) {
+        self.tasks.spawn(gateway_connection::serve(Arc::clone(self), stream, place, stop.clone()));
     }
 
     /// Serves the connections in the listener's queue, which closing it would reset.
     fn serve_queued(self: &Arc<Self>, listener: TcpListener, stop: &CancellationToken) {
         let Ok(queue) = listener.into_std() else { return };
         // A connection beyond the limit stays in the queue, which a successor may share.
-        while let Ok(socket) = Arc::clone(&self.sockets).try_acquire_owned() {
+        while let Some(place) = self.strangers.enter_free() {
             let Ok((stream, _)) = queue.accept() else { return };
             if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
-                let serving = gateway_connection::serve(Arc::clone(self), stream, socket, stop.clone());
-                self.tasks.spawn(serving);
+                self.serve_at(ConnectionPlace::Stranger(place), stream, stop);
             }
         }
     }

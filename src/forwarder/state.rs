@@ -7,6 +7,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::counters::Counters;
 use super::limits::{ForwarderLimits, SOCKETS_PER_PERMIT};
+use super::refusal_log::RefusalLog;
+use super::strangers::{MAX_STRANGERS, Strangers};
 use super::subjects::Subjects;
 use super::tasks::ForwarderTasks;
 use super::workspace::pool::Pool;
@@ -15,10 +17,6 @@ use super::workspace::tls::{CertificateTrust, Tls};
 use crate::resolver::Resolver;
 use crate::route::stamp::StampKey;
 use apisix_plugin_runner::listener::{LimitLog, Succession};
-
-/// How many connections beyond the limit get a response that says so at a time. Others are
-/// closed at once.
-pub(super) const MAX_TURNED_AWAY: usize = 64;
 
 /// Permission for one of `max_connections` requests and tunnels.
 pub(super) type ConnectionPermit = OwnedSemaphorePermit;
@@ -31,10 +29,11 @@ pub(crate) struct Forwarder {
     pub(super) pool: Arc<Pool>,
     /// For requests under way and tunnels.
     pub(super) permits: Arc<Semaphore>,
-    /// For connections of the gateway, in use or idle.
+    /// For connections of the gateway, in use or idle: those that have sent a valid stamp.
     pub(super) sockets: Arc<Semaphore>,
-    pub(super) turned_away: Arc<Semaphore>,
+    pub(super) strangers: Arc<Strangers>,
     pub(super) limit_log: LimitLog,
+    pub(super) refusal_log: RefusalLog,
     pub(super) succession: Arc<Succession>,
     pub(super) start_times: StartTimes,
     pub(super) tls: Tls,
@@ -58,8 +57,9 @@ impl Forwarder {
             pool: Arc::new(Pool::new(limits.max_idle, limits.idle)),
             permits: Arc::new(Semaphore::new(limits.max_connections)),
             sockets: Arc::new(Semaphore::new(SOCKETS_PER_PERMIT * limits.max_connections)),
-            turned_away: Arc::new(Semaphore::new(MAX_TURNED_AWAY)),
-            limit_log: LimitLog::new(limits.max_connections, "--max-forwarder-connections"),
+            strangers: Arc::default(),
+            limit_log: LimitLog::new(MAX_STRANGERS, "end the process that connects and sends no request"),
+            refusal_log: RefusalLog::default(),
             limits,
             succession,
             start_times: StartTimes::default(),

@@ -1,7 +1,7 @@
 //! Connections: reuse, limits, the drain.
 
 use super::super::listener::CLOSED_UNANSWERED;
-use super::super::state::MAX_TURNED_AWAY;
+use super::super::strangers::MAX_STRANGERS;
 use super::super::workspace::connection::WorkspaceConnection;
 use super::super::workspace::pool::Destination;
 use super::super::workspace::pool::Pool;
@@ -210,34 +210,84 @@ async fn the_number_of_connections_is_limited() {
     within(async { while served.first_answer().await != "HTTP/1.1 403" {} }).await;
 }
 
-/// Idle ones as well: twice as many as may be in use are served, some more are told that
-/// there are too many, and others not even that.
+/// Connections that have sent a valid stamp count, in use or idle: twice as many as may be in use.
 #[tokio::test]
 async fn the_number_of_open_connections_is_limited() {
     let limits = ForwarderLimits { max_connections: 1, ..ForwarderLimits::default() };
-    let served = Served::with(limits, DRAIN).await;
+    let (served, workspace) = (Served::with(limits, DRAIN).await, Workspace::new().await);
+    let mut inside = None;
     let mut idle = Vec::new();
     for _ in 0..2 {
         let mut peer = served.connect().await;
-        peer.write("GET / HTTP/1.1\r\nHost: h\r\n\r\n").await;
-        assert_refused(&peer.response().await, 403, "stamp-refused");
+        peer.write(served.get("/", &workspace)).await;
+        if inside.is_none() {
+            inside = Some(workspace.accept().await);
+        }
+        let inside = inside.as_mut().unwrap();
+        inside.head().await;
+        inside.answer("").await;
+        peer.response().await;
         idle.push(peer);
     }
-    let mut told = Vec::new();
-    for _ in 0..MAX_TURNED_AWAY {
-        told.push(served.connect().await);
+    let mut third = served.connect().await;
+    third.write(served.get("/", &workspace)).await;
+    assert_refused(&third.response().await, 503, "runner-busy");
+    // An idle connection that ends makes room.
+    drop(idle.pop());
+    within(async {
+        while served.forwarder.sockets.available_permits() == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    third.write(served.get("/again", &workspace)).await;
+    assert!(inside.unwrap().head().await.starts_with("GET /again "));
+}
+
+/// Any process of the machine can connect, and send nothing or a part of a head.
+#[tokio::test]
+async fn silent_connections_keep_no_request_out() {
+    let (served, workspace) = (Served::new().await, Workspace::new().await);
+    let mut silent = Vec::new();
+    for number in 0..=MAX_STRANGERS {
+        let mut peer = served.connect().await;
+        if number % 2 == 0 {
+            peer.write("GET / HTTP/1.1\r\nHost: h\r\n").await;
+        }
+        silent.push(peer);
     }
-    let mut closed = served.connect().await;
-    assert_eq!(closed.rest().await, "");
-    for mut peer in told {
-        peer.write("GET / HTTP/1.1\r\nHost: h\r\n\r\n").await;
-        assert_refused(&peer.response().await, 503, "runner-busy");
+    assert_eq!(silent[0].rest().await, "", "the oldest one is closed");
+    let mut gateway = served.connect().await;
+    gateway.write(served.get("/", &workspace)).await;
+    let mut inside = workspace.accept().await;
+    inside.head().await;
+    // A connection that has sent a stamp is none of them from here on.
+    for _ in 0..MAX_STRANGERS {
+        silent.push(served.connect().await);
     }
-    let refused = served.forwarder.counters.refused();
-    assert_eq!(refused[CLOSED_UNANSWERED], 1);
-    assert_eq!(refused["runner-busy"], MAX_TURNED_AWAY as u64);
-    idle[0].write("GET / HTTP/1.1\r\nHost: h\r\n\r\n").await;
-    assert_refused(&idle[0].response().await, 403, "stamp-refused");
+    inside.answer("hello").await;
+    assert_eq!(gateway.response().await.1, "hello");
+    assert!(served.forwarder.counters.refused()[CLOSED_UNANSWERED] > 1);
+}
+
+/// The second one has sent a request without a stamp, which proves nothing.
+#[tokio::test]
+async fn a_connection_without_a_stamp_has_a_short_time_to_its_first_byte() {
+    let first_byte = Duration::from_millis(200);
+    let limits = ForwarderLimits { first_byte, ..ForwarderLimits::default() };
+    let (served, workspace) = (Served::with(limits, DRAIN).await, Workspace::new().await);
+    let (mut silent, mut stranger) = (served.connect().await, served.connect().await);
+    stranger.write("GET / HTTP/1.1\r\nHost: h\r\n\r\n").await;
+    assert_refused(&stranger.response().await, 403, "stamp-refused");
+    let mut gateway = served.connect().await;
+    gateway.write(served.get("/", &workspace)).await;
+    let mut inside = workspace.accept().await;
+    inside.head().await;
+    inside.answer("").await;
+    gateway.response().await;
+    assert_eq!((silent.rest().await, stranger.rest().await), (String::new(), String::new()));
+    gateway.write(served.get("/again", &workspace)).await;
+    assert!(inside.head().await.starts_with("GET /again "));
 }
 
 #[tokio::test]
