@@ -124,9 +124,14 @@ async fn exchange(
 ) -> Result<AfterExchange, ExchangeFailure> {
     let permit = Arc::clone(&forwarder.permits).try_acquire_owned();
     let permit = permit.map_err(|_| ExchangeFailure::Busy(forwarder.limits.max_connections))?;
-    let most = forwarder.limits.max_of_subject;
+    let (most, free) = (forwarder.limits.max_of_subject, forwarder.permits.available_permits() + 1);
     let counted = forwarder.subjects.begin(asked.upstream.subject(), most);
     let counted = counted.ok_or(ExchangeFailure::SubjectBusy(most))?;
+    if let Some(open) = counted.others_open()
+        && forwarder.limits.is_unfair(open, free)
+    {
+        return Err(ExchangeFailure::UnfairShare { open, free });
+    }
     let addresses = forwarder.resolver.resolve(asked.upstream.host()).await?;
     let destination = Destination::of(&asked.upstream);
     let pooled = forwarder.pool.take(&destination, &addresses);

@@ -33,6 +33,11 @@ pub(super) enum ExchangeFailure {
     Busy(usize),
     #[error("subject: the limit of {0} requests under way and tunnels is reached")]
     SubjectBusy(usize),
+    /// Few places are left, and they are for subjects that have fewer.
+    #[error(
+        "subject: it has {open} requests under way and tunnels, and {free} places are left for all subjects"
+    )]
+    UnfairShare { open: usize, free: usize },
     #[error("resolver: {0}")]
     Resolve(#[from] ResolveError),
     #[error("workspace: {0}")]
@@ -102,7 +107,7 @@ impl ExchangeFailure {
             Self::Request(_) | Self::Body(_) => Refusal::RequestMalformed,
             Self::Late | Self::LateBody(_) => Refusal::RequestLate,
             Self::Busy(_) | Self::Connect(ConnectError::NoMeans(_)) => Refusal::RunnerBusy,
-            Self::SubjectBusy(_) => Refusal::TooManyConnections,
+            Self::SubjectBusy(_) | Self::UnfairShare { .. } => Refusal::TooManyConnections,
             Self::Resolve(ResolveError::NotFound) => Refusal::WorkspaceNotFound,
             Self::Resolve(ResolveError::NotAllowed) => Refusal::AddressNotAllowed,
             Self::Resolve(ResolveError::Unavailable) => Refusal::ResolverUnavailable,
@@ -157,6 +162,11 @@ mod tests {
             ExchangeFailure::SubjectBusy(7),
             "too-many-connections",
             "subject: the limit of 7 requests under way and tunnels is reached",
+        );
+        check(
+            ExchangeFailure::UnfairShare { open: 7, free: 5 },
+            "too-many-connections",
+            "subject: it has 7 requests under way and tunnels, and 5 places are left for all subjects",
         );
         check(ResolveError::NotFound, "workspace-not-found", "resolver: the name does not exist");
         check(ResolveError::Unavailable, "resolver-unavailable", "resolver: no name server could say");

@@ -9,6 +9,10 @@ use apisix_plugin_runner::upstream::Timeouts;
 /// connections cost little, and each worker of the gateway keeps some.
 pub(super) const SOCKETS_PER_PERMIT: usize = 2;
 
+/// While places are scarce, a subject may have one of so many free places. An editor has about
+/// ten connections, so it is refused only if fewer than a hundred places are free.
+const SHARE: usize = 8;
+
 /// What the forwarder does not exceed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ForwarderLimits {
@@ -67,6 +71,17 @@ impl ForwarderLimits {
         (SOCKETS_PER_PERMIT + 1) * self.max_connections + self.max_idle + MAX_STRANGERS
     }
 
+    /// Whether a subject with this many open requests and tunnels may have no further one while
+    /// only so many places are free.
+    ///
+    /// Once three quarters of the places are taken, a subject may have an eighth of those that are
+    /// free. So each subject that takes what it can get leaves eight times as much to the next
+    /// ones, and the last places are for subjects without any (the dynamic thresholds of
+    /// Choudhury and Hahne, 1998, for buffers that queues share).
+    pub(super) fn is_unfair(&self, open: usize, free: usize) -> bool {
+        free <= self.max_connections.div_ceil(4) && open.saturating_mul(SHARE) >= free && open > 0
+    }
+
     /// The timeouts of one exchange: those that a plugin chose, or these limits.
     pub(super) fn with(&self, chosen: Timeouts) -> ExchangeTimeouts {
         ExchangeTimeouts {
@@ -83,4 +98,44 @@ pub(super) struct ExchangeTimeouts {
     pub(super) connect: Duration,
     pub(super) send: Duration,
     pub(super) read: Duration,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many places each of these subjects gets, one after the other, if each takes all that
+    /// it can get, and how many are left.
+    fn greedy(limits: &ForwarderLimits, subjects: usize) -> (Vec<usize>, usize) {
+        let (mut open, mut free) = (vec![0; subjects], limits.max_connections);
+        loop {
+            let before = free;
+            for open in &mut open {
+                while free > 0 && *open < limits.max_of_subject && !limits.is_unfair(*open, free) {
+                    *open += 1;
+                    free -= 1;
+                }
+            }
+            if free == before {
+                return (open, free);
+            }
+        }
+    }
+
+    #[test]
+    fn subjects_that_take_what_they_get_leave_a_place_for_the_next() {
+        let limits = ForwarderLimits::default();
+        let (of_four, _) = greedy(&limits, 4);
+        assert_eq!(of_four, [limits.max_of_subject; 4], "no limit while there is room");
+        for subjects in [16, 17, 32] {
+            let (open, free) = greedy(&limits, subjects);
+            assert!(free > 0 && open.iter().all(|open| *open > 0), "{subjects}: {free}");
+        }
+        assert!(greedy(&limits, 16).1 > 500, "room for fifty editors");
+        for max_connections in [2, 3, 4, 5, 10] {
+            let limits = ForwarderLimits { max_connections, max_of_subject: 100, ..limits.clone() };
+            assert!(greedy(&limits, 1).1 > 0);
+        }
+        assert_eq!(greedy(&ForwarderLimits { max_connections: 1, ..limits }, 1), (vec![1], 0));
+    }
 }

@@ -128,6 +128,11 @@ impl Drop for Held {
 }
 
 impl Use {
+    /// How many other requests and tunnels the subject has; `None` without a subject.
+    pub(super) fn others_open(&self) -> Option<usize> {
+        self.0.as_ref().map(|held| held.subject.open.load(Ordering::Relaxed).saturating_sub(1))
+    }
+
     /// Counts on for a tunnel to this upstream.
     pub(super) fn into_tunnel(self, to: Upstream) -> TunnelUse {
         let number = self.0.as_ref().map_or(0, |held| {

@@ -331,6 +331,37 @@ async fn one_user_has_only_so_many_connections() {
     assert!(known()[0].tunnels.is_empty());
 }
 
+/// Sixteen users with 256 connections each would take all 4096 places.
+#[tokio::test]
+async fn many_greedy_users_leave_a_place_for_the_next_user() {
+    let limits = ForwarderLimits { max_connections: 64, max_of_subject: 8, ..ForwarderLimits::default() };
+    let (served, workspace) = (Served::with(limits, DRAIN).await, Workspace::new().await);
+    let (mut held, mut refused) = (Vec::new(), 0);
+    for subject in 0..12 {
+        for _ in 0..8 {
+            let mut gateway = served.connect().await;
+            gateway.write(served.get_of(&format!("greedy-{subject}"), &workspace)).await;
+            tokio::select! {
+                mut inside = workspace.accept() => {
+                    inside.head().await;
+                    held.push((gateway, inside));
+                }
+                response = gateway.response() => {
+                    assert_refused(&response, 429, "too-many-connections");
+                    refused += 1;
+                }
+            }
+        }
+    }
+    assert!(refused > 0 && held.len() < 64, "{}", held.len());
+    let mut alice = served.connect().await;
+    alice.write(served.get("/", &workspace)).await;
+    let mut inside = workspace.accept().await;
+    inside.head().await;
+    inside.answer("hello").await;
+    assert_eq!(alice.response().await.1, "hello");
+}
+
 #[tokio::test]
 async fn a_drain_finishes_requests_and_closes_idle_connections() {
     let (served, workspace) = (Served::new().await, Workspace::new().await);

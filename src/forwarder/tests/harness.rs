@@ -87,6 +87,14 @@ impl Served {
         format!("X-Kube-Coders-Stamp: {}\r\n", self.stamp_until(to.address, expires))
     }
 
+    /// A request of this subject.
+    pub(super) fn get_of(&self, subject: &str, to: &Workspace) -> String {
+        let upstream: Upstream = format!("http://{}", to.address).parse().unwrap();
+        let expires = SystemTime::now() + Duration::from_secs(60);
+        let stamp = self.key.make(&upstream.for_subject(subject).unwrap(), expires);
+        format!("GET / HTTP/1.1\r\nHost: h\r\nX-Kube-Coders-Stamp: {stamp}\r\n\r\n")
+    }
+
     pub(super) fn get(&self, target: &str, to: &Workspace) -> String {
         format!("GET {target} HTTP/1.1\r\nHost: code.example\r\n{}\r\n", self.stamp(to))
     }
