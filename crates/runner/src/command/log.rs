@@ -20,6 +20,10 @@ use crate::call_context;
 /// hundred bytes.
 const QUEUED_LINES: usize = 8192;
 
+/// How many bytes of a line's message and fields are written. A certificate or an error of a
+/// library can be long.
+const MAX_SHOWN: usize = 16 * 1024;
+
 /// Libraries whose lines below `warn` are only shown if a directive names the library, or
 /// at the level `trace`.
 const CHATTY: [&str; 9] = [
@@ -143,13 +147,47 @@ where
         write!(writer, "{plain} {:>5} ", event.metadata().level())?;
         call_context::write_current(&mut writer)?;
         write!(writer, "{dim}{}:{plain} ", event.metadata().target())?;
-        context.format_fields(writer.by_ref(), event)?;
+        // The fields have no colours, so that every escape sequence in them is from outside.
+        let mut fields = String::new();
+        context.format_fields(Writer::new(&mut fields), event)?;
+        write_in_one_line(&mut writer, &fields)?;
         writeln!(writer)
+    }
+}
+
+/// Writes text without the characters that could end its line, or show it as another text: what
+/// certificates, name servers, headers and errors of libraries say is in it.
+fn write_in_one_line(writer: &mut impl fmt::Write, text: &str) -> fmt::Result {
+    let shown = &text[..text.floor_char_boundary(MAX_SHOWN)];
+    for character in shown.chars() {
+        match character {
+            _ if character.is_control() => write!(writer, "{}", character.escape_default())?,
+            // Line and paragraph separators, and characters that change the direction of text
+            // or have no width.
+            '\u{2028}'
+            | '\u{2029}'
+            | '\u{061c}'
+            | '\u{200b}'..='\u{200f}'
+            | '\u{202a}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}'
+            | '\u{feff}'
+            | '\u{e0000}'..='\u{e007f}' => {
+                write!(writer, "{}", character.escape_unicode())?;
+            }
+            _ => writer.write_char(character)?,
+        }
+    }
+    match text.len() - shown.len() {
+        0 => Ok(()),
+        left_out => write!(writer, "… ({left_out} more bytes)"),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+    use std::sync::{Arc, Mutex};
+
     use tracing::Level;
 
     use super::*;
@@ -181,6 +219,53 @@ mod tests {
         check("error", "hyper", Level::WARN, false);
         check("info,hyper=debug", "hyper::proto", Level::DEBUG, true);
         check("trace", "hyper", Level::TRACE, true);
+    }
+
+    /// The line that this writes, without a terminal.
+    fn line(write: impl FnOnce()) -> String {
+        #[derive(Clone, Default)]
+        struct Written(Arc<Mutex<Vec<u8>>>);
+        impl io::Write for Written {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.0.lock().unwrap().extend_from_slice(bytes);
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let written = Written::default();
+        let writer = written.clone();
+        let lines = layer().with_ansi(false).with_writer(move || writer.clone()).event_format(Line);
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(lines), write);
+        let bytes = std::mem::take(&mut *written.0.lock().unwrap());
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn text_from_outside_stays_in_its_line() {
+        let forged = "no TLS: \"a\n2026-01-01T00:00:00Z  WARN x: forged\r\u{85}\u{2028}\u{202e}\x1b[31m\0\"";
+        for line in [
+            line(|| tracing::warn!(reason = %forged, "request refused")),
+            line(|| tracing::warn!(reason = ?forged, "request refused")),
+            line(|| tracing::warn!(reason = forged, "request refused")),
+            line(|| tracing::warn!("{forged}")),
+        ] {
+            let (content, end) = line.split_at(line.len() - 1);
+            assert_eq!(end, "\n");
+            let is_harmful = |c: char| c.is_control() || ['\u{2028}', '\u{202e}'].contains(&c);
+            assert!(!content.contains(is_harmful), "{content:?}");
+        }
+        let plain = line(|| tracing::warn!(reason = %"앨리스: a b", n = 1, "request refused"));
+        assert!(plain.ends_with("request refused reason=앨리스: a b n=1\n"), "{plain}");
+    }
+
+    #[test]
+    fn a_long_text_is_cut() {
+        let long = "é".repeat(MAX_SHOWN);
+        let line = line(|| tracing::warn!(reason = %long, "refused"));
+        assert!(line.len() < MAX_SHOWN + 200, "{}", line.len());
+        assert!(line.ends_with(" more bytes)\n"));
     }
 
     #[test]
