@@ -24,6 +24,7 @@ pub(crate) mod fuzzing;
 pub(crate) use address_policy::AddressPolicy;
 pub(crate) use caching_resolver::Resolver;
 pub(crate) use lifetimes::Lifetimes;
+pub(crate) use lookups::most_sockets;
 pub(crate) use name_servers::{NameServers, NameServersError};
 pub(crate) use resolve_error::ResolveError;
 pub(crate) use search::SearchDomains;

@@ -26,6 +26,7 @@ use crate::cli::install::{InstallError, install};
 use crate::cli::keeper::{KeeperEnd, Log, keep, listen_to_keeper};
 use crate::cli::run::{StartError, run};
 use crate::cli::settings::ProgramSettings;
+use crate::resolver::most_sockets;
 use kube_coders_identity::label::HashDigits;
 use kube_coders_identity::{HostTemplate, Template, TemplateError};
 
@@ -173,7 +174,9 @@ impl Program {
         if settings.is_keeper {
             return keep_runner(&settings);
         }
-        raise_open_files(settings.runner.connections() + settings.forwarder_limits.most_connections());
+        let (calls, requests) = (settings.runner.connections(), settings.forwarder_limits.max_connections);
+        let connections = calls + settings.forwarder_limits.most_connections();
+        raise_open_files(connections + most_sockets(calls + requests));
         block_on(async {
             let (shutdown, alone) = (Shutdown::default(), CancellationToken::new());
             let failed = |doing| move |error| Failure::Io { doing, error };

@@ -19,6 +19,12 @@ use apisix_plugin_runner::HostName;
 /// one, so it is as many as there may be of both by default.
 const MAX_LOOKUPS: usize = 8192;
 
+/// How many sockets the lookups of so many calls and requests may have at a time: each lookup
+/// asks for IPv4 and IPv6 addresses, each on a socket of its own.
+pub(crate) fn most_sockets(callers: usize) -> usize {
+    2 * callers.min(MAX_LOOKUPS)
+}
+
 type UnderWay = Arc<Mutex<HashMap<HostName, Lookup>>>;
 
 /// Lookups, each in a task of its own: if the caller that started one stops waiting, the
@@ -132,6 +138,11 @@ mod tests {
         assert_eq!((first.wait().await, second.wait().await), (known(1), known(1)));
         let second = lookups.join_or_start(&name(1), now, async { known(2) }).unwrap();
         assert_eq!(second.wait().await, known(2));
+    }
+
+    #[test]
+    fn lookups_count_among_the_open_files() {
+        assert_eq!((most_sockets(100), most_sockets(1 << 20)), (200, 2 * MAX_LOOKUPS));
     }
 
     #[tokio::test(start_paused = true)]

@@ -33,6 +33,10 @@ impl ChainId {
 /// The one route that a chain belongs to; `None` once two routes have the same chain.
 type RouteId = Option<Arc<str>>;
 
+/// How many bytes the names and confs of all cached chains may have. A frame may hold 16 MiB, and
+/// a prepared conf is about as large as its text.
+const MAX_CONF_BYTES: usize = 64 << 20;
+
 /// Tokens with their chains, for as long as the gateway may use them.
 ///
 /// Tokens are random. With a counter, a token from before a restart of the runner could
@@ -52,17 +56,21 @@ pub(crate) struct ConfCache {
 struct CachedChains {
     by_token: HashMap<u32, CachedChain>,
     by_id: HashMap<ChainId, u32>,
+    /// Of all chains.
+    bytes: usize,
 }
 
 struct CachedChain {
     id: ChainId,
+    /// How long its names and confs are.
+    bytes: usize,
     chain: Arc<Chain>,
     route: RouteId,
     expires: Instant,
 }
 
 impl ConfCache {
-    /// A cache of at most `capacity` chains, each kept for 1.2 times the time
+    /// A cache of at most `capacity` chains, with 64 MiB of confs in total, each kept for 1.2 times the time
     /// for which the gateway keeps its token.
     pub(crate) fn new(expire_time: Duration, capacity: usize) -> Self {
         Self {
@@ -96,6 +104,7 @@ impl ConfCache {
     pub(crate) fn insert(
         &self,
         id: ChainId,
+        bytes: usize,
         chain: Chain,
         route: Option<&str>,
     ) -> Result<u32, getrandom::Error> {
@@ -113,7 +122,7 @@ impl ConfCache {
             }
             return Ok(token);
         }
-        forgotten = entries.make_room(self.capacity, now);
+        forgotten = entries.make_room(self.capacity, bytes, now);
         let token = loop {
             let token = getrandom::u32()?;
             if token != 0 && !entries.by_token.contains_key(&token) {
@@ -123,13 +132,21 @@ impl ConfCache {
         entries.by_id.insert(id, token);
         entries.by_token.insert(
             token,
-            CachedChain { id, chain: Arc::new(chain), route: route.map(Arc::from), expires: now + self.kept },
+            CachedChain {
+                id,
+                bytes,
+                chain: Arc::new(chain),
+                route: route.map(Arc::from),
+                expires: now + self.kept,
+            },
         );
+        entries.bytes += bytes;
         drop(entries);
         for _ in forgotten.iter().filter(|entry| entry.expires > now) {
             warn!(
                 capacity = self.capacity,
-                cure = "--max-confs",
+                max_bytes = MAX_CONF_BYTES,
+                cure = "--max-confs, or shorter confs",
                 "conf forgotten before its time: the gateway prepares it again"
             );
         }
@@ -140,12 +157,14 @@ impl ConfCache {
 impl CachedChains {
     /// Removes expired chains, and if that is not enough, the chain that would expire
     /// next.
-    fn make_room(&mut self, capacity: usize, now: Instant) -> Vec<CachedChain> {
+    fn make_room(&mut self, capacity: usize, bytes: usize, now: Instant) -> Vec<CachedChain> {
         let expired = self.by_token.extract_if(|_, entry| entry.expires <= now);
         let mut forgotten: Vec<_> = expired.map(|(_, entry)| entry).collect();
-        while self.by_token.len() >= capacity {
+        self.bytes -= forgotten.iter().map(|entry| entry.bytes).sum::<usize>();
+        while self.by_token.len() >= capacity || self.bytes.saturating_add(bytes) > MAX_CONF_BYTES {
             let next = self.by_token.iter().min_by_key(|(_, entry)| entry.expires).map(|(token, _)| *token);
             let Some(entry) = next.and_then(|next| self.by_token.remove(&next)) else { break };
+            self.bytes -= entry.bytes;
             forgotten.push(entry);
         }
         for entry in &forgotten {
@@ -174,7 +193,22 @@ mod tests {
     }
 
     fn insert(cache: &ConfCache, name: &str) -> u32 {
-        cache.insert(id(name), Chain::new(), Some(name)).expect("random numbers")
+        cache.insert(id(name), 2, Chain::new(), Some(name)).expect("random numbers")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn confs_are_bounded_by_their_bytes() {
+        let cache = ConfCache::new(HOUR, 1000);
+        let large = MAX_CONF_BYTES / 4;
+        let tokens: Vec<u32> = (0..10)
+            .map(|number| cache.insert(id(&number.to_string()), large, Chain::new(), None).expect("a token"))
+            .collect();
+        let kept = tokens.iter().filter(|token| cache.chain(**token).is_some()).count();
+        assert_eq!(kept, 4);
+        assert_eq!(read_lock(&cache.entries).bytes, MAX_CONF_BYTES);
+        tokio::time::advance(2 * HOUR).await;
+        insert(&cache, "small");
+        assert_eq!(read_lock(&cache.entries).bytes, 2, "expired ones are not counted");
     }
 
     #[test]
@@ -218,7 +252,7 @@ mod tests {
         assert_eq!(cache.renew(id("a"), Some("a")), Some(token));
         assert_eq!(route(), None);
         let token = insert(&cache, "b");
-        assert_eq!(cache.insert(id("b"), Chain::new(), Some("other")).unwrap(), token);
+        assert_eq!(cache.insert(id("b"), 2, Chain::new(), Some("other")).unwrap(), token);
         assert_eq!(cache.chain(token).and_then(|(_, route)| route), None);
     }
 
@@ -282,7 +316,7 @@ mod tests {
         let (cache, dropped) = (Arc::new(ConfCache::new(HOUR, 2)), Arc::default());
         let insert = |name| {
             let value = Value { cache: Arc::clone(&cache), dropped: Arc::clone(&dropped) };
-            cache.insert(id(name), vec![Box::new(value)], Some(name)).expect("random numbers");
+            cache.insert(id(name), 2, vec![Box::new(value)], Some(name)).expect("random numbers");
             dropped.load(Ordering::Relaxed)
         };
         assert_eq!([insert("a"), insert("b")], [0, 0]);

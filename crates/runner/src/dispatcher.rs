@@ -177,7 +177,7 @@ impl Dispatcher {
         let plugins: Vec<_> = chain.iter().map(|plugin| plugin.name()).collect();
         let token = self
             .confs
-            .insert(id, chain, route)
+            .insert(id, bytes, chain, route)
             .inspect_err(|error| error!(%error, "no random number for a conf token"))
             .ok()?;
         match plugins.is_empty() {
