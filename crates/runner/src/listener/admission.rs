@@ -13,8 +13,8 @@ use tokio::net::unix::UCred;
 
 use crate::listener::process_end::end_of;
 
-/// The first process of a container, which inherits every orphan. If it is the gateway's
-/// own, a child of it is a worker only if it runs the same program.
+/// The first process of a container, which inherits every orphan: any process can become a child
+/// of it, and run any program. So being its child proves nothing, and users are admitted by uid.
 const INIT: i32 = 1;
 
 /// Which peers are served.
@@ -73,9 +73,7 @@ impl GatewayProcess {
     fn is_parent_of(self, pid: i32, uid: u32) -> bool {
         // The number could be another process's by now, so it must also be the same user's.
         let owner = fs::metadata(format!("/proc/{pid}")).map(|process| process.uid());
-        owner.is_ok_and(|owner| owner == uid)
-            && parent_of(pid) == Some(self.master)
-            && (self.master != INIT || runs_the_same(pid, self.master))
+        owner.is_ok_and(|owner| owner == uid) && self.master != INIT && parent_of(pid) == Some(self.master)
     }
 }
 
@@ -86,6 +84,9 @@ impl Admission {
 
     pub(crate) fn admits(&self, peer: &UCred) -> bool {
         let uid = peer.uid();
+        if is_foreign_to_our_namespace(uid) {
+            return false;
+        }
         uid == self.own_uid
             || uid == 0
             || self.allowed_uids.contains(&uid)
@@ -100,16 +101,32 @@ impl fmt::Display for Admission {
             [0, self.own_uid].into_iter().chain(self.allowed_uids.iter().copied()).collect();
         let uids: Vec<String> = uids.iter().map(u32::to_string).collect();
         write!(formatter, "uid {}", uids.join(", "))?;
-        match self.gateway {
+        match self.gateway.filter(|gateway| gateway.master != INIT) {
             Some(gateway) => write!(formatter, ", and children of the gateway's process {}", gateway.master),
             None => Ok(()),
         }
     }
 }
 
-fn runs_the_same(one: i32, other: i32) -> bool {
-    let program = |pid| fs::read_link(format!("/proc/{pid}/exe"));
-    program(one).is_ok_and(|one| program(other).is_ok_and(|other| one == other))
+/// Whether a uid that the kernel names may stand for a user that our user namespace does not
+/// have. The kernel then names the overflow uid, which is `nobody` on most systems
+/// (user_namespaces(7), Unmapped user and group IDs).
+pub(crate) fn is_foreign_to_our_namespace(uid: u32) -> bool {
+    let overflow = one_line("/proc/sys/kernel/overflowuid").and_then(|text| text.trim().parse().ok());
+    // Without /proc, the kernel's default.
+    uid == overflow.unwrap_or(65_534)
+        && !one_line("/proc/self/uid_map").is_some_and(|map| has_all_users(&map))
+}
+
+/// Whether a user namespace has all uids, as the first one does.
+fn has_all_users(uid_map: &str) -> bool {
+    let mut fields = uid_map.split_ascii_whitespace().map(str::parse);
+    fields.next() == Some(Ok(0)) && fields.nth(1) == Some(Ok(u32::MAX))
+}
+
+#[allow(clippy::disallowed_methods)] // the kernel's files are short
+fn one_line(path: &str) -> Option<String> {
+    fs::read_to_string(path).ok()
 }
 
 /// The parent of a process, from the fourth field of its `stat` (proc(5)).
@@ -153,12 +170,33 @@ mod tests {
             "another user's process"
         );
         assert!(!GatewayProcess { master: pid }.is_parent_of(pid, peer.uid()), "another gateway's process");
-        assert!(runs_the_same(pid, pid) && !runs_the_same(pid, parent) && !runs_the_same(pid, i32::MAX));
         assert_eq!(GatewayProcess::above(pid), Some(GatewayProcess { master: parent }));
         assert_eq!(GatewayProcess::above(i32::MAX), None);
         assert_eq!(
             elsewhere(&[1000], Some(GatewayProcess { master: 7 })).to_string(),
             "uid 0, 1000, 4294967288, and children of the gateway's process 7"
         );
+        assert_eq!(elsewhere(&[], Some(GatewayProcess { master: INIT })).to_string(), "uid 0, 4294967288");
+    }
+
+    /// Any process becomes a child of the first one by ending its parent.
+    #[test]
+    fn a_child_of_the_first_process_is_not_its_worker() {
+        let orphan = fs::read_dir("/proc").expect("processes").find_map(|process| {
+            let pid = process.ok()?.file_name().to_str()?.parse().ok()?;
+            (parent_of(pid) == Some(INIT)).then_some(pid)
+        });
+        let Some(orphan) = orphan else { return };
+        let uid = fs::metadata(format!("/proc/{orphan}")).map_or(0, |process| process.uid());
+        assert!(!GatewayProcess { master: INIT }.is_parent_of(orphan, uid));
+    }
+
+    #[test]
+    fn a_user_that_our_namespace_lacks_is_not_taken_for_nobody() {
+        assert!(has_all_users("         0          0 4294967295\n"));
+        for part in ["0 100000 65536\n", "0 1000 1\n1 100000 65536\n", "0 0 1\n", "1000 0 4294967295\n", ""] {
+            assert!(!has_all_users(part), "{part:?}");
+        }
+        assert!(!is_foreign_to_our_namespace(0) && !is_foreign_to_our_namespace(1000));
     }
 }

@@ -33,6 +33,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
+use crate::listener::admission::is_foreign_to_our_namespace;
 use crate::locks::lock;
 
 /// How long a predecessor may take to answer, and a successor to take what is handed
@@ -58,7 +59,7 @@ const LISTENS: u8 = b'S';
 
 /// Whether a process of this user may take over. It receives connections of other users.
 pub(crate) fn may_take_over(uid: u32) -> bool {
-    uid == geteuid().as_raw() || uid == 0
+    (uid == geteuid().as_raw() || uid == 0) && !is_foreign_to_our_namespace(uid)
 }
 
 /// The path of the socket on which runners of this socket hand over.
