@@ -186,15 +186,16 @@ impl Companion for ForwarderCompanion {
     }
 }
 
-/// The forwarder's listener: the predecessor's own, or a second listener at the same
-/// address if the predecessor hands none over.
+/// The forwarder's listener: the predecessor's own, or a new one if the predecessor hands none
+/// over.
 ///
 /// Any other process at this address would get requests with our stamps, and we theirs.
 async fn forwarder_listener(address: SocketAddr, inherited: InheritedListener) -> io::Result<TcpListener> {
-    let may_share = inherited.may_share;
     if let Some(listener) = inherited.listener {
         let theirs = listener.local_addr()?;
         if theirs == address {
+            // An earlier version let other processes of the same user listen there too.
+            set_socket_reuseport(&listener, false)?;
             listener.set_nonblocking(true)?;
             return TcpListener::from_std(listener);
         }
@@ -205,12 +206,13 @@ async fn forwarder_listener(address: SocketAddr, inherited: InheritedListener) -
     let start = Instant::now();
     let mut is_logged = false;
     loop {
-        let taken = match listen(address, may_share) {
+        let taken = match listen(address) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => error,
             listening => return listening,
         };
-        // The runner of a gateway that was stopped is at another socket, and about to end.
-        if start.elapsed() >= PORT || may_share {
+        // The runner of a gateway that was stopped is at another socket, and about to end. One that
+        // hangs at our socket is killed by its gateway.
+        if start.elapsed() >= PORT {
             let why = "another process listens there, and it is not a runner that hands over to this one: end it, or choose another address";
             return Err(io::Error::new(taken.kind(), why));
         }
@@ -222,15 +224,11 @@ async fn forwarder_listener(address: SocketAddr, inherited: InheritedListener) -
     }
 }
 
-/// Listens alone, or together with another process of the same user. In both cases a later
-/// process of the same user may listen at the same address: a successor that could not take
-/// this listener over.
-fn listen(address: SocketAddr, may_share: bool) -> io::Result<TcpListener> {
+/// Listens alone. With `SO_REUSEPORT`, any process of the same user could listen at the same
+/// address and get a share of the requests, with their stamps and cookies.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
-    socket.set_reuseport(may_share)?;
     socket.bind(address)?;
-    let listener = socket.listen(BACKLOG)?;
-    set_socket_reuseport(&listener, true)?;
-    Ok(listener)
+    socket.listen(BACKLOG)
 }

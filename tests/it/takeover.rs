@@ -472,14 +472,18 @@ fn a_runner_that_hangs_is_replaced_without_its_help() {
     let mut hung = Runner::start_at(&socket, &[]);
     hung.program.signal(Signal::SIGSTOP);
     let shared = hung.forwarder.to_string();
-    let successor = Runner::start_at(&socket, &["--forwarder-address", &shared]);
-    assert_eq!(successor.forwarder, hung.forwarder);
+    let mut command = Command::new(BINARY);
+    command.args(["run", "--listen-address", &listen_address(&socket), "--forwarder-address", &shared]);
+    let successor = Program::start(&mut command);
     let cure = format!("kill -KILL {}", hung.program.pid());
-    successor.program.line(&["is not responding", &cure]);
-    Peer::connect(&socket).prepare("user-upstream", CONF);
-    // The kernel deals out new connections to both, until one of them has gone.
+    successor.line(&["is not responding", &cure]);
+    // It waits for the port, which it does not share.
+    successor.line(&["another process has the forwarder's port"]);
     hung.program.signal(Signal::SIGKILL);
     hung.program.ended();
+    let successor = Runner::from_program(successor, &socket);
+    assert_eq!(successor.forwarder, hung.forwarder);
+    Peer::connect(&socket).prepare("user-upstream", CONF);
     for _ in 0..20 {
         let mut gateway = std::net::TcpStream::connect(successor.forwarder).unwrap();
         gateway.write_all(b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").unwrap();
@@ -487,6 +491,23 @@ fn a_runner_that_hangs_is_replaced_without_its_help() {
         gateway.read_to_string(&mut answer).unwrap();
         assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
     }
+}
+
+/// A process of the same user would get requests with their cookies.
+#[test]
+fn no_other_process_listens_at_the_forwarder_s_port() {
+    let folder = tempfile::tempdir().unwrap();
+    let runner = Runner::start_at(&folder.path().join("runner.sock"), &[]);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        for address in [runner.forwarder, ([0, 0, 0, 0], runner.forwarder.port()).into()] {
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.set_reuseaddr(true).unwrap();
+            socket.set_reuseport(true).unwrap();
+            let error = socket.bind(address).unwrap_err();
+            assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse, "{address}");
+        }
+    });
 }
 
 /// Neither its socket nor its forwarder's port are taken from a runner by one that can't

@@ -412,8 +412,6 @@ pub struct Start {
 pub struct InheritedListener {
     /// The predecessor's listener, with the connections in its queue.
     pub listener: Option<StdTcpListener>,
-    /// Whether a runner of our own user serves the socket and hands no listener over.
-    pub may_share: bool,
     /// Whether the runner at the socket belongs to another user.
     pub is_foreign: bool,
 }
@@ -430,12 +428,10 @@ impl Start {
         let is_foreign = matches!(self.incumbent, Incumbent::Foreign);
         match &mut self.incumbent {
             Incumbent::HandsOver(inheritance) => {
-                let listener = inheritance.listener.take();
-                InheritedListener { may_share: listener.is_none(), listener, is_foreign }
+                InheritedListener { listener: inheritance.listener.take(), is_foreign }
             }
-            Incumbent::Keeps => InheritedListener { listener: None, may_share: true, is_foreign },
-            Incumbent::None | Incumbent::Foreign => {
-                InheritedListener { listener: None, may_share: false, is_foreign }
+            Incumbent::Keeps | Incumbent::None | Incumbent::Foreign => {
+                InheritedListener { listener: None, is_foreign }
             }
         }
     }

@@ -343,7 +343,7 @@ fn warn_of_hung(predecessor: Option<i32>) {
     warn!(
         predecessor,
         cure,
-        "the previous runner is not responding, so its connections can't be taken over; until its process ends, both runners receive new forwarder connections"
+        "the previous runner is not responding, so nothing can be taken over from it: end its process, which may also hold the port of this runner's forwarder"
     );
 }
 
