@@ -9,12 +9,12 @@ usage() {
 Usage: put.sh [--mode forward|direct] [--dry-run]
 
 Puts the service, the four routes and, if asked to, the certificate by the Admin API.
-Each PUT makes the object or takes its place, so it can be run again. It stops at the
-first answer that is not 2xx.
+Each PUT creates or replaces its object, so the script can be run again. It stops at the
+first response that is not 2xx.
 
   --mode MODE  forward (default): through the runner's forwarder
                direct: the gateway goes to the workspaces itself
-  --dry-run    print what would be put where, and send nothing
+  --dry-run    print the objects and their paths, and send nothing
 
 From the environment:
   APISIX_ADMIN_KEY     the key, needed unless with --dry-run

@@ -51,7 +51,7 @@ impl Target {
         self.server.subject
     }
 
-    /// Calls for a time from so many connections at once.
+    /// Calls for this long from this many connections in parallel.
     pub(crate) async fn measure(
         &self,
         connections: usize,

@@ -52,7 +52,7 @@ pub(crate) const USERS: [User; 4] = [
         subject: "zoe",
         name: "zoe",
         language: "en",
-        about: "has no workspace, and is told so",
+        about: "has no workspace, and gets a page that says so",
         claims: r#"{"sub":"zoe","preferred_username":"zoe","name":"Zoe"}"#,
         has_workspace: false,
     },

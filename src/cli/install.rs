@@ -23,7 +23,7 @@ pub(crate) enum InstallError {
 }
 
 /// Copies this program to `target`, or into the folder `target` under its own name. What
-/// was there is replaced at once, even while it runs.
+/// was there is replaced in one step, even while it runs.
 pub(crate) fn install(target: &Path) -> Result<(), InstallError> {
     let program = std::env::current_exe().map_err(InstallError::Source)?;
     let name = program.file_name().unwrap_or_else(|| "kube-coders".as_ref());

@@ -4,7 +4,7 @@
 //! SIGKILL (docs/gateway.md, Spawned by the gateway), and tunnels are to live on for longer.
 //! So the process that the gateway knows, the keeper, serves nothing itself: it starts the
 //! runner as its child, passes the runner's log on, and may end at any time. The runner
-//! notices that end at once, because its standard input ends with the keeper, and drains
+//! notices that end immediately, because its standard input ends with the keeper, and drains
 //! on its own.
 
 use std::ffi::OsString;
@@ -75,7 +75,7 @@ pub(crate) enum Log {
 /// Starts a runner with these arguments and keeps it until it ends, this process is told to
 /// end, or the parent of this process ends.
 ///
-/// Without a gateway `parent` is `None`: the process that started this one may end at once.
+/// Without a gateway `parent` is `None`: the process that started this one may end immediately.
 pub(crate) async fn keep(arguments: &[OsString], log: Log, parent: Option<Pid>) -> io::Result<KeeperEnd> {
     let mut signals = Signals::new()?;
     let mut runner = start(arguments, log)?;

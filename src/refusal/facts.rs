@@ -80,12 +80,12 @@ refusals! {
         login_helps: false,
         english: PageText {
             title: "This request has too many headers",
-            cause: "Your browser, or a program between it and the gateway, sent more headers than the gateway can check.",
+            cause: "Your browser, or a program between it and this site, sent more headers than this site can check.",
             advice: "Turn off browser extensions or proxies that add headers, then reload this page.",
         },
         korean: PageText {
             title: "요청 헤더가 너무 많습니다",
-            cause: "브라우저나 중간 프로그램이 게이트웨이가 확인할 수 있는 것보다 많은 헤더를 보냈습니다.",
+            cause: "브라우저나 중간 프로그램이 이 사이트가 확인할 수 있는 것보다 많은 헤더를 보냈습니다.",
             advice: "헤더를 추가하는 브라우저 확장 프로그램이나 프록시를 끄고 페이지를 새로 고쳐 주세요.",
         },
     },

@@ -52,7 +52,7 @@ struct Calls {
 }
 
 #[derive(Deserialize)]
-struct Asked {
+struct LoggedCall {
     target: String,
     headers: Vec<(String, String)>,
 }
@@ -64,9 +64,9 @@ impl Calls {
         if self.is_away.load(Ordering::Relaxed) {
             return None;
         }
-        let asked: Asked = serde_json::from_str(line).unwrap();
+        let logged: LoggedCall = serde_json::from_str(line).unwrap();
         let request =
-            asked.headers.iter().fold(ClientRequest::get(&asked.target), |request, (name, value)| {
+            logged.headers.iter().fold(ClientRequest::get(&logged.target), |request, (name, value)| {
                 // What the gateway added itself comes last in a frame.
                 match name.as_str() {
                     "x-userinfo" => request.added_header(name, value),
@@ -78,7 +78,7 @@ impl Calls {
                 Some(json!({"status": answer.status, "body": String::from_utf8(answer.body).unwrap()}))
             }
             Outcome::Forward(forwarded) => {
-                let before: BTreeMap<_, _> = asked.headers.iter().cloned().collect();
+                let before: BTreeMap<_, _> = logged.headers.iter().cloned().collect();
                 let after: BTreeMap<String, String> = (forwarded.headers.into_iter())
                     .filter(|(name, _)| !name.starts_with("x-forwarded-") || name.ends_with("-user"))
                     .map(|(name, value)| (name, String::from_utf8(value).unwrap()))

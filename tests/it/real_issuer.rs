@@ -129,7 +129,7 @@ async fn keys_rotate_while_requests_run_and_none_fails() {
         assert_eq!(key_id(&new), format!("{algorithm}-2"));
         let mut one = unseen.by_ref().take(1);
         let (told, ()) = tokio::join!(house.ask(&new), of_old_key(&mut one));
-        assert_eq!(told, "alice", "the key that signs now is fetched at once");
+        assert_eq!(told, "alice", "the key that signs now is fetched immediately");
     }
     of_old_key(&mut unseen).await;
     // Both keys go on, side by side.

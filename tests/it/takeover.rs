@@ -425,7 +425,7 @@ async fn a_gateway_that_dies_without_a_word_leaves_no_listener_and_open_tunnels(
     }
 }
 
-/// A process that starts the keeper as a service may end at once.
+/// A process that starts the keeper as a service may end immediately.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_gateway_the_starter_of_the_keeper_need_not_wait() {
     let folder = tempfile::tempdir().unwrap();

@@ -195,7 +195,7 @@ async fn exchange_gibibytes(stream: &mut TcpStream) {
     tokio::join!(sending, receiving);
 }
 
-/// Reads a head, and nothing behind it.
+/// Reads a head, and nothing after it.
 async fn read_exact_head(stream: &mut TcpStream) {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {

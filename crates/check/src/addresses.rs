@@ -2,20 +2,20 @@
 
 use std::net::IpAddr;
 
-use super::options::Checked;
+use super::options::CheckContext;
 use super::route::{GatewayRoute, UpstreamNode, unbracketed};
 
 /// Whether a route leads to the forwarder.
-pub(super) fn leads_to_forwarder(route: &GatewayRoute<'_>, checked: &Checked<'_>) -> bool {
-    route.upstream.iter().flat_map(|upstream| &upstream.nodes).any(|node| is_forwarder(node, checked))
+pub(super) fn leads_to_forwarder(route: &GatewayRoute<'_>, context: &CheckContext<'_>) -> bool {
+    route.upstream.iter().flat_map(|upstream| &upstream.nodes).any(|node| is_forwarder(node, context))
 }
 
 /// Whether a node is the forwarder.
-pub(super) fn is_forwarder(node: &UpstreamNode<'_>, checked: &Checked<'_>) -> bool {
-    let listens_at = checked.options.forwarder.ip();
+pub(super) fn is_forwarder(node: &UpstreamNode<'_>, context: &CheckContext<'_>) -> bool {
+    let listens_at = context.options.forwarder.ip();
     let is_address = node.host.parse::<IpAddr>().is_ok_and(|address| address == listens_at);
     let is_name = node.host.eq_ignore_ascii_case("localhost") && listens_at.is_ipv4();
-    (is_address || is_name) && node.port == Some(checked.options.forwarder.port())
+    (is_address || is_name) && node.port == Some(context.options.forwarder.port())
 }
 
 pub(super) fn is_loopback(host: &str) -> bool {

@@ -5,7 +5,7 @@ use super::document::Spot;
 use super::finding::Findings;
 use super::login::LOGIN;
 use super::names;
-use super::options::Checked;
+use super::options::CheckContext;
 use super::route::{GatewayRoute, RoutePlugin};
 use super::rule::Rule;
 use super::runner_facts::USER_UPSTREAM;
@@ -52,13 +52,13 @@ pub(super) struct Workspaces<'d> {
 /// Checks a route's calls, and says what it makes of user-upstream.
 pub(super) fn check<'d>(
     route: &GatewayRoute<'d>,
-    checked: &Checked<'_>,
+    context: &CheckContext<'_>,
     findings: &mut Findings,
 ) -> Option<Workspaces<'d>> {
     let mut workspaces: Option<Workspaces<'d>> = None;
     for plugin in route.plugins.iter().filter(|plugin| is_call(plugin.name)) {
         degradation(plugin, findings);
-        for found in confs(plugin, checked, findings) {
+        for found in confs(plugin, context, findings) {
             if plugin.name == RESPONSE {
                 findings.add(Rule::WrongPhase, &found.conf, "user-upstream is in ext-plugin-post-resp");
             } else if workspaces.is_some() {
@@ -69,7 +69,7 @@ pub(super) fn check<'d>(
         }
     }
     let mut found = workspaces?;
-    if route.plugin(DECISION).is_some() && !leads_to_forwarder(route, checked) {
+    if route.plugin(DECISION).is_some() && !leads_to_forwarder(route, context) {
         found.route_mode = UpstreamMode::Direct;
     }
     order(route, &found, findings);
@@ -81,10 +81,14 @@ pub(super) fn check<'d>(
 }
 
 /// Checks the calls of a global rule or a consumer. Neither may name user-upstream.
-pub(super) fn check_elsewhere(plugins: &[RoutePlugin<'_>], checked: &Checked<'_>, findings: &mut Findings) {
+pub(super) fn check_elsewhere(
+    plugins: &[RoutePlugin<'_>],
+    context: &CheckContext<'_>,
+    findings: &mut Findings,
+) {
     for plugin in plugins.iter().filter(|plugin| is_call(plugin.name)) {
         degradation(plugin, findings);
-        for found in confs(plugin, checked, findings) {
+        for found in confs(plugin, context, findings) {
             let text = format!("user-upstream is in {} outside of routes and services", plugin.name);
             findings.add(Rule::CalledElsewhere, &found.conf, text);
         }
@@ -108,7 +112,7 @@ fn degradation(plugin: &RoutePlugin<'_>, findings: &mut Findings) {
 /// Checks a call's confs, each by its own plugin, and gives those of user-upstream.
 fn confs<'d>(
     plugin: &RoutePlugin<'d>,
-    checked: &Checked<'_>,
+    context: &CheckContext<'_>,
     findings: &mut Findings,
 ) -> Vec<Workspaces<'d>> {
     let list = plugin.conf.get_or_missing("conf");
@@ -124,10 +128,10 @@ fn confs<'d>(
         };
         let spot = entry.get_or_missing("value");
         if name == USER_UPSTREAM {
-            workspaces.push(user_upstream(plugin, &spot, value, checked, findings));
+            workspaces.push(user_upstream(plugin, &spot, value, context, findings));
             continue;
         }
-        match (checked.judge)(name, value) {
+        match (context.judge)(name, value) {
             None => {
                 let is_ours = name.replace('_', "-").eq_ignore_ascii_case(USER_UPSTREAM);
                 let hint = if is_ours { ", where user-upstream may be meant" } else { "" };
@@ -144,16 +148,16 @@ fn user_upstream<'d>(
     plugin: &RoutePlugin<'d>,
     spot: &Spot<'d>,
     value: &str,
-    checked: &Checked<'_>,
+    context: &CheckContext<'_>,
     findings: &mut Findings,
 ) -> Workspaces<'d> {
-    if let Some(Err(error)) = (checked.judge)(USER_UPSTREAM, value) {
+    if let Some(Err(error)) = (context.judge)(USER_UPSTREAM, value) {
         findings.add(Rule::ConfRefused, spot, format!("user-upstream: {error}"));
     }
     // A conf that is refused only for the runner that it meets still says what it wants.
     let config: Option<UserUpstreamConfig> = serde_json::from_str(value).ok();
     let chosen = config.as_ref().and_then(|config| config.upstream_mode);
-    let mode = chosen.unwrap_or(checked.options.mode);
+    let mode = chosen.unwrap_or(context.options.mode);
     if let Some(config) = &config {
         if config.upstream.claim_names().next().is_none() {
             findings.add(Rule::OneForAll, spot, "upstream names no claim");

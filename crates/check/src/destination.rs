@@ -6,7 +6,7 @@ use super::addresses::{is_forwarder, is_loopback};
 use super::calls::Workspaces;
 use super::document::Spot;
 use super::finding::Findings;
-use super::options::Checked;
+use super::options::CheckContext;
 use super::route::{GatewayRoute, RouteUpstream, UpstreamNode};
 use super::rule::Rule;
 use super::runner_facts::READ_TIMEOUT;
@@ -41,7 +41,7 @@ const SHARED: [&str; 2] = ["proxy-cache", "graphql-proxy-cache"];
 pub(super) fn check(
     route: &GatewayRoute<'_>,
     workspaces: Option<&Workspaces<'_>>,
-    checked: &Checked<'_>,
+    context: &CheckContext<'_>,
     findings: &mut Findings,
 ) {
     if !route.websocket.is_true() {
@@ -50,7 +50,7 @@ pub(super) fn check(
     check_plugins(route, findings);
     match &route.upstream {
         Some(upstream) => {
-            check_nodes(upstream, workspaces, checked, findings);
+            check_nodes(upstream, workspaces, context, findings);
             if mode_of(workspaces) == UpstreamMode::Forward {
                 check_manner(upstream, findings);
                 check_read_timeout(route, upstream, workspaces, findings);
@@ -84,7 +84,7 @@ fn mode_of(workspaces: Option<&Workspaces<'_>>) -> UpstreamMode {
 fn check_nodes(
     upstream: &RouteUpstream<'_>,
     workspaces: Option<&Workspaces<'_>>,
-    checked: &Checked<'_>,
+    context: &CheckContext<'_>,
     findings: &mut Findings,
 ) {
     if let Some(discovered) = &upstream.discovered {
@@ -97,9 +97,9 @@ fn check_nodes(
     for node in &upstream.nodes {
         let (is_right, expected) = match mode_of(workspaces) {
             UpstreamMode::Forward => {
-                (is_forwarder(node, checked), format!("the forwarder at {}", checked.options.forwarder))
+                (is_forwarder(node, context), format!("the forwarder at {}", context.options.forwarder))
             }
-            UpstreamMode::Direct => (is_closed(node, checked), "a closed port on loopback".to_owned()),
+            UpstreamMode::Direct => (is_closed(node, context), "a closed port on loopback".to_owned()),
         };
         if !is_right {
             let text = format!("the upstream is {}, and not {expected}", shown(node));
@@ -110,10 +110,10 @@ fn check_nodes(
 
 /// Whether no known program listens there. Which ports are closed can't be told from a
 /// file; that none but the machine's own is meant, and none of those in use, can.
-fn is_closed(node: &UpstreamNode<'_>, checked: &Checked<'_>) -> bool {
+fn is_closed(node: &UpstreamNode<'_>, context: &CheckContext<'_>) -> bool {
     let is_in_use = node
         .port
-        .is_none_or(|port| GATEWAY_PORTS.contains(&port) || port == checked.options.forwarder.port());
+        .is_none_or(|port| GATEWAY_PORTS.contains(&port) || port == context.options.forwarder.port());
     is_loopback(&node.host) && !is_in_use
 }
 

@@ -2,17 +2,17 @@
 
 use apisix_plugin_runner::upstream::UpstreamMode;
 
-use super::options::Checked;
+use super::options::CheckContext;
 use super::{File, Options, migrated, report};
 
 /// The lines of what is found in a file, printed in every form and migrated on the way.
 pub fn finding_lines(text: &str) -> Vec<u64> {
     let forwarder = ([127, 0, 0, 1], 9181).into();
     let options = Options { mode: UpstreamMode::Forward, forwarder, gateway_version: None };
-    let checked = Checked { options, judge: &|_, _| None };
+    let context = CheckContext { options, judge: &|_, _| None };
     let files = [File { name: "a file".to_owned(), text: text.to_owned() }];
     let _ = migrated(&files);
-    let Ok(findings) = checked.findings(&files) else { return Vec::new() };
+    let Ok(findings) = context.findings(&files) else { return Vec::new() };
     let _ = (report::text(&findings, 1), report::json(&findings), report::sarif(&findings));
     findings.iter().map(|finding| finding.line).collect()
 }

@@ -82,7 +82,7 @@ use document::{Node, Root, Spot};
 use finding::{Finding, Findings};
 use migration::MigrationError;
 use objects::Objects;
-use options::Checked;
+use options::CheckContext;
 pub use options::{Judge, Options};
 pub use report::shown;
 use route::GatewayRoute;
@@ -203,11 +203,11 @@ impl Report {
 ///
 /// A file is no YAML and no JSON, or not of a gateway's configuration.
 pub fn check(files: &[File], options: Options, judge: &Judge<'_>) -> Result<Report, CheckError> {
-    let findings = Checked { options, judge }.findings(files)?;
+    let findings = CheckContext { options, judge }.findings(files)?;
     Ok(Report { findings, files: files.len() })
 }
 
-impl Checked<'_> {
+impl CheckContext<'_> {
     fn findings(&self, files: &[File]) -> Result<Vec<Finding>, CheckError> {
         let trees = documents(files)?;
         let objects = objects(&trees)?;
@@ -232,7 +232,7 @@ impl Checked<'_> {
             found.push(self.look_at_route(route, &mut confs, findings));
         }
         names::check_together(&confs, findings);
-        let to_workspaces: Vec<_> = found.iter().map(|found| *found != Leads::Elsewhere).collect();
+        let to_workspaces: Vec<_> = found.iter().map(|found| *found != RouteTarget::Elsewhere).collect();
         for rule in &rules {
             login::check(rule, self, findings);
             calls::check_elsewhere(&rule.plugins, self, findings);
@@ -247,7 +247,7 @@ impl Checked<'_> {
         route_set::check(&routes, &to_workspaces, findings);
         secrets::check(objects, findings);
         process::check(objects, &routes, findings);
-        if found.contains(&Leads::ByRunner) {
+        if found.contains(&RouteTarget::ByRunner) {
             process::check_runner(objects, findings);
         }
     }
@@ -258,7 +258,7 @@ impl Checked<'_> {
         route: &GatewayRoute<'d>,
         confs: &mut Vec<(UserUpstreamConfig, Spot<'d>)>,
         findings: &mut Findings,
-    ) -> Leads {
+    ) -> RouteTarget {
         login::check(route, self, findings);
         let workspaces = calls::check(route, self, findings);
         if let Some(workspaces) = &workspaces {
@@ -268,20 +268,20 @@ impl Checked<'_> {
             findings.add(Rule::RunnerNotCalled, &route.spot, text);
         }
         if workspaces.is_none() && lua::choosers(route).is_empty() {
-            return Leads::Elsewhere;
+            return RouteTarget::Elsewhere;
         }
         trust::check(route, workspaces.as_ref(), self, findings);
         lua::check(route, findings);
         destination::check(route, workspaces.as_ref(), self, findings);
-        let Some(workspaces) = workspaces else { return Leads::ByFunction };
+        let Some(workspaces) = workspaces else { return RouteTarget::ByFunction };
         confs.extend(workspaces.config.map(|config| (config, workspaces.conf)));
-        Leads::ByRunner
+        RouteTarget::ByRunner
     }
 }
 
 /// Where a route leads, and what decides it.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Leads {
+enum RouteTarget {
     /// To workspaces, by the runner's decision.
     ByRunner,
     /// To workspaces, by the decision of a function in the route.
@@ -291,8 +291,8 @@ enum Leads {
 
 /// Whether a route without user-upstream leads to the forwarder, which serves no request
 /// without the runner's decision.
-fn needs_runner(route: &GatewayRoute<'_>, checked: &Checked<'_>) -> bool {
-    route.is_complete && addresses::leads_to_forwarder(route, checked) && !route_set::is_answered(route)
+fn needs_runner(route: &GatewayRoute<'_>, context: &CheckContext<'_>) -> bool {
+    route.is_complete && addresses::leads_to_forwarder(route, context) && !route_set::is_answered(route)
 }
 
 /// The standalone file of our route. It replaces the first route whose Lua function chooses

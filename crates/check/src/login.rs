@@ -3,7 +3,7 @@
 use super::addresses::is_loopback;
 use super::document::Spot;
 use super::finding::Findings;
-use super::options::Checked;
+use super::options::CheckContext;
 use super::route::{GatewayRoute, RoutePlugin};
 use super::rule::Rule;
 use super::version::Version;
@@ -56,11 +56,11 @@ const MIN_SECRET: usize = 16;
 const CHECKS_CERTIFICATES: Version = Version { major: 3, minor: 16 };
 
 /// Checks that apply to every login, whatever its route is for.
-pub(super) fn check(route: &GatewayRoute<'_>, checked: &Checked<'_>, findings: &mut Findings) {
+pub(super) fn check(route: &GatewayRoute<'_>, context: &CheckContext<'_>, findings: &mut Findings) {
     let Some(plugin) = route.plugin(LOGIN) else { return };
     let conf = &plugin.conf;
     refused(plugin, findings);
-    provider(conf, checked, findings);
+    provider(conf, context, findings);
     if conf.has_true("bearer_only") {
         return;
     }
@@ -112,9 +112,9 @@ fn refused(plugin: &RoutePlugin<'_>, findings: &mut Findings) {
 }
 
 /// Checks whether the gateway authenticates the provider, and believes only signed tokens.
-fn provider(conf: &Spot<'_>, checked: &Checked<'_>, findings: &mut Findings) {
+fn provider(conf: &Spot<'_>, context: &CheckContext<'_>, findings: &mut Findings) {
     let verify = conf.get_or_missing("ssl_verify");
-    let by_default = checked.options.gateway_version.filter(|version| *version < CHECKS_CERTIFICATES);
+    let by_default = context.options.gateway_version.filter(|version| *version < CHECKS_CERTIFICATES);
     if verify.is_false() {
         findings.add(Rule::TlsUnverified, &verify, "ssl_verify: false");
     } else if let Some(version) = by_default.filter(|_| conf.get("ssl_verify").is_none()) {

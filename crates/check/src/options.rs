@@ -44,8 +44,8 @@ pub struct Options {
 /// ```
 pub type Judge<'j> = dyn Fn(&str, &str) -> Option<Result<(), String>> + 'j;
 
-/// The options of a check, and the judge of confs.
-pub(super) struct Checked<'r> {
+/// What each part of a check needs: the options, and the judge of confs.
+pub(super) struct CheckContext<'r> {
     pub(super) options: Options,
     pub(super) judge: &'r Judge<'r>,
 }

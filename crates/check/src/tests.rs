@@ -42,7 +42,7 @@ fn found(files: &[(&str, &str)], flags: &[&str]) -> Result<Vec<Finding>, CheckEr
         .iter()
         .map(|(name, text)| File { name: (*name).to_owned(), text: (*text).to_owned() })
         .collect();
-    Checked { options, judge: &judge }.findings(&files)
+    CheckContext { options, judge: &judge }.findings(&files)
 }
 
 /// As the runner refuses https in direct mode.

@@ -5,7 +5,7 @@ use super::calls::Workspaces;
 use super::document::Spot;
 use super::finding::Findings;
 use super::login::LOGIN;
-use super::options::Checked;
+use super::options::CheckContext;
 use super::route::{GatewayRoute, RoutePlugin};
 use super::rule::Rule;
 use super::version::Version;
@@ -27,7 +27,7 @@ const HAS_RAW_TOKEN: Version = Version { major: 3, minor: 18 };
 pub(super) fn check(
     route: &GatewayRoute<'_>,
     workspaces: Option<&Workspaces<'_>>,
-    checked: &Checked<'_>,
+    context: &CheckContext<'_>,
     findings: &mut Findings,
 ) {
     if let Some(plugin) = route.plugin(LOGIN) {
@@ -40,9 +40,9 @@ pub(super) fn check(
     }
     let Some(workspaces) = workspaces else { return };
     let Some(config) = &workspaces.config else { return };
-    trust(route, workspaces, config, checked, findings);
+    trust(route, workspaces, config, context, findings);
     if let Some(plugin) = login_of(route) {
-        passed_on(plugin, workspaces, config, checked, findings);
+        passed_on(plugin, workspaces, config, context, findings);
         if let IdentityConfig::Verified(verified) = &config.identity {
             same_issuer(plugin, workspaces, verified, findings);
         }
@@ -100,7 +100,7 @@ fn trust(
     route: &GatewayRoute<'_>,
     workspaces: &Workspaces<'_>,
     config: &UserUpstreamConfig,
-    checked: &Checked<'_>,
+    context: &CheckContext<'_>,
     findings: &mut Findings,
 ) {
     let believes = believes_userinfo(config);
@@ -123,7 +123,7 @@ fn trust(
     if !believes {
         return;
     }
-    match checked.options.gateway_version {
+    match context.options.gateway_version {
         Some(version) if version < REMOVES_HEADERS => {
             let text = format!("X-Userinfo is believed, with APISIX {version}");
             findings.add(Rule::GatewayTooOld, &workspaces.conf, text);
@@ -141,7 +141,7 @@ fn passed_on(
     plugin: &RoutePlugin<'_>,
     workspaces: &Workspaces<'_>,
     config: &UserUpstreamConfig,
-    checked: &Checked<'_>,
+    context: &CheckContext<'_>,
     findings: &mut Findings,
 ) {
     let conf = &plugin.conf;
@@ -181,7 +181,7 @@ fn passed_on(
         );
         findings.add(Rule::TokenNotPassed, &workspaces.conf, text);
     }
-    if passes_raw && checked.options.gateway_version.is_some_and(|version| version < HAS_RAW_TOKEN) {
+    if passes_raw && context.options.gateway_version.is_some_and(|version| version < HAS_RAW_TOKEN) {
         let text = "set_raw_id_token_header with a gateway before 3.18";
         findings.add(Rule::RawTokenUnknown, &conf.get_or_missing("set_raw_id_token_header"), text);
     }

@@ -136,33 +136,33 @@ pub struct Issuer {
 }
 
 struct IssuerState {
-    keys: RwLock<Option<Known>>,
+    keys: RwLock<Option<KnownKeys>>,
     /// How long keys serve while the issuer does not answer.
     max_age: Duration,
-    progress: watch::Sender<Progress>,
-    demand: Mutex<Demand>,
+    progress: watch::Sender<FetchCounts>,
+    demand: Mutex<DemandedFetch>,
     demanded: Notify,
 }
 
-/// Keys, and when they came.
+/// Keys, and when they were fetched.
 #[derive(Clone)]
-struct Known {
+struct KnownKeys {
     keys: Arc<KeySet>,
     since: Instant,
 }
 
-/// How often the issuer was asked.
+/// How many fetches were started and finished.
 #[derive(Clone, Copy, Default)]
-struct Progress {
+struct FetchCounts {
     started: u64,
     finished: u64,
     /// Whether the last answer was one.
     good: bool,
 }
 
-/// What unknown keys made us ask.
+/// The last fetch because of a key that was not known.
 #[derive(Default)]
-struct Demand {
+struct DemandedFetch {
     last: Option<Instant>,
     /// The fetch that a demand waits for.
     fetch: u64,
@@ -214,7 +214,7 @@ impl Issuer {
         let shared = Arc::new(IssuerState {
             keys: RwLock::new(None),
             max_age,
-            progress: watch::Sender::new(Progress::default()),
+            progress: watch::Sender::new(FetchCounts::default()),
             demand: Mutex::default(),
             demanded: Notify::new(),
         });
@@ -235,21 +235,21 @@ impl Issuer {
     pub async fn verify(&self, token: Token<'_>) -> Result<SignedClaims, VerifyError> {
         match self.try_verify(token) {
             Ok(signed) => Ok(signed),
-            Err(Tried::Wrong(token)) if token.key_id.is_some() => {
+            Err(NotVerified::Wrong(token)) if token.key_id.is_some() => {
                 Err(VerifyError::Token(TokenError::Signature))
             }
             // Without a name, a key that does not fit may be one that is no longer used.
-            Err(Tried::Wrong(token) | Tried::NoKey(token)) => {
+            Err(NotVerified::Wrong(token) | NotVerified::NoKey(token)) => {
                 let until = Instant::now() + KEYS_WAIT;
                 self.wait_and_verify(token, until).await
             }
         }
     }
 
-    fn try_verify<'t>(&self, token: Token<'t>) -> Result<SignedClaims, Tried<'t>> {
+    fn try_verify<'t>(&self, token: Token<'t>) -> Result<SignedClaims, NotVerified<'t>> {
         match self.shared.good_keys() {
             Some(keys) => verify_with(&keys.candidates(&token), token),
-            None => Err(Tried::NoKey(token)),
+            None => Err(NotVerified::NoKey(token)),
         }
     }
 
@@ -267,8 +267,8 @@ impl Issuer {
             let error;
             (token, error) = match self.try_verify(token) {
                 Ok(signed) => return Ok(signed),
-                Err(Tried::Wrong(token)) => (token, TokenError::Signature),
-                Err(Tried::NoKey(token)) => (token, TokenError::UnknownKey),
+                Err(NotVerified::Wrong(token)) => (token, TokenError::Signature),
+                Err(NotVerified::NoKey(token)) => (token, TokenError::UnknownKey),
             };
             if error == TokenError::Signature && token.key_id.is_some() {
                 return Err(VerifyError::Token(error));
@@ -303,20 +303,20 @@ impl Issuer {
 /// ```
 pub fn verify_with_set(keys: &KeySet, token: Token<'_>) -> Result<SignedClaims, TokenError> {
     verify_with(&keys.candidates(&token), token).map_err(|tried| match tried {
-        Tried::Wrong(_) => TokenError::Signature,
-        Tried::NoKey(_) => TokenError::UnknownKey,
+        NotVerified::Wrong(_) => TokenError::Signature,
+        NotVerified::NoKey(_) => TokenError::UnknownKey,
     })
 }
 
-/// What checking a signature came to, if not to claims.
-enum Tried<'t> {
+/// Why no key verified a token, which can be tried again with other keys.
+enum NotVerified<'t> {
     Wrong(Token<'t>),
     NoKey(Token<'t>),
 }
 
-fn verify_with<'t>(keys: &[&Key], mut token: Token<'t>) -> Result<SignedClaims, Tried<'t>> {
+fn verify_with<'t>(keys: &[&Key], mut token: Token<'t>) -> Result<SignedClaims, NotVerified<'t>> {
     if keys.is_empty() {
-        return Err(Tried::NoKey(token));
+        return Err(NotVerified::NoKey(token));
     }
     for key in keys {
         token = match token.verify(&key.decoding) {
@@ -324,7 +324,7 @@ fn verify_with<'t>(keys: &[&Key], mut token: Token<'t>) -> Result<SignedClaims, 
             Err(token) => token,
         };
     }
-    Err(Tried::Wrong(token))
+    Err(NotVerified::Wrong(token))
 }
 
 impl IssuerState {
@@ -341,14 +341,14 @@ impl IssuerState {
     /// is to be waited for.
     fn demand(&self) -> u64 {
         let mut demand = lock(&self.demand);
-        let Progress { started, finished, .. } = *self.progress.borrow();
+        let FetchCounts { started, finished, .. } = *self.progress.borrow();
         if started == 0 || started > finished && self.good_keys().is_none() {
             // What comes of the one that is about to start, or under way, is news.
             return started.max(1);
         }
         let is_due = demand.last.is_none_or(|last| last.elapsed() >= UNKNOWN_KEY_PAUSE);
         if is_due {
-            *demand = Demand { last: Some(Instant::now()), fetch: started + 1 };
+            *demand = DemandedFetch { last: Some(Instant::now()), fetch: started + 1 };
             self.demanded.notify_one();
         }
         demand.fetch
@@ -361,7 +361,7 @@ impl IssuerState {
         if let Some(older) = &*known {
             keys.replace(&older.keys);
         }
-        let _older = known.replace(Known { keys: Arc::new(keys), since: Instant::now() });
+        let _older = known.replace(KnownKeys { keys: Arc::new(keys), since: Instant::now() });
     }
 
     /// The issuer answered, and has no keys. It is believed once it has said so for a while.
@@ -438,30 +438,30 @@ mod tests {
     use super::*;
     use kube_coders_test_support::{Signer, claims, key_set};
 
-    /// An issuer that gives these keys, nothing while there are none, and never
-    /// answers while there is nothing to say.
+    /// An issuer whose next responses a test chooses.
     #[derive(Clone)]
-    struct Script {
-        says: Arc<Mutex<Says>>,
+    struct ScriptedIssuer {
+        response: Arc<Mutex<IssuerResponse>>,
         asked: Arc<AtomicUsize>,
     }
 
     #[derive(Clone)]
-    enum Says {
+    enum IssuerResponse {
         Keys(Vec<Signer>),
         /// A set without keys.
         NoKeys,
         Failure,
-        Nothing,
+        /// No response before the fetch is given up.
+        Silence,
     }
 
-    impl Script {
-        fn new(says: Says) -> Self {
-            Self { says: Arc::new(Mutex::new(says)), asked: Arc::default() }
+    impl ScriptedIssuer {
+        fn new(response: IssuerResponse) -> Self {
+            Self { response: Arc::new(Mutex::new(response)), asked: Arc::default() }
         }
 
-        fn say(&self, says: Says) {
-            *self.says.lock().unwrap() = says;
+        fn respond_with(&self, response: IssuerResponse) {
+            *self.response.lock().unwrap() = response;
         }
 
         fn asked(&self) -> usize {
@@ -469,19 +469,19 @@ mod tests {
         }
 
         fn start(&self) -> Issuer {
-            let script = self.clone();
+            let scripted = self.clone();
             Issuer::start("https://a".into(), MAX_AGE, move || {
-                script.asked.fetch_add(1, Ordering::SeqCst);
-                let says = script.says.lock().unwrap().clone();
+                scripted.asked.fetch_add(1, Ordering::SeqCst);
+                let response = scripted.response.lock().unwrap().clone();
                 async move {
-                    match says {
-                        Says::Keys(keys) => Ok(KeySet::decode(key_set(&keys).as_bytes()).unwrap()),
-                        Says::NoKeys => Err(FetchError::Keys {
+                    match response {
+                        IssuerResponse::Keys(keys) => Ok(KeySet::decode(key_set(&keys).as_bytes()).unwrap()),
+                        IssuerResponse::NoKeys => Err(FetchError::Keys {
                             url: "https://a/keys".parse().unwrap(),
                             error: KeySet::decode(br#"{"keys": []}"#).err().unwrap(),
                         }),
-                        Says::Failure => Err(FetchError::Silent),
-                        Says::Nothing => {
+                        IssuerResponse::Failure => Err(FetchError::Silent),
+                        IssuerResponse::Silence => {
                             // As long as a fetch may take.
                             sleep(Duration::from_secs(10)).await;
                             Err(FetchError::Silent)
@@ -520,14 +520,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn keys_are_fetched_again_every_three_minutes() {
         let (one, two) = two();
-        let script = Script::new(Says::Keys(vec![one.clone()]));
-        let issuer = script.start();
+        let scripted = ScriptedIssuer::new(IssuerResponse::Keys(vec![one.clone()]));
+        let issuer = scripted.start();
         assert_eq!(verify(&issuer, &one).await, alice());
-        script.say(Says::Keys(vec![two.clone()]));
+        scripted.respond_with(IssuerResponse::Keys(vec![two.clone()]));
         sleep(Duration::from_secs(179)).await;
-        assert_eq!((script.asked(), verify(&issuer, &one).await), (1, alice()));
+        assert_eq!((scripted.asked(), verify(&issuer, &one).await), (1, alice()));
         sleep(Duration::from_secs(2)).await;
-        assert_eq!(script.asked(), 2);
+        assert_eq!(scripted.asked(), 2);
         assert_eq!(verify(&issuer, &two).await, alice());
         assert_eq!(verify(&issuer, &one).await, UNKNOWN, "a key that the issuer withdrew");
     }
@@ -542,14 +542,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_key_that_leaves_the_set_is_withdrawn_and_the_others_are_not() {
         let (one, two) = two();
-        let script = Script::new(Says::Keys(vec![one.clone(), two.clone()]));
-        let issuer = script.start();
+        let scripted = ScriptedIssuer::new(IssuerResponse::Keys(vec![one.clone(), two.clone()]));
+        let issuer = scripted.start();
         let (first, second) = (status(&issuer, &one).await, status(&issuer, &two).await);
-        script.say(Says::Keys(vec![two.clone()]));
+        scripted.respond_with(IssuerResponse::Keys(vec![two.clone()]));
         sleep(REFRESH + Duration::from_secs(1)).await;
         assert_eq!((first.is_withdrawn(), second.is_withdrawn()), (true, false));
         // Another key of the same name is another key.
-        script.say(Says::Keys(vec![Signer::new("2", Algorithm::ES256)]));
+        scripted.respond_with(IssuerResponse::Keys(vec![Signer::new("2", Algorithm::ES256)]));
         sleep(REFRESH).await;
         assert!(second.is_withdrawn());
     }
@@ -557,17 +557,17 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_set_that_is_gone_withdraws_its_keys_once_the_issuer_has_said_so_for_a_minute() {
         let (one, _) = two();
-        let script = Script::new(Says::Keys(vec![one.clone()]));
-        let issuer = script.start();
+        let scripted = ScriptedIssuer::new(IssuerResponse::Keys(vec![one.clone()]));
+        let issuer = scripted.start();
         let key = status(&issuer, &one).await;
         let start = Instant::now();
-        script.say(Says::NoKeys);
+        scripted.respond_with(IssuerResponse::NoKeys);
         sleep(REFRESH + WITHDRAWAL_TIME - Duration::from_secs(1)).await;
         assert_eq!((verify(&issuer, &one).await, key.is_withdrawn()), (alice(), false));
         sleep(LAST_RETRY + Duration::from_secs(1)).await;
         assert_eq!((verify(&issuer, &one).await, key.is_withdrawn()), (UNAVAILABLE, true));
         assert!(start.elapsed() < Duration::from_secs(270), "{:?}", start.elapsed());
-        script.say(Says::Keys(vec![one.clone()]));
+        scripted.respond_with(IssuerResponse::Keys(vec![one.clone()]));
         sleep(LAST_RETRY).await;
         assert_eq!(verify(&issuer, &one).await, alice());
     }
@@ -575,17 +575,17 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_set_that_was_gone_for_a_moment_withdraws_nothing() {
         let (one, _) = two();
-        let script = Script::new(Says::Keys(vec![one.clone()]));
-        let issuer = script.start();
+        let scripted = ScriptedIssuer::new(IssuerResponse::Keys(vec![one.clone()]));
+        let issuer = scripted.start();
         let key = status(&issuer, &one).await;
         for _ in 0..3 {
-            let asked = script.asked();
-            script.say(Says::NoKeys);
-            while script.asked() == asked {
+            let asked = scripted.asked();
+            scripted.respond_with(IssuerResponse::NoKeys);
+            while scripted.asked() == asked {
                 sleep(Duration::from_secs(1)).await;
             }
             sleep(WITHDRAWAL_TIME - LAST_RETRY).await;
-            script.say(Says::Keys(vec![one.clone()]));
+            scripted.respond_with(IssuerResponse::Keys(vec![one.clone()]));
             sleep(LAST_RETRY).await;
             assert_eq!((verify(&issuer, &one).await, key.is_withdrawn()), (alice(), false));
         }
@@ -594,33 +594,33 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_unknown_key_asks_again_at_most_once_in_ten_seconds() {
         let (one, two) = two();
-        let script = Script::new(Says::Keys(vec![one.clone()]));
-        let issuer = script.start();
+        let scripted = ScriptedIssuer::new(IssuerResponse::Keys(vec![one.clone()]));
+        let issuer = scripted.start();
         assert_eq!(verify(&issuer, &one).await, alice());
         for round in 1..5 {
             for _ in 0..100 {
                 assert_eq!(verify(&issuer, &two).await, UNKNOWN);
             }
-            assert_eq!(script.asked(), 1 + round);
+            assert_eq!(scripted.asked(), 1 + round);
             sleep(Duration::from_secs(10)).await;
         }
-        script.say(Says::Keys(vec![one, two.clone()]));
+        scripted.respond_with(IssuerResponse::Keys(vec![one, two.clone()]));
         assert_eq!(verify(&issuer, &two).await, alice());
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_last_good_keys_serve_for_a_time_while_the_issuer_is_silent() {
         let (one, two) = two();
-        let script = Script::new(Says::Keys(vec![one.clone()]));
-        let issuer = script.start();
+        let scripted = ScriptedIssuer::new(IssuerResponse::Keys(vec![one.clone()]));
+        let issuer = scripted.start();
         assert_eq!(verify(&issuer, &one).await, alice());
-        script.say(Says::Failure);
+        scripted.respond_with(IssuerResponse::Failure);
         sleep(MAX_AGE - Duration::from_secs(60)).await;
         assert_eq!(verify(&issuer, &one).await, alice());
         assert_eq!(verify(&issuer, &two).await, UNAVAILABLE, "only the issuer knows whether it is new");
         sleep(Duration::from_secs(60)).await;
         assert_eq!(verify(&issuer, &one).await, UNAVAILABLE);
-        script.say(Says::Keys(vec![one.clone()]));
+        scripted.respond_with(IssuerResponse::Keys(vec![one.clone()]));
         sleep(LAST_RETRY).await;
         assert_eq!(verify(&issuer, &one).await, alice());
     }
@@ -628,17 +628,17 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_issuer_that_hangs_holds_no_call_for_long() {
         let (one, two) = two();
-        let script = Script::new(Says::Nothing);
-        let issuer = script.start();
+        let scripted = ScriptedIssuer::new(IssuerResponse::Silence);
+        let issuer = scripted.start();
         for _ in 0..3 {
             let start = Instant::now();
             assert_eq!(verify(&issuer, &one).await, UNAVAILABLE);
             assert!(start.elapsed() <= Duration::from_secs(2), "{:?}", start.elapsed());
         }
-        script.say(Says::Keys(vec![one.clone()]));
+        scripted.respond_with(IssuerResponse::Keys(vec![one.clone()]));
         sleep(Duration::from_secs(20)).await;
         assert_eq!(verify(&issuer, &one).await, alice());
-        script.say(Says::Nothing);
+        scripted.respond_with(IssuerResponse::Silence);
         let start = Instant::now();
         assert_eq!(verify(&issuer, &two).await, UNAVAILABLE);
         assert!(start.elapsed() <= Duration::from_secs(2), "{:?}", start.elapsed());
@@ -649,10 +649,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn only_so_many_calls_wait() {
         let (one, two) = two();
-        let script = Script::new(Says::Keys(vec![one.clone()]));
-        let issuer = script.start();
+        let scripted = ScriptedIssuer::new(IssuerResponse::Keys(vec![one.clone()]));
+        let issuer = scripted.start();
         assert_eq!(verify(&issuer, &one).await, alice());
-        script.say(Says::Nothing);
+        scripted.respond_with(IssuerResponse::Silence);
         let start = Instant::now();
         let waiting = (0..MAX_WAITING).map(|_| verify(&issuer, &two));
         let mut waiting = Box::pin(join_all(waiting));
@@ -666,34 +666,34 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_key_without_a_name_that_was_replaced_is_fetched() {
         let [old, new] = ["", ""].map(|id| Signer::new(id, Algorithm::ES256));
-        let script = Script::new(Says::Keys(vec![old.clone()]));
-        let issuer = script.start();
+        let scripted = ScriptedIssuer::new(IssuerResponse::Keys(vec![old.clone()]));
+        let issuer = scripted.start();
         assert_eq!(verify_without_name(&issuer, &old).await, alice());
-        script.say(Says::Keys(vec![new.clone()]));
+        scripted.respond_with(IssuerResponse::Keys(vec![new.clone()]));
         assert_eq!(verify_without_name(&issuer, &new).await, alice());
         let wrong = Err(VerifyError::Token(TokenError::Signature));
         assert_eq!(verify_without_name(&issuer, &old).await, wrong);
-        assert_eq!(script.asked(), 2);
+        assert_eq!(scripted.asked(), 2);
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_issuer_that_fails_is_asked_more_and_more_seldom() {
-        let script = Script::new(Says::Failure);
-        let _issuer = script.start();
+        let scripted = ScriptedIssuer::new(IssuerResponse::Failure);
+        let _issuer = scripted.start();
         sleep(Duration::from_secs(600)).await;
         // After 1, 2, 4, 8, and then every 10 s.
-        assert!((60..=65).contains(&script.asked()), "{}", script.asked());
+        assert!((60..=65).contains(&scripted.asked()), "{}", scripted.asked());
     }
 
     #[tokio::test(start_paused = true)]
     async fn keys_of_a_dropped_issuer_are_not_fetched() {
-        let script = Script::new(Says::Failure);
-        let issuer = script.start();
+        let scripted = ScriptedIssuer::new(IssuerResponse::Failure);
+        let issuer = scripted.start();
         sleep(Duration::from_secs(60)).await;
         drop(issuer);
-        let asked = script.asked();
+        let asked = scripted.asked();
         sleep(Duration::from_secs(600)).await;
-        assert_eq!(script.asked(), asked);
+        assert_eq!(scripted.asked(), asked);
     }
 
     struct NoNames;

@@ -15,7 +15,7 @@ use std::sync::{Arc, OnceLock};
 use tracing::Instrument as _;
 
 thread_local! {
-    static CURRENT: RefCell<Option<Current>> = const { RefCell::new(None) };
+    static CURRENT: RefCell<Option<CurrentCall>> = const { RefCell::new(None) };
 }
 
 /// Whether a log writer reads contexts, so that they have to be made.
@@ -35,7 +35,7 @@ pub(crate) struct CallContext {
 }
 
 #[derive(Clone)]
-struct Current {
+struct CurrentCall {
     context: Arc<CallContext>,
     plugin: &'static str,
 }
@@ -70,17 +70,17 @@ pub(crate) async fn within<T>(
     );
     let mut future = pin!(future.instrument(span));
     std::future::poll_fn(|task| {
-        let here = Current { context: Arc::clone(context), plugin };
-        let _restored = Restore(CURRENT.replace(Some(here)));
+        let here = CurrentCall { context: Arc::clone(context), plugin };
+        let _restored = RestoredCall(CURRENT.replace(Some(here)));
         future.as_mut().poll(task)
     })
     .await
 }
 
 /// Puts the context back that was there before, also after a panic.
-struct Restore(Option<Current>);
+struct RestoredCall(Option<CurrentCall>);
 
-impl Drop for Restore {
+impl Drop for RestoredCall {
     fn drop(&mut self) {
         CURRENT.set(self.0.take());
     }
@@ -96,7 +96,7 @@ pub(crate) fn read_from_now_on() {
 #[cfg_attr(not(feature = "cli"), allow(dead_code))]
 pub(crate) fn write_current(to: &mut impl fmt::Write) -> fmt::Result {
     let current = CURRENT.with_borrow(Clone::clone);
-    let Some(Current { context, plugin }) = current else { return Ok(()) };
+    let Some(CurrentCall { context, plugin }) = current else { return Ok(()) };
     write!(to, "call{{plugin={plugin} call={}", context.call)?;
     if let Some(route) = &context.route {
         write!(to, " route={route:?}")?;

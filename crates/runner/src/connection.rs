@@ -142,7 +142,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         self.unwritten.reserve(HEADER + payload.len());
         self.unwritten.extend_from_slice(&header);
         self.unwritten.extend_from_slice(payload);
-        // Most peers take a frame at once, without a timer to be set.
+        // Most peers take a frame immediately, so no timer is set.
         let written = now_or_never(pin!(self.write_unwritten()));
         match written {
             Some(written) => written?,

@@ -20,7 +20,7 @@ use crate::carrier::{Carried, Carrier, CarrierError, Choice};
 use crate::chains::{Chain, ChainId, ConfCache};
 use crate::connection::{Connection, Frame};
 use crate::containment::{contain_drop, panic_text, poll_caught};
-use crate::extra_info::{Ask, AskError, AskLimits, Asked, ExtraInfo};
+use crate::extra_info::{AnswerFuture, Ask, AskError, AskLimits, ExtraInfo};
 use crate::failure::{FailedCall, FailureAnswers, ProblemAnswers, RUNNER_FAILED};
 use crate::plugin::{Action, PluginError};
 use crate::registry::{PREPARE_DEADLINE, Prepared, Registry};
@@ -61,7 +61,7 @@ pub(crate) struct Dispatcher {
 
 /// What becomes of a connection once its call is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum After {
+pub(crate) enum AfterCall {
     /// The next call may come.
     Keep,
     /// The gateway still owes an answer to an abandoned question. If the connection closed
@@ -126,18 +126,18 @@ impl Dispatcher {
         frame: &Frame,
         connection: &mut Connection<S>,
         encoder: &mut Encoder,
-    ) -> std::io::Result<After>
+    ) -> std::io::Result<AfterCall>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + Sync,
     {
         let (kind, after) = match frame.kind {
-            FrameKind::PrepareConf => (self.prepare(&frame.payload, encoder).await, After::Keep),
+            FrameKind::PrepareConf => (self.prepare(&frame.payload, encoder).await, AfterCall::Keep),
             FrameKind::RequestCall => self.request(&frame.payload, connection, encoder).await,
             FrameKind::ResponseCall => self.response(&frame.payload, connection, encoder).await,
             FrameKind::Error | FrameKind::ExtraInfo => {
                 warn!(kind = ?frame.kind, "frame that is no call");
                 encoder.error(ErrorCode::BAD_REQUEST);
-                (FrameKind::Error, After::Close)
+                (FrameKind::Error, AfterCall::Close)
             }
         };
         connection.write_frame(kind, encoder.payload()).await?;
@@ -215,7 +215,7 @@ impl Dispatcher {
         payload: &Bytes,
         connection: &mut Connection<S>,
         encoder: &mut Encoder,
-    ) -> (FrameKind, After)
+    ) -> (FrameKind, AfterCall)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + Sync,
     {
@@ -224,13 +224,13 @@ impl Dispatcher {
             Err(malformed) => {
                 error!(error = %malformed, "request call refused");
                 answers::request_failed(encoder, 0, &self.unread_call_answer());
-                return (FrameKind::RequestCall, After::Keep);
+                return (FrameKind::RequestCall, AfterCall::Keep);
             }
         };
         let Some((chain, route)) = self.confs.chain(call.conf_token) else {
             debug!(token = call.conf_token, "unknown conf token");
             encoder.error(ErrorCode::CONF_TOKEN_NOT_FOUND);
-            return (FrameKind::Error, After::Keep);
+            return (FrameKind::Error, AfterCall::Keep);
         };
         let context = CallContext::next(route.as_ref());
         let mut asker = ConnectionAsker { connection };
@@ -240,7 +240,7 @@ impl Dispatcher {
         else {
             error!(call = id, method, "request call refused: no such method");
             answers::request_failed(encoder, id, &self.unread_call_answer());
-            return (FrameKind::RequestCall, After::Keep);
+            return (FrameKind::RequestCall, AfterCall::Keep);
         };
         if self.limits.asks_request_id {
             request_id(&mut request.extra_info).await;
@@ -295,7 +295,7 @@ impl Dispatcher {
         payload: &Bytes,
         connection: &mut Connection<S>,
         encoder: &mut Encoder,
-    ) -> (FrameKind, After)
+    ) -> (FrameKind, AfterCall)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + Sync,
     {
@@ -304,13 +304,13 @@ impl Dispatcher {
             Err(malformed) => {
                 error!(error = %malformed, "response call refused");
                 answers::response_failed(encoder, 0, &self.unread_call_answer());
-                return (FrameKind::ResponseCall, After::Keep);
+                return (FrameKind::ResponseCall, AfterCall::Keep);
             }
         };
         let Some((chain, route)) = self.confs.chain(call.conf_token) else {
             debug!(token = call.conf_token, "unknown conf token");
             encoder.error(ErrorCode::CONF_TOKEN_NOT_FOUND);
-            return (FrameKind::Error, After::Keep);
+            return (FrameKind::Error, AfterCall::Keep);
         };
         let context = CallContext::next(route.as_ref());
         let mut asker = ConnectionAsker { connection };
@@ -333,7 +333,7 @@ impl Dispatcher {
             let mut caught = pin!(std::future::poll_fn(|task| {
                 poll_caught(verdict.as_mut().as_pin_mut().expect("it is dropped only below"), task)
             }));
-            // Most plugins decide at once, without a timer to be set.
+            // Most plugins decide immediately, so no timer is set.
             match now_or_never(caught.as_mut()) {
                 Some(caught) => Ok(caught),
                 None => timeout(self.limits.deadline, caught).await,
@@ -425,10 +425,10 @@ fn route_of(key: &[u8]) -> Option<&str> {
     }
 }
 
-fn after(extra_info: &ExtraInfo<'_>) -> After {
+fn after(extra_info: &ExtraInfo<'_>) -> AfterCall {
     match extra_info.is_abandoned() {
-        true => After::TakeLateAnswer,
-        false => After::Keep,
+        true => AfterCall::TakeLateAnswer,
+        false => AfterCall::Keep,
     }
 }
 
@@ -450,7 +450,7 @@ struct ConnectionAsker<'c, S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send + Sync> Ask for ConnectionAsker<'_, S> {
-    fn ask<'a>(&'a mut self, question: Question<'a>) -> Asked<'a> {
+    fn ask<'a>(&'a mut self, question: Question<'a>) -> AnswerFuture<'a> {
         Box::pin(async move {
             let mut encoder = Encoder::new();
             encoder.question(question);

@@ -87,11 +87,11 @@ impl From<ReadError> for AskError {
     }
 }
 
-pub(crate) type Asked<'a> = Pin<Box<dyn Future<Output = Result<Option<Bytes>, AskError>> + Send + 'a>>;
+pub(crate) type AnswerFuture<'a> = Pin<Box<dyn Future<Output = Result<Option<Bytes>, AskError>> + Send + 'a>>;
 
 /// Carries a question to the gateway and its answer back.
 pub(crate) trait Ask: Send + Sync {
-    fn ask<'a>(&'a mut self, question: Question<'a>) -> Asked<'a>;
+    fn ask<'a>(&'a mut self, question: Question<'a>) -> AnswerFuture<'a>;
 }
 
 /// What a call may ask for in all.
@@ -205,7 +205,7 @@ mod tests {
     struct Answers(VecDeque<Result<Option<Bytes>, AskError>>);
 
     impl Ask for Answers {
-        fn ask<'a>(&'a mut self, _: Question<'a>) -> Asked<'a> {
+        fn ask<'a>(&'a mut self, _: Question<'a>) -> AnswerFuture<'a> {
             match self.0.pop_front() {
                 Some(answer) => Box::pin(std::future::ready(answer)),
                 None => Box::pin(std::future::pending()),

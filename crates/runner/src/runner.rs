@@ -283,7 +283,7 @@ fn succession_of(companion: Option<&CompanionParts>) -> Arc<Succession> {
 /// let control = control.successor_wait(|| Duration::from_millis(400));
 ///
 /// stop.cancel(); // Finish the calls in flight.
-/// now.cancel(); // End at once.
+/// now.cancel(); // End immediately.
 /// ```
 #[derive(Clone)]
 pub struct Control {
@@ -293,7 +293,7 @@ pub struct Control {
 }
 
 impl Control {
-    /// Drains once `stop` is cancelled, and ends at once when `now` is.
+    /// Drains once `stop` is cancelled, and ends immediately when `now` is.
     #[must_use]
     pub fn new(stop: CancellationToken, now: CancellationToken) -> Self {
         Self { stop, now, successor_wait: Arc::new(|| Duration::ZERO) }
@@ -495,7 +495,7 @@ impl PreparedStart {
     /// Takes the paths from the runner that has them.
     fn take_path(self) -> Result<(Option<Predecessor>, Vec<BoundSocket>), RunError> {
         let mut bound_sockets = Vec::with_capacity(self.sockets.len());
-        // Two starts at once must not share the paths between them.
+        // Two starts at the same time must not share the paths between them.
         let _locked = self.sockets.first().and_then(|(file, ..)| lock_folder(&file.path));
         for (file, purpose, prepared) in self.sockets {
             let failed = |error| RunError::Socket { path: file.path.clone(), error };
@@ -908,7 +908,7 @@ mod tests {
             "the plugin is preparing too many other confs, or never returns from one"
         );
         assert_eq!(runner.check_conf("waits", b"null").await, Some(Ok(())));
-        // Many at once wait for their turn.
+        // If there are many, they wait for their turn.
         let many = (0..50).map(|_| {
             let runner = runner.clone();
             tokio::spawn(async move { runner.check_conf("waits", b"null").await })

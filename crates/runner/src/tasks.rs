@@ -65,16 +65,16 @@ mod tests {
 
     #[tokio::test]
     async fn a_task_ends_with_the_runner() {
-        struct Told(Option<tokio::sync::oneshot::Sender<()>>);
-        impl Drop for Told {
+        struct DropSignal(Option<tokio::sync::oneshot::Sender<()>>);
+        impl Drop for DropSignal {
             fn drop(&mut self) {
-                let _ = self.0.take().map(|told| told.send(()));
+                let _ = self.0.take().map(|signal| signal.send(()));
             }
         }
         let (dropped, was_dropped) = tokio::sync::oneshot::channel();
-        let (tasks, told) = (Tasks::default(), Told(Some(dropped)));
+        let (tasks, signal) = (Tasks::default(), DropSignal(Some(dropped)));
         tasks.spawn(async move {
-            let _told = told;
+            let _signal = signal;
             std::future::pending::<()>().await;
         });
         tasks.end().await;

@@ -1,4 +1,4 @@
-//! Settings that were typed, turned into values, with all mistakes at once.
+//! Settings that were typed, turned into values, with all mistakes together.
 
 use std::fmt;
 use std::str::FromStr;

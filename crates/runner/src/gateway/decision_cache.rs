@@ -20,17 +20,17 @@ use crate::request::MAX_FRAME_HEADERS;
 /// Decisions that serve requests with an equal cache key.
 pub(super) struct DecisionCache {
     most: Duration,
-    kept: Mutex<Kept>,
+    kept: Mutex<CacheContent>,
 }
 
 #[derive(Default)]
-struct Kept {
+struct CacheContent {
     /// The key of the last decision in each scope.
     keys: HashMap<Scope, CacheKey>,
-    decisions: HashMap<(Scope, [u8; 32]), KeptDecision>,
+    decisions: HashMap<(Scope, [u8; 32]), StoredDecision>,
 }
 
-struct KeptDecision {
+struct StoredDecision {
     until: Instant,
     rewrite: Rewrite,
     cookies: CookieNames,
@@ -105,7 +105,7 @@ impl DecisionCache {
         let until = since + decision.time.min(self.most);
         let mut kept = lock(&self.kept);
         kept.keys.insert(scope.clone(), decision.key);
-        kept.decisions.insert((scope, digest), KeptDecision { until, rewrite, cookies: decision.cookies });
+        kept.decisions.insert((scope, digest), StoredDecision { until, rewrite, cookies: decision.cookies });
     }
 }
 

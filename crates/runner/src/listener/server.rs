@@ -16,7 +16,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::connection::{Connection, Frame, ReadError};
 use crate::containment::poll_caught;
-use crate::dispatcher::{After, Dispatcher};
+use crate::dispatcher::{AfterCall, Dispatcher};
 use crate::listener::admission::Admission;
 use crate::listener::limit_log::LimitLog;
 use crate::listener::log_throttle::LogThrottle;
@@ -44,7 +44,7 @@ const LATE_ANSWER: Duration = Duration::from_secs(60);
 const MAX_SUCCESSORS: usize = 16;
 
 /// How long accepting rests after an error such as "too many open files", which
-/// would otherwise come again at once.
+/// would otherwise come again immediately.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves a gateway's connections.
@@ -166,7 +166,7 @@ impl Server {
             }
             return;
         }
-        // Closing at once costs the client a 503; keeping it waiting would cost it 60 s.
+        // Closing immediately costs the client a 503; keeping it waiting would cost it 60 s.
         let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else { return self.limit.turn_away() };
         // Each future around this one would hold it once more.
         let serving = Box::pin(serve_connection(stream, Arc::clone(&self.shared), permit));
@@ -286,16 +286,16 @@ where
         };
         calls += 1;
         match dispatcher.answer(&frame, connection, &mut encoder).await? {
-            After::Keep if connection.has_unread() => {}
-            After::Keep if succession.is_ready() => {
+            AfterCall::Keep if connection.has_unread() => {}
+            AfterCall::Keep if succession.is_ready() => {
                 return Ok(Served { calls, end: ConnectionEnd::HandOver });
             }
             // A close costs least right after an answer: the gateway mostly sees it before
             // it uses the connection for another call.
-            After::Keep if stop.is_cancelled() => break,
-            After::Keep => {}
-            After::Close => break,
-            After::TakeLateAnswer => {
+            AfterCall::Keep if stop.is_cancelled() => break,
+            AfterCall::Keep => {}
+            AfterCall::Close => break,
+            AfterCall::TakeLateAnswer => {
                 take_late_answer(connection).await?;
                 break;
             }

@@ -88,7 +88,7 @@ fn is_hang_up_ignored() -> bool {
 }
 
 impl Shutdown {
-    /// Listens for signals: the first drains, the second ends at once.
+    /// Listens for signals: the first drains, the second ends immediately.
     ///
     /// # Errors
     ///
@@ -101,7 +101,7 @@ impl Shutdown {
                 let signal = signals.next().await;
                 // A keeper's word may have been the first.
                 if shutdown.stop.is_cancelled() {
-                    info!(signal, "told to end at once");
+                    info!(signal, "told to end immediately");
                     return shutdown.now.cancel();
                 }
                 info!(signal, "told to end; a second signal does not wait for what is open");

@@ -133,14 +133,14 @@ impl Succession {
             return;
         }
         info!(successor = pid, "another runner takes over");
-        let announced = Announced::new(&self.state);
+        let announced = AnnouncedSuccessor::new(&self.state);
         if let Err(error) = self.converse(&stream, announced).await {
             debug!(%error, successor = pid, "the successor is lost");
         }
         self.forget(&stream);
     }
 
-    async fn converse(&self, stream: &Arc<UnixStream>, announced: Announced<'_>) -> io::Result<()> {
+    async fn converse(&self, stream: &Arc<UnixStream>, announced: AnnouncedSuccessor<'_>) -> io::Result<()> {
         let listener = lock(&self.listener).as_ref().map(OwnedFd::try_clone).transpose()?;
         match &listener {
             Some(listener) => send(stream, LISTENER, Some(listener.as_fd())).await?,
@@ -223,16 +223,16 @@ impl Succession {
 }
 
 /// A successor that has asked, until it serves or is gone.
-struct Announced<'s>(&'s watch::Sender<SuccessionState>);
+struct AnnouncedSuccessor<'s>(&'s watch::Sender<SuccessionState>);
 
-impl<'s> Announced<'s> {
+impl<'s> AnnouncedSuccessor<'s> {
     fn new(state: &'s watch::Sender<SuccessionState>) -> Self {
         state.send_modify(|state| state.announced += 1);
         Self(state)
     }
 }
 
-impl Drop for Announced<'_> {
+impl Drop for AnnouncedSuccessor<'_> {
     fn drop(&mut self) {
         self.0.send_modify(|state| state.announced -= 1);
     }
@@ -456,19 +456,19 @@ mod tests {
     use crate::single_poll::now_or_never;
 
     /// A predecessor at a socket, and a successor that has asked it.
-    struct Two {
+    struct RunnerPair {
         succession: Arc<Succession>,
         attending: JoinHandle<()>,
         _folder: tempfile::TempDir,
     }
 
-    impl Drop for Two {
+    impl Drop for RunnerPair {
         fn drop(&mut self) {
             self.attending.abort();
         }
     }
 
-    impl Two {
+    impl RunnerPair {
         async fn new(listener: Option<OwnedFd>) -> (Self, Inheritance) {
             let folder = tempfile::tempdir().unwrap();
             let socket = folder.path().join("runner.sock");
@@ -503,7 +503,7 @@ mod tests {
         let listener = StdTcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let mut queued = StdTcpStream::connect(address).unwrap();
-        let (two, mut inheritance) = Two::new(Some(listener.into())).await;
+        let (two, mut inheritance) = RunnerPair::new(Some(listener.into())).await;
         two.succession.close_listener();
         let listener = inheritance.listener.take().expect("the listener");
         assert_eq!(listener.local_addr().unwrap(), address);
@@ -541,7 +541,7 @@ mod tests {
 
     #[tokio::test]
     async fn many_wait_for_a_successor_that_takes_its_time() {
-        let (two, inheritance) = Two::new(None).await;
+        let (two, inheritance) = RunnerPair::new(None).await;
         assert!(inheritance.listener.is_none());
         inheritance.predecessor.listens().await;
         two.until(|state| state.ready.is_some()).await;
@@ -575,7 +575,7 @@ mod tests {
     /// The first of three hands over to the last, past one that ends in between.
     #[tokio::test]
     async fn a_predecessor_is_handed_on_with_what_waits_in_it() {
-        let ((first, middle), (second, last)) = (Two::new(None).await, Two::new(None).await);
+        let ((first, middle), (second, last)) = (RunnerPair::new(None).await, RunnerPair::new(None).await);
         for (two, inheritance) in [(&first, &middle), (&second, &last)] {
             inheritance.predecessor.listens().await;
             two.until(|state| state.ready.is_some()).await;
@@ -597,7 +597,7 @@ mod tests {
     /// A successor that asks and never serves changes nothing for one that serves.
     #[tokio::test]
     async fn only_one_that_serves_counts() {
-        let (two, inheritance) = Two::new(None).await;
+        let (two, inheritance) = RunnerPair::new(None).await;
         inheritance.predecessor.listens().await;
         two.until(|state| state.ready.is_some()).await;
         let (asks, stream) = UnixStream::pair().unwrap();
@@ -613,7 +613,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_successor_that_is_gone_gets_nothing() {
-        let (two, inheritance) = Two::new(None).await;
+        let (two, inheritance) = RunnerPair::new(None).await;
         inheritance.predecessor.listens().await;
         two.until(|state| state.ready.is_some()).await;
         drop(inheritance);
@@ -624,7 +624,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_successor_that_ends_just_now_is_noticed_at_the_next_connection() {
-        let (two, inheritance) = Two::new(None).await;
+        let (two, inheritance) = RunnerPair::new(None).await;
         inheritance.predecessor.listens().await;
         two.until(|state| state.ready.is_some()).await;
         drop(inheritance);
@@ -642,7 +642,7 @@ mod tests {
             assert_eq!(since.elapsed(), for_one);
         }
         let since = tokio::time::Instant::now();
-        let about = Announced::new(&alone.state);
+        let about = AnnouncedSuccessor::new(&alone.state);
         alone.wait(Duration::ZERO).await;
         assert_eq!(since.elapsed(), ABOUT_TO_LISTEN);
         alone.wait(Duration::from_secs(1)).await;
