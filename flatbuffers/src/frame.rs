@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kind_that_is_none_is_refused() {
+    fn an_unknown_frame_kind_is_refused() {
         for kind in 5..=u8::MAX {
             let error = FrameHeader::decode([kind, 0, 0, 0]).expect_err("no such kind");
             assert_eq!(error.to_string(), format!("frame of kind {kind}, which is none from 0 to 4"));

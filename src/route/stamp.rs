@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_byte_is_refused_wherever_it_stands() {
+    fn a_stamp_with_any_changed_byte_is_refused() {
         let stamp = key().make(&alice(), at(100)).into_bytes();
         assert_eq!(key().check(&stamp, at(0)), Ok(alice()));
         for position in 0..stamp.len() {
@@ -382,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stamp_says_for_whom_and_where() {
+    fn a_stamp_depends_on_its_user_and_upstream() {
         let bob = "http://code-alice:8443".parse::<Upstream>().unwrap().for_subject("bob").unwrap();
         let without_subject: Upstream = "http://code-alice:8443".parse().unwrap();
         let secure = "https://code-alice:8443".parse::<Upstream>().unwrap().for_subject("alice").unwrap();

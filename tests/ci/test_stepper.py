@@ -82,11 +82,11 @@ class Steps(unittest.TestCase):
         self.assertEqual((rows["here"], rows["there"], rows["more"]), ("ok", "ok", "FAILED with 1"), output)
         self.assertIn("== in parallel: side\n\n== there\n\n== more\nwords\n", output)
 
-    def test_a_slow_step_is_told_and_no_failure(self):
+    def test_a_slow_step_is_reported_and_does_not_fail(self):
         code, output = run("slow() { :; }; step slow -1 slow")
         self.assertEqual((code, table(output)["slow"]), (0, "ok, but slower than it may be"), output)
 
-    def test_when_the_time_is_over_what_runs_is_ended_with_all_that_it_started(self):
+    def test_a_timeout_ends_running_steps_with_their_children(self):
         began = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
             os.mkfifo(f"{folder}/on")

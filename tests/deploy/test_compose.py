@@ -87,7 +87,7 @@ class ComposeFile(Case):
         self.assertEqual(runner["pull_policy"], "build")
         self.assertEqual(runner["image"], "kube-coders:" + cargo("version"))
 
-    def test_no_secret_stands_in_it(self):
+    def test_the_file_contains_no_secret(self):
         secrets = [
             (service, name, value)
             for service, said in self.services.items()
@@ -131,7 +131,7 @@ class ComposeFile(Case):
             alone = "networks" in service or service.get("network_mode") == "service:pod"
             self.assertTrue(alone, f"{name} would be in Compose's default network")
 
-    def test_names_are_what_kube_coders_prints_for_the_realms_users(self):
+    def test_names_match_kube_coders_name_for_the_realms_users(self):
         for user in self.not_empty(realm()["users"]):
             printed = run(KUBE_CODERS, "name", user["id"])
             self.assertEqual(printed.returncode, 0, printed.stderr)

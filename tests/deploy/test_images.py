@@ -383,7 +383,7 @@ class Files(unittest.TestCase):
             self.assertTrue(image["tag"].startswith(f"{version}-"))
             self.assertIn(f"--tag {image['repository']}:{image['tag']} .", self.dockerfile(role))
 
-    def test_the_roles_bring_what_they_promise(self):
+    def test_the_roles_have_jdk_21_and_node_22(self):
         self.assertRegex(self.arguments("backend")["JDK"], r":21\.")
         self.assertRegex(self.arguments("frontend")["NODE"], r":22\.")
 

@@ -217,7 +217,7 @@ class Security(Case):
                 with self.subTest(path=path, container=container["name"]):
                     self.assertLessEqual({"startupProbe", "readinessProbe", "livenessProbe"}, set(container))
 
-    def test_no_secret_stands_in_the_tree(self):
+    def test_no_file_contains_a_secret(self):
         self.assertNotIn("Secret", {item["kind"] for _, item in self.not_empty(manifests())})
         looked_at = 0
         for _, _, _, spec in pods():

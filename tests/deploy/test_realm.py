@@ -147,7 +147,7 @@ class Users(Realm):
 
 
 class NoSecret(Realm):
-    def test_a_placeholder_stands_for_each(self):
+    def test_each_secret_is_a_placeholder(self):
         secrets = [self.client["secret"]]
         for user in self.users:
             (credential,) = user["credentials"]

@@ -238,7 +238,7 @@ class Certificates(Folder):
         self.assertIn("is inside the project", refused.stderr)
         self.assertFalse((KUBERNETES / "tls" / "out").exists())
 
-    def test_refusals_say_what_was_found(self):
+    def test_error_messages_name_the_mistake(self):
         self.assertIn("no folder given", run(KUBERNETES / "tls" / "certificates.sh").stderr)
         self.assertIn('host "Key.example.com" is no DNS name', self.call("Key.example.com").stderr)
         self.assertIn('host "a,DNS:b.c" is no DNS name', self.call("a,DNS:b.c").stderr)
@@ -339,7 +339,7 @@ class Secrets(Folder):
         for name, value in self.contents().items():
             self.assertNotIn(value, seen, name)
 
-    def test_a_gateway_with_another_client_secret_is_told(self):
+    def test_a_gateway_with_another_client_secret_is_reported(self):
         self.call()
         (self.folder / "apisix/kube-coders-gateway/KEYCLOAK_CLIENT_SECRET").write_text("another")
         refused = self.call()

@@ -33,7 +33,7 @@ class Unit(unittest.TestCase):
             verified = self.analyze("verify", "--man=no", "--recursive-errors=no", str(unit))
             self.assertIn("ProtectProcc", verified.stderr)
 
-    def test_its_exposure_is_what_it_says(self):
+    def test_the_unit_states_its_exposure(self):
         (noted,) = re.findall(r"an exposure of (\d+\.\d+)\.", UNIT.read_text(encoding="utf-8"))
         found = self.analyze("security", "--offline=true", str(UNIT))
         (exposure,) = re.findall(r"Overall exposure level for kube-coders.service: (\S+)", found.stdout)

@@ -161,7 +161,7 @@ class Lint(Case):
             told = [message["error"] for message in report["messages"]]
             self.assertEqual(told, ["icon is recommended"])
 
-    def test_a_release_without_a_subject_is_told_so(self):
+    def test_lint_reports_a_release_without_a_subject(self):
         self.assertTrue(any("subject" in error for error in helm.lint(CHART)["errors"]))
 
 
@@ -429,7 +429,7 @@ class Gateway(Case):
         self.assertNotIn("NetworkPolicy", rendered)
         self.assertIn("--auth=password", code_server(off, PASSWORD)["args"])
 
-    def test_no_password_is_asked_for_behind_the_policy(self):
+    def test_with_a_network_policy_no_password_is_needed(self):
         self.assertIn("--auth=none", code_server()["args"])
         self.assertIn("NetworkPolicy", objects())
 
@@ -728,7 +728,7 @@ class Server(Case):
         mine = {"role": "data", "images": {"data": {"repository": "registry.example.com/data", "tag": "1"}}}
         self.assertEqual(code_server(mine)["image"], "registry.example.com/data:1")
 
-    def test_a_digest_stands_behind_the_tag(self):
+    def test_the_image_has_the_tag_and_then_the_digest(self):
         self.assertTrue(code_server(FULL)["image"].endswith(":4.139.1-1@sha256:" + "0" * 64))
 
     def test_an_idle_server_ends_only_if_told_to(self):
@@ -871,7 +871,7 @@ class Home(Case):
             self.assertEqual(self.run_script(home, home).returncode, 0)
             self.assertEqual(Path(home, ".bashrc").read_text(), "mine")
 
-    def test_a_volume_that_cannot_be_written_is_told(self):
+    def test_a_volume_that_cannot_be_written_is_reported(self):
         with tempfile.TemporaryDirectory() as home:
             os.chmod(home, 0o555)
             other = {"user": 65534} if os.getuid() == 0 else {}

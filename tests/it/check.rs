@@ -107,7 +107,7 @@ fn the_original_s_route_has_a_finding_for_each_hole() {
 }
 
 #[test]
-fn json_and_sarif_say_what_the_text_does() {
+fn json_sarif_and_text_report_the_same_findings() {
     let text = check(&[ORIGINAL]).stdout;
     let printed = check(&[ORIGINAL, "--format", "json"]);
     assert_eq!(printed.code, Some(1));

@@ -263,7 +263,7 @@ async fn a_system_without_certificates_has_keys_without_tls() {
 }
 
 #[test]
-fn a_failed_check_prints_what_it_found() {
+fn a_failed_check_prints_the_claim_s_value() {
     let conf = verified("https://a").to_string();
     let good = claims("https://a", "alice");
     for (name, value, expected) in [

@@ -348,7 +348,7 @@ async fn the_authorized_party_counts_where_it_is_configured() {
 }
 
 #[tokio::test]
-async fn a_ca_file_that_is_none_refuses_the_conf() {
+async fn a_ca_file_without_certificates_refuses_the_conf() {
     let house = House::new().await;
     let file = NamedTempFile::new().unwrap();
     let identity =

@@ -220,7 +220,7 @@ def call(runner, *arguments):
 
 
 class Packages(unittest.TestCase):
-    def test_both_crates_were_packaged_and_are_what_is_built(self):
+    def test_the_build_uses_both_packaged_crates(self):
         self.assertEqual(sorted(work.manifests), sorted(CRATES))
         built = work.cargo("tree", "--package", "hello", "--prefix", "none", "--edges", "normal", cwd=work.folder)
         for name in CRATES:

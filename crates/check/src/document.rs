@@ -418,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_numbers_however_large() {
+    fn large_numbers_are_numbers() {
         for text in ["7", "-7", "0.5", "18446744073709551616", "-99999999999999999999", "1e300"] {
             let node = first(&format!("a: {text}\n"));
             let number = Root { file: "a.yaml", node: &node }.spot().get("a").unwrap().number();

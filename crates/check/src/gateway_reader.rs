@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_another_value_in_yaml_1_1_is_known_and_told_where_it_is() {
+    fn a_value_that_yaml_1_1_reads_differently_is_reported_by_its_position() {
         for (text, path, line, column) in [
             ("a:\n  priority: 05000\n", "a.priority", 2, 13),
             ("a: {_meta: {priority: 0:10, disable: false}}\n", "a._meta.priority", 1, 23),

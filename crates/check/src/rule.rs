@@ -499,7 +499,7 @@ mod tests {
     }
 
     #[test]
-    fn every_rule_has_a_name_of_its_own_and_says_what_to_do() {
+    fn each_rule_has_a_unique_code_a_consequence_and_a_cure() {
         let mut codes: Vec<_> = Rule::ALL.iter().map(|rule| rule.facts().code).collect();
         assert!(codes.len() > 50, "{}", codes.len());
         codes.sort_unstable();

@@ -662,7 +662,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_of_rendering_say_what_is_wrong() {
+    fn render_errors_name_the_mistake() {
         assert_eq!(RenderError::NoClaim.to_string(), "a claim of the template is missing or not a text");
         assert_eq!(
             RenderError::NoLabel.to_string(),

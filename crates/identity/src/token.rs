@@ -412,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_of_the_issuer_is_found_wherever_it_is() {
+    fn a_token_of_the_issuer_is_found_at_any_position() {
         let token = text(r#"{"alg":"none"}"#, r#"{"iss":"https://a","sub":"x"}"#);
         for value in [
             token.clone(),
@@ -538,7 +538,7 @@ mod tests {
     }
 
     #[test]
-    fn an_opaque_token_is_told_what_to_configure() {
+    fn an_opaque_token_is_refused_with_advice() {
         assert_eq!(
             TokenError::Opaque.to_string(),
             "the token is opaque and no JWT, so only its issuer can read it: let the gateway pass the ID token on \

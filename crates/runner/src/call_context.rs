@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_line_names_its_call_and_what_is_known_of_it() {
+    async fn a_log_line_names_its_call_route_and_request() {
         read_from_now_on();
         let context = CallContext::next(Some(&Arc::from("r\n1"))).unwrap();
         let shown = || {

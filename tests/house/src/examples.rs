@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_reachable_from_outside_counts() {
+    fn only_items_reachable_from_outside_count() {
         let files = [
             (
                 "src/lib.rs",

@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_named_module_may_do_what_others_may_not() {
+    fn only_a_listed_module_may_name_a_limited_path() {
         check("src/files.rs", "use std::fs::File; fn f() { std::fs::read(x) }", &[]);
         let refused = "only files may name std::fs";
         for (text, path) in [

@@ -499,7 +499,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_listener_comes_with_its_queue_and_a_connection_with_what_was_not_read() {
+    async fn a_takeover_keeps_queued_connections_and_unread_bytes() {
         let listener = StdTcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let mut queued = StdTcpStream::connect(address).unwrap();
@@ -574,7 +574,7 @@ mod tests {
 
     /// The first of three hands over to the last, past one that ends in between.
     #[tokio::test]
-    async fn a_predecessor_is_handed_on_with_what_waits_in_it() {
+    async fn a_predecessor_is_handed_on_with_its_waiting_connections() {
         let ((first, middle), (second, last)) = (RunnerPair::new(None).await, RunnerPair::new(None).await);
         for (two, inheritance) in [(&first, &middle), (&second, &last)] {
             inheritance.predecessor.listens().await;
