@@ -29,6 +29,7 @@ mod bounded_map;
 mod resolver;
 mod refusal;
 mod route;
+mod subject_digest;
 mod user_upstream;
 mod forwarder;
 mod cli;

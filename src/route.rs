@@ -5,6 +5,7 @@ pub(crate) mod carrier;
 pub(crate) mod kept_headers;
 pub(crate) mod key_file;
 pub(crate) mod mode;
+pub(crate) mod own_cookies;
 pub(crate) mod stamp;
 
 use std::path::Path;

@@ -7,6 +7,7 @@
 //! the route says about failures.
 
 mod preparation;
+mod browser_marker;
 mod issuer_names;
 mod request_headers;
 mod walk;
@@ -32,8 +33,10 @@ use crate::locks::lock;
 use crate::refusal::{More, Reader};
 use crate::resolver::Resolver;
 use crate::route::mode::Ways;
+use crate::subject_digest::{IssuedSubject, SubjectKeys};
 use apisix_plugin_runner::request_id::{REQUEST_ID_WAIT, shown_request_id};
 use apisix_plugin_runner::{Action, CacheKey, CookieNames, HeaderName, PluginError, PreparedPlugin, Request};
+use browser_marker::BrowserMarker;
 use issuer_names::IssuerNames;
 use kube_coders_identity::config::{UserUpstreamConfig, Verified};
 use kube_coders_identity::identity_error::IdentityError;
@@ -60,6 +63,7 @@ pub(crate) struct UserUpstream {
     ways: Ways,
     issuers: Issuers,
     memory: Memory,
+    marker: BrowserMarker,
     /// Templates whose risks were logged. A gateway prepares its confs again at each reload.
     warned_of: Mutex<HashSet<String>>,
 }
@@ -68,7 +72,9 @@ pub(crate) struct UserUpstream {
 const MAX_WARNED: usize = 1024;
 
 impl UserUpstream {
-    /// The plugin, with the resolver of workspaces' names and that of issuers' names. The last keys of an issuer serve for `max_key_age` while it does not answer.
+    /// The plugin, with the resolver of workspaces' names and that of issuers' names. The last
+    /// keys of an issuer serve for `max_key_age` while it does not answer. Digests of subjects
+    /// are made with `subject_keys`.
     ///
     /// # Errors
     ///
@@ -78,6 +84,7 @@ impl UserUpstream {
         issuer_names: Resolver,
         ways: Ways,
         max_key_age: Duration,
+        subject_keys: SubjectKeys,
     ) -> Result<Self, getrandom::Error> {
         let issuer_names = Arc::new(IssuerNames(Arc::new(issuer_names)));
         let issuers = Issuers::new(max_key_age);
@@ -87,6 +94,7 @@ impl UserUpstream {
             ways,
             issuers,
             memory: Memory::new()?,
+            marker: BrowserMarker::new(subject_keys),
             warned_of: Mutex::default(),
         })
     }
@@ -143,7 +151,12 @@ impl PreparedPlugin for UserUpstream {
             Err(Stopped::Failed(error)) => return Err(error),
         };
         request.set_upstream(decision.upstream.clone())?;
-        if prepared.cache_key.is_some() {
+        let subject = IssuedSubject {
+            issuer: prepared.config.identity.issuer().unwrap_or_default(),
+            subject: decision.upstream.subject().unwrap_or_default(),
+        };
+        let is_marked = self.marker.mark(subject, &prepared.config.remove_cookies, request).await?;
+        if prepared.cache_key.is_some() && !is_marked {
             let good_for = decision.good_until.map(|until| until.saturating_duration_since(Instant::now()));
             request.cache_for(good_for.unwrap_or(CACHED).min(CACHED));
         }
@@ -235,11 +248,16 @@ mod tests {
     use super::walk::unix_now;
     use super::*;
     use crate::resolver::NameServers;
+    use crate::route::key_file::{KeyBytes, MIN_KEY};
     use apisix_plugin_runner::Upstream;
     use apisix_plugin_runner::config::parse_conf;
     use apisix_plugin_runner::gateway::{ClientRequest, ForwardedRequest, Gateway, Outcome, Route};
     use kube_coders_identity::identity_headers::IDENTITY_HEADERS;
     use kube_coders_test_support::{Signer, claims, key_set};
+
+    fn keys() -> SubjectKeys {
+        SubjectKeys::new(&KeyBytes::new(&[7; MIN_KEY]).unwrap(), &[])
+    }
 
     async fn forwarded(claims: &str, request: ClientRequest) -> ForwardedRequest {
         match outcome(claims, request).await {
@@ -253,7 +271,8 @@ mod tests {
         let resolver = Arc::new(Resolver::new(&servers).unwrap());
         let issuer_names = Resolver::new(&servers).unwrap();
         let plugin =
-            UserUpstream::new(resolver, issuer_names, Ways::default(), Duration::from_secs(3600)).unwrap();
+            UserUpstream::new(resolver, issuer_names, Ways::default(), Duration::from_secs(3600), keys())
+                .unwrap();
         let conf = r#"{"identity": {"trust": "gateway"}, "upstream": "http://127.0.0.1:8443"}"#;
         let request = match request.header_value("x-userinfo") {
             Some(_) => request,

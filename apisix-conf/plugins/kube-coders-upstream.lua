@@ -22,7 +22,14 @@ local PROBLEMS = {
 }
 -- Response headers with which a workspace would speak for all that is at the gateway's origin.
 local ORIGIN_HEADERS = { "Alt-Svc", "Clear-Site-Data", "NEL", "Report-To", "Reporting-Endpoints",
-    "Service-Worker-Allowed", "Strict-Transport-Security" }
+    "Sec-Session-Registration", "Secure-Session-Registration", "Service-Worker-Allowed", "Set-Login",
+    "Strict-Transport-Security" }
+-- What says for how long a browser may keep a response, and the types that no browser opens as a document with scripts.
+local CACHING = { "Cache-Control", "Expires", "Pragma" }
+local INERT = { ["application/javascript"] = true, ["application/json"] = true, ["application/wasm"] = true,
+    ["application/manifest+json"] = true, ["application/octet-stream"] = true, ["application/x-javascript"] = true,
+    ["text/css"] = true, ["text/javascript"] = true, ["text/x-javascript"] = true }
+local MEDIA = { audio = true, font = true, image = true, video = true }
 local COOKIE, OWN_COOKIE = "Set-Cookie", "^__host%-kube%-coders" -- of ours, in lower case
 local decisions, keys = lrucache.new(2000), lrucache.new(200) -- of this worker
 local schema = { type = "object", additionalProperties = false, properties = { remember = {
@@ -64,7 +71,7 @@ local function fault(it) -- the field that makes a decision malformed, or nil
     if not is_each(it.addresses, 8, is_address) or #it.addresses == 0 then return "addresses" end
     local time = type(it.timeout) == "table" and it.timeout or {}
     if not (is_time(time.connect) and is_time(time.send) and is_time(time.read)) then return "timeout" end
-    if it.removed_cookies ~= nil and not is_each(it.removed_cookies, 64, is_cookie) then return "removed_cookies" end
+    if it.removed_cookies ~= nil and not is_each(it.removed_cookies, 128, is_cookie) then return "removed_cookies" end
     local cache = it.cache
     if cache == nil then return nil end
     if type(cache) ~= "table" then return "cache" end
@@ -75,7 +82,7 @@ local function fault(it) -- the field that makes a decision malformed, or nil
     if not is_text(cache.digest, "^[0-9a-f]+$") or #cache.digest ~= 64 then return "cache.digest" end
     if not is_each(cache.set, 32, is_value, is_changeable) then return "cache.set" end
     if not is_each(cache.remove, 32, is_changeable) then return "cache.remove" end
-    if not is_each(cache.cookies, 64, is_cookie) then return "cache.cookies" end
+    if not is_each(cache.cookies, 128, is_cookie) then return "cache.cookies" end
 end
 
 local function each(values) return type(values) == "table" and values or { values } end
@@ -198,12 +205,36 @@ local function filter_cookie(cookie, names)
     return cookie:match("^[^;]*") .. concat(kept)
 end
 
+-- A browser has to ask for each document: one from its cache would be the last user's. What is only part of a document
+-- is kept as the workspace says. As the forwarder does it: src/forwarder/http/document_caching.rs
+local function limit_caching()
+    local status, header, is_kept = ngx.status, ngx.header, false
+    for _, line in ipairs(status ~= 304 and each(header["Cache-Control"]) or {}) do
+        -- Between quotes, a word is not a directive.
+        local words = not find(line, '"', 1, true) and "," .. line:lower():gsub("%s", "") .. "," or ""
+        if find(words, ",no-store,", 1, true) then return end
+    end
+    for _, name in ipairs({ "Last-Modified", unpack(CACHING) }) do is_kept = is_kept or header[name] ~= nil end
+    local is_lasting = status == 300 or status == 301 or status == 308 or status == 410
+    if not (is_kept or is_lasting) then return end
+    local kind = header["Content-Type"]
+    if is_text(kind, "^[^,]*$") and not header["Refresh"] and (status < 300 or status >= 400) and not is_lasting then
+        kind = kind:lower():match("^%s*([^;]*)"):match("^(.-)%s*$")
+        local family = kind:match("^(%l+)/")
+        if INERT[kind] or family and MEDIA[family] and not find(kind, "^image/svg") then return end
+    end
+    for _, name in ipairs(CACHING) do header[name] = nil end
+    -- A 304 changes how long the browser keeps what it has, and does not say what that is.
+    if status ~= 304 then header["Cache-Control"] = "no-cache" end
+end
+
 local function filter_response(_, ctx)
     local answer = ctx.kube_coders_answer
     if not answer then return end
     for _, name in ipairs(ORIGIN_HEADERS) do
         if ngx.header[name] ~= nil then ngx.header[name] = answer.own[name] end
     end
+    limit_caching()
     if ngx.header[COOKIE] == nil then return end
     local own, cookies = {}, {}
     for _, cookie in ipairs(each(answer.own[COOKIE])) do own[cookie] = (own[cookie] or 0) + 1 end
@@ -223,10 +254,12 @@ local function rewrite(conf, ctx)
     if ngx.var[HEADER_VAR] then return "a client's decision can't be dropped" end
     local headers = ngx.req.get_headers(0)
     if hides_lines(headers, core.request.headers(ctx)) then return "the runner would not see all header lines", 431 end
-    -- A service worker for the whole origin would stay in the browser for its next user.
-    if is_text(rawget(headers, "service-worker"), "^%s*[Ss][Cc][Rr][Ii][Pp][Tt]%s*$")
-        and not find(ngx.var.request_uri:gsub("%?.*", ""), "/.*/") then
-        return "a service worker for the whole origin", 403
+    -- A service worker of the whole origin, or of the editor's port proxy, would answer the browser's next user.
+    if is_text(rawget(headers, "service-worker"), "^%s*[Ss][Cc][Rr][Ii][Pp][Tt]%s*$") then
+        local path = ngx.var.request_uri:gsub("%?.*", "")
+        if not find(path, "/.*/") or find(path, "^/proxy/") or find(path, "^/absproxy/") then
+            return "a service worker for addresses that other users open", 403
+        end
     end
     -- APISIX has skip_plugin from 3.18 on.
     local caches = (conf.remember or 0) > 0 and plugin.skip_plugin and not ctx.consumer
@@ -303,6 +336,7 @@ local function header_filter(conf, ctx)
     core.log.error("kube-coders-upstream: failed: " .. tostring(wrong))
     -- Rather no cookie at all than one that the gateway believes.
     for _, name in ipairs({ COOKIE, unpack(ORIGIN_HEADERS) }) do ngx.header[name] = nil end
+    ngx.header["Cache-Control"] = "no-store"
 end
 
 return {

@@ -63,7 +63,7 @@ client_secret() {
 }
 
 if exists apisix kube-coders-gateway; then
-  has apisix kube-coders-gateway KEYCLOAK_CLIENT_SECRET SESSION_SECRET
+  has apisix kube-coders-gateway KEYCLOAK_CLIENT_SECRET SESSION_SECRET SUBJECT_KEY
   echo "kept    secret/kube-coders-gateway in namespace apisix"
   in_gateway=$(kubectl --namespace apisix get secret kube-coders-gateway --output 'jsonpath={.data.KEYCLOAK_CLIENT_SECRET}' | base64 -d)
   [ "$in_gateway" = "$(client_secret)" ] ||
@@ -72,10 +72,12 @@ delete the gateway's Secret, run this again, and restart the gateway"
 else
   client_secret >"$folder/KEYCLOAK_CLIENT_SECRET"
   random SESSION_SECRET
+  random SUBJECT_KEY
   kubectl --namespace apisix create secret generic kube-coders-gateway \
-    --from-file="$folder/KEYCLOAK_CLIENT_SECRET" --from-file="$folder/SESSION_SECRET" >/dev/null
+    --from-file="$folder/KEYCLOAK_CLIENT_SECRET" --from-file="$folder/SESSION_SECRET" \
+    --from-file="$folder/SUBJECT_KEY" >/dev/null
   label apisix kube-coders-gateway
-  echo "made    secret/kube-coders-gateway in namespace apisix: KEYCLOAK_CLIENT_SECRET, SESSION_SECRET"
+  echo "made    secret/kube-coders-gateway in namespace apisix: KEYCLOAK_CLIENT_SECRET, SESSION_SECRET, SUBJECT_KEY"
 fi
 
 # Only a gateway with an Admin API reads it. The chart wants both keys.

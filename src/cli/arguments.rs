@@ -77,6 +77,12 @@ pub(crate) struct RunCommandArgs {
     #[arg(long, value_name = "FILE", help_heading = "Forwarder")]
     pub(crate) stamp_key_file: Option<String>,
 
+    /// A file with the key that marks browsers as their users', at least 32 bytes; created if it is missing. All replicas
+    /// need the same key. Repeat the flag for former keys, which are still accepted [default: the socket's path followed
+    /// by .subject-key]
+    #[arg(long, value_name = "FILE", help_heading = "Browsers")]
+    pub(crate) subject_key_file: Vec<String>,
+
     /// Maximum number of requests in progress plus tunnels for one subject
     #[arg(long, value_name = "COUNT", default_value = "256", help_heading = "Forwarder")]
     pub(crate) max_subject_connections: String,

@@ -20,13 +20,14 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::cli::settings::ProgramSettings;
+use crate::cli::settings::{ProgramSettings, SubjectKeyFile};
 use crate::forwarder::{Forwarder, ForwarderLimits};
 use crate::refusal::RefusalAnswers;
 use crate::resolver::{AddressPolicy, Resolver, SearchDomains};
 use crate::route::carrier::RouteCarrier;
-use crate::route::key_file::{ConfiguredKey, KeyError, default_key_file, read_or_make_key};
+use crate::route::key_file::{KeyError, default_key_file, default_subject_key_file, read_or_make_key};
 use crate::route::stamp::{StampKey, Stamper};
+use crate::subject_digest::SubjectKeys;
 use crate::user_upstream::UserUpstream;
 
 /// How many connections may wait to be accepted.
@@ -54,7 +55,9 @@ pub(crate) enum StartError {
     #[error(transparent)]
     Runner(#[from] RunError),
     #[error("the stamps' key {path:?} (or --stamp-key-file): {error}")]
-    Key { path: PathBuf, error: KeyError },
+    StampKey { path: PathBuf, error: KeyError },
+    #[error("the subjects' key {path:?} (or --subject-key-file): {error}")]
+    SubjectKey { path: PathBuf, error: KeyError },
     #[error("--forwarder-address {address}: {error}{}", if *.is_foreign { FOREIGN } else { "" })]
     Forwarder {
         address: SocketAddr,
@@ -81,10 +84,6 @@ pub(crate) async fn run(
     };
     let issuer_names = resolver(&SearchDomains::System, AddressPolicy::any())?;
     let resolver = Arc::new(resolver(&settings.search_domains, settings.address_policy.clone())?);
-    let user_upstream =
-        UserUpstream::new(Arc::clone(&resolver), issuer_names, settings.ways(), settings.max_key_age)
-            .map_err(StartError::Random)?;
-    let runner = runner.plugin(user_upstream).failure_answers(RefusalAnswers);
     let gateway = settings.kept_for.filter(|master| *master > 0).map(GatewayProcess::new);
     let runner_settings = settings.runner.clone().gateway(gateway);
 
@@ -104,6 +103,14 @@ pub(crate) async fn run(
     let start = start.prepare()?;
     // The path is taken last: a runner that can't start takes nothing from one that serves.
     let stamp_key = stamp_key(&settings)?;
+    let user_upstream = UserUpstream::new(
+        Arc::clone(&resolver),
+        issuer_names,
+        settings.ways(),
+        settings.max_key_age,
+        subject_keys(&settings)?,
+    );
+    let runner = runner.plugin(user_upstream.map_err(StartError::Random)?).failure_answers(RefusalAnswers);
     if settings.ways().accepts_any_certificate {
         warn!("--workspace-ca none: any certificate of a workspace at https:// is accepted");
     }
@@ -140,22 +147,47 @@ fn control(settings: &ProgramSettings, shutdown: &Shutdown, alone: &Cancellation
 
 fn stamp_key(settings: &ProgramSettings) -> Result<StampKey, StartError> {
     match &settings.stamp_key {
-        Some(ConfiguredKey { key, is_open_to_all }) => {
-            if *is_open_to_all {
+        Some(configured) => {
+            if configured.is_open_to_all {
                 warn!(
                     cure = "chmod 0600",
                     "--stamp-key-file: every user of this machine may read the key or change it, and make stamps with it"
                 );
             }
-            Ok(key.clone())
+            Ok(StampKey::new(&configured.key))
         }
-        None => key_of_the_socket(settings.runner.socket_path()),
+        None => {
+            let path = default_key_file(settings.runner.socket_path());
+            let key = read_or_make_key(&path).map_err(|error| StartError::StampKey { path, error })?;
+            Ok(StampKey::new(&key))
+        }
     }
 }
 
-fn key_of_the_socket(socket: &Path) -> Result<StampKey, StartError> {
-    let path = default_key_file(socket);
-    read_or_make_key(&path).map_err(|error| StartError::Key { path, error })
+fn subject_keys(settings: &ProgramSettings) -> Result<SubjectKeys, StartError> {
+    let made = |path: &Path| {
+        let key = read_or_make_key(path);
+        key.map_err(|error| StartError::SubjectKey { path: path.to_owned(), error })
+    };
+    let mut keys = Vec::new();
+    for file in &settings.subject_keys {
+        keys.push(match file {
+            SubjectKeyFile::Missing(path) => made(path)?,
+            SubjectKeyFile::Read(configured) => {
+                if configured.is_open_to_all {
+                    warn!(
+                        cure = "chmod 0600",
+                        "--subject-key-file: every user of this machine may read the key or change it, and mark browsers with it"
+                    );
+                }
+                configured.key.clone()
+            }
+        });
+    }
+    match keys.split_first() {
+        Some((current, former)) => Ok(SubjectKeys::new(current, former)),
+        None => Ok(SubjectKeys::new(&made(&default_subject_key_file(settings.runner.socket_path()))?, &[])),
+    }
 }
 
 /// The forwarder as the runner's companion.

@@ -1,8 +1,9 @@
 //! The settings of the product: what was typed, turned into values, with all mistakes at
 //! once.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -13,7 +14,7 @@ use apisix_plugin_runner::{HostName, Settings, UpstreamMode};
 use crate::cli::arguments::{RunCommandArgs, WaysArgs};
 use crate::forwarder::{CertificateTrust, ForwarderLimits};
 use crate::resolver::{AddressPolicy, Lifetimes, NameServers, SearchDomains};
-use crate::route::key_file::{ConfiguredKey, read_key};
+use crate::route::key_file::{ConfiguredKey, KeyError, read_key};
 use crate::route::mode::Ways;
 
 /// The longest time that a stamp may be valid, so that no sum of times overflows.
@@ -48,6 +49,8 @@ pub(crate) struct ProgramSettings {
     /// `None` for the key next to the socket.
     pub(crate) stamp_key: Option<ConfiguredKey>,
     pub(crate) stamp_lifetime: Duration,
+    /// The key of subjects' digests, and former ones; empty for the key next to the socket.
+    pub(crate) subject_keys: Vec<SubjectKeyFile>,
     /// How long an issuer's last keys serve while it does not answer.
     pub(crate) max_key_age: Duration,
     pub(crate) name_servers: NameServers,
@@ -84,6 +87,7 @@ impl ProgramSettings {
             None => Some(None),
         };
         let stamp_lifetime = stamp_lifetime(checker, &args.stamp_lifetime);
+        let subject_keys = subject_keys(checker, &args.subject_key_file);
         let max_key_age = checker.duration("--keys-stale", &args.keys_stale, MAX_KEY_AGE);
         let servers = checked_name_servers(checker, &args.dns_server);
         let search_domains = checked_search_domains(checker, &args.search_domain);
@@ -103,6 +107,7 @@ impl ProgramSettings {
             workspace_trust: workspace_trust?,
             stamp_key: stamp_key?,
             stamp_lifetime: stamp_lifetime?,
+            subject_keys: subject_keys?,
             max_key_age: max_key_age?,
             name_servers: servers?,
             name_lifetimes: name_lifetimes?,
@@ -110,6 +115,28 @@ impl ProgramSettings {
             address_policy: address_policy?,
         })
     }
+}
+
+/// The key of subjects' digests in its file.
+#[derive(Clone, Debug)]
+pub(crate) enum SubjectKeyFile {
+    Read(ConfiguredKey),
+    /// The start makes it.
+    Missing(PathBuf),
+}
+
+fn subject_keys(checker: &mut Checker, files: &[String]) -> Option<Vec<SubjectKeyFile>> {
+    let current = files.first();
+    checker.each("--subject-key-file", files, |file| match read_key(Path::new(file)) {
+        Ok(key) => Ok(SubjectKeyFile::Read(key)),
+        // A former key can only be one that was.
+        Err(KeyError::Io(error))
+            if error.kind() == ErrorKind::NotFound && Some(file) == current.map(String::as_str) =>
+        {
+            Ok(SubjectKeyFile::Missing(file.into()))
+        }
+        Err(error) => Err(error.to_string()),
+    })
 }
 
 fn stamp_lifetime(checker: &mut Checker, text: &str) -> Option<Duration> {
@@ -353,6 +380,8 @@ mod tests {
             "",
             "--stamp-key-file",
             key,
+            "--subject-key-file",
+            "/dev/null",
             "--stamp-lifetime",
             "1ms",
             "--dns-server",
@@ -388,6 +417,7 @@ mod tests {
             "--max-forwarder-connections \"\": not a number from 1 to 1048576".to_owned(),
             format!("--stamp-key-file {key:?}: 31 bytes, less than 32"),
             "--stamp-lifetime \"1ms\": less than a second".to_owned(),
+            "--subject-key-file \"/dev/null\": not a file".to_owned(),
             "--dns-server \"localhost\": not an address with a port, such as 10.96.0.10:53".to_owned(),
             "--dns-stale \"25h\": more than 1day".to_owned(),
             "--dns-min-ttl \"6m\": more than --dns-max-ttl, which is 5m".to_owned(),

@@ -128,7 +128,7 @@ fn log(forwarder: &Forwarder, request_id: &str, code: &'static str, failure: &Ex
 /// Everything else happens to workspaces every day.
 fn needs_attention(failure: &ExchangeFailure) -> bool {
     // Editors try to register such a worker, and work without it.
-    if matches!(failure, ExchangeFailure::Request(RequestError::RootWorker)) {
+    if matches!(failure, ExchangeFailure::Request(RequestError::SharedWorker)) {
         return false;
     }
     matches!(

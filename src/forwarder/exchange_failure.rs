@@ -103,7 +103,7 @@ impl ExchangeFailure {
             Self::Request(RequestError::Stamp { .. }) => Refusal::StampRefused,
             Self::Request(RequestError::Head(HeadError::TooLong)) => Refusal::HeadTooLong,
             Self::Request(RequestError::Head(HeadError::TooManyFields)) => Refusal::TooManyHeaders,
-            Self::Request(RequestError::RootWorker) => Refusal::WorkerRefused,
+            Self::Request(RequestError::SharedWorker) => Refusal::WorkerRefused,
             Self::Request(_) | Self::Body(_) => Refusal::RequestMalformed,
             Self::Late | Self::LateBody(_) => Refusal::RequestLate,
             Self::Busy(_) | Self::Connect(ConnectError::NoMeans(_)) => Refusal::RunnerBusy,
@@ -141,9 +141,9 @@ mod tests {
         check(stamp(StampError::Missing), "stamp-refused", "request: no stamp");
         check(stamp(StampError::Expired), "stamp-refused", "request: expired");
         check(
-            RequestError::RootWorker,
+            RequestError::SharedWorker,
             "worker-refused",
-            "request: a service worker's script whose scope would be the whole origin",
+            "request: a service worker's script whose scope would be the whole origin or the applications behind the editor's port proxy",
         );
         check(RequestError::Connect, "request-malformed", "request: the method is CONNECT");
         check(

@@ -11,9 +11,11 @@ use super::http::websocket::{Frames, close_to_client, close_to_server};
 use super::stamped_request::StampedRequest;
 use apisix_plugin_runner::CookieNames;
 
-use crate::route::stamp::{MIN_KEY, STAMP_HEADER, StampKey};
+use crate::route::key_file::{KeyBytes, MIN_KEY};
+use crate::route::stamp::{STAMP_HEADER, StampKey};
 
-static KEY: LazyLock<StampKey> = LazyLock::new(|| StampKey::new(&[7; MIN_KEY]).expect("long enough"));
+static KEY: LazyLock<StampKey> =
+    LazyLock::new(|| StampKey::new(&KeyBytes::new(&[7; MIN_KEY]).expect("long enough")));
 
 static STAMP: LazyLock<String> = LazyLock::new(|| {
     let upstream = "http://127.0.0.1:1".parse().expect("an upstream");

@@ -5,6 +5,7 @@
 pub(super) mod token;
 pub(super) mod head;
 pub(super) mod framing;
+mod document_caching;
 pub(super) mod origin_headers;
 pub(super) mod headers;
 pub(super) mod chunked;

@@ -50,9 +50,11 @@ pub(super) enum RequestError {
     /// The request asks for a tunnel to a host of the client's choice.
     #[error("the method is CONNECT")]
     Connect,
-    /// A worker of the root would stay in the browser for the next user of this origin.
-    #[error("a service worker's script whose scope would be the whole origin")]
-    RootWorker,
+    /// Such a worker would stay in the browser and answer the next user of this origin.
+    #[error(
+        "a service worker's script whose scope would be the whole origin or the applications behind the editor's port proxy"
+    )]
+    SharedWorker,
     /// Everything else is valid, so the body can be skipped.
     #[error("{error}")]
     Stamp { error: StampError, framing: Framing, is_last: bool },
@@ -71,8 +73,8 @@ impl StampedRequest {
         let is_last = head.version == HttpVersion::Http10 || named.has(b"close");
         let Stamped { upstream, names } =
             stamped(&head, key, now).map_err(|error| RequestError::Stamp { error, framing, is_last })?;
-        if is_root_worker(&head, target) {
-            return Err(RequestError::RootWorker);
+        if is_shared_worker(&head, target) {
+            return Err(RequestError::SharedWorker);
         }
         let protocols = headers::wanted_protocols(&head, &named);
         let length: usize = head.fields.iter().map(|field| field.line.len() + 2).sum();
@@ -103,14 +105,20 @@ impl StampedRequest {
     }
 }
 
+/// The folders of the editor's port proxies, at which users open their own applications.
+const PORT_PROXIES: [&[u8]; 2] = [b"/proxy/", b"/absproxy/"];
+
 /// Whether a browser fetches the script of a service worker whose default scope, the folder of
-/// the script, is the whole origin (Service Workers, section 4.1).
-fn is_root_worker(head: &RawRequestHead<'_>, target: &[u8]) -> bool {
+/// the script, is the whole origin, or has addresses that users open (Service Workers, section
+/// 4.1).
+fn is_shared_worker(head: &RawRequestHead<'_>, target: &[u8]) -> bool {
     let is_script =
         |field: &HeaderField<'_>| field.is("service-worker") && field.value.eq_ignore_ascii_case(b"script");
     let path = target.split(|byte| *byte == b'?').next().unwrap_or_default();
     // Browsers read a `\` in a path as `/`, and so write none.
-    head.fields.iter().any(is_script) && path.iter().filter(|byte| **byte == b'/').count() == 1
+    let is_of_root = path.iter().filter(|byte| **byte == b'/').count() == 1;
+    head.fields.iter().any(is_script)
+        && (is_of_root || PORT_PROXIES.iter().any(|folder| path.starts_with(folder)))
 }
 
 fn is_repeatable(head: &RawRequestHead<'_>, framing: Framing) -> bool {
@@ -235,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn the_script_of_a_worker_for_the_whole_origin_is_refused() {
+    fn the_script_of_a_worker_that_would_answer_the_next_user_is_refused() {
         let (key, now) = (StampKey::random().unwrap(), SystemTime::now());
         let stamp = key.make(&"http://a:1".parse().unwrap(), now + Duration::from_secs(60));
         let read = |target: &str, line: &str| {
@@ -243,13 +251,28 @@ mod tests {
                 format!("GET {target} HTTP/1.1\r\nHost: h\r\n{STAMP_HEADER}: {stamp}\r\n{line}\r\n\r\n");
             StampedRequest::read(head.as_bytes(), &key, now).map(drop)
         };
-        for target in ["/sw.js", "/sw.js?a=/b/c", "/", "http://h/sw.js"] {
-            assert_eq!(read(target, "Service-Worker: script"), Err(RequestError::RootWorker), "{target}");
-            assert_eq!(read(target, "service-worker:  SCRIPT "), Err(RequestError::RootWorker), "{target}");
+        for target in [
+            "/sw.js",
+            "/sw.js?a=/b/c",
+            "/",
+            "http://h/sw.js",
+            "/proxy/3000/sw.js",
+            "/proxy/sw.js",
+            "/proxy/3000/static/a/sw.js?x",
+            "/absproxy/8080/sw.js",
+        ] {
+            assert_eq!(read(target, "Service-Worker: script"), Err(RequestError::SharedWorker), "{target}");
+            assert_eq!(read(target, "service-worker:  SCRIPT "), Err(RequestError::SharedWorker), "{target}");
             assert_eq!(read(target, "Service-Worker: scripts"), Ok(()), "{target}");
             assert_eq!(read(target, "X-Service-Worker: script"), Ok(()), "{target}");
         }
-        for target in ["/a/sw.js", "/stable-1/static/out/pre/service-worker.js?v=4", "//sw.js"] {
+        for target in [
+            "/a/sw.js",
+            "/stable-1/static/out/pre/service-worker.js?v=4",
+            "//sw.js",
+            "/proxy-a/sw.js",
+            "/a/proxy/3000/sw.js",
+        ] {
             assert_eq!(read(target, "Service-Worker: script"), Ok(()), "{target}");
         }
     }

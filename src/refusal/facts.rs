@@ -449,7 +449,7 @@ refusals! {
             advice: "게이트웨이 주소로 작업 공간에 접속해 주세요. 이미 그렇게 했다면 페이지를 새로 고쳐 주세요.",
         },
     },
-    /// A workspace's page registers a service worker for the whole origin.
+    /// A workspace's page registers a service worker for addresses that the next user opens.
     WorkerRefused => RefusalFacts {
         status: 403,
         code: "worker-refused",

@@ -12,6 +12,7 @@ use crate::refusal::Refusal;
 use crate::resolver::{ResolveError, Resolver};
 use crate::route::kept_headers::is_always_kept;
 use crate::route::mode::Ways;
+use crate::route::own_cookies::is_own_cookie;
 use crate::route::stamp::{MAX_NAMES, STAMP_HEADER, StampedNames, Stamper};
 
 /// Checked when the program is compiled, and not in each call.
@@ -38,7 +39,9 @@ impl RouteCarrier {
         // The two that nearly every request gets need no look at the whole list.
         let is_kept = |name: &&str| name.starts_with("x-forwarded-") || is_always_kept(name.as_bytes());
         let names = choice.set_headers().map(HeaderName::as_str).filter(|name| !is_kept(name));
-        let names = StampedNames::new(names, choice.removed_cookies()).ok_or_else(|| {
+        // The forwarder removes ours from every request.
+        let cookies = choice.removed_cookies().filter(|name| !is_own_cookie(name.as_bytes()));
+        let names = StampedNames::new(names, cookies).ok_or_else(|| {
             let why = format!(
                 "the names of the headers that plugins set and of the cookies that they remove have more than \
                  {MAX_NAMES} bytes, or are more than 64 cookies or 2,048 bytes of cookies"

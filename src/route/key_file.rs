@@ -1,7 +1,8 @@
-//! The stamps' key in a file: the administrator's own, or one next to the socket. The
-//! first runner at a path makes that file and every later one reads it, so that a stamp of
-//! one is valid for the other.
+//! A key in a file: the administrator's own, or one next to the socket. The first runner at
+//! a path makes that file and every later one reads it, so that what one makes with the key
+//! is valid for the other.
 
+use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
@@ -10,8 +11,11 @@ use std::path::{Path, PathBuf};
 use nix::libc;
 use thiserror::Error;
 
-use crate::route::stamp::{MIN_KEY, StampKey};
 use apisix_plugin_runner::read_bounded;
+
+/// How many bytes a key has at least: HMAC-SHA256 is as strong as its hash is long (RFC 2104,
+/// section 3).
+pub(crate) const MIN_KEY: usize = 32;
 
 /// How large a key's file may be, in bytes: a key, not a disk.
 const MAX_KEY_FILE: u64 = 64 * 1024;
@@ -33,6 +37,27 @@ pub(crate) enum KeyError {
     Foreign(u32),
 }
 
+/// The bytes of a key, at least 32.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct KeyBytes(Box<[u8]>);
+
+impl KeyBytes {
+    /// A key; `None` for one of less than 32 bytes.
+    pub(crate) fn new(bytes: &[u8]) -> Option<Self> {
+        (bytes.len() >= MIN_KEY).then(|| Self(bytes.into()))
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for KeyBytes {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("KeyBytes(…)")
+    }
+}
+
 /// The key in the administrator's file.
 pub(crate) fn read_key(file: &Path) -> Result<ConfiguredKey, KeyError> {
     // Without the flag, opening a pipe would wait for its writer.
@@ -44,12 +69,12 @@ pub(crate) fn read_key(file: &Path) -> Result<ConfiguredKey, KeyError> {
 /// A key from the administrator's file.
 #[derive(Clone, Debug)]
 pub(crate) struct ConfiguredKey {
-    pub(crate) key: StampKey,
+    pub(crate) key: KeyBytes,
     /// Whether every user of the machine may read or change its file.
     pub(crate) is_open_to_all: bool,
 }
 
-fn key_in(file: File) -> Result<StampKey, KeyError> {
+fn key_in(file: File) -> Result<KeyBytes, KeyError> {
     let metadata = file.metadata()?;
     if !metadata.is_file() {
         return Err(KeyError::NotAFile);
@@ -58,18 +83,27 @@ fn key_in(file: File) -> Result<StampKey, KeyError> {
         return Err(KeyError::TooLong(metadata.len()));
     }
     let secret = read_bounded(file, MAX_KEY_FILE)?;
-    StampKey::new(&secret).ok_or(KeyError::TooShort(secret.len()))
+    KeyBytes::new(&secret).ok_or(KeyError::TooShort(secret.len()))
 }
 
-/// The path of the key of the runners at a socket's path.
+/// The path of the stamps' key of the runners at a socket's path.
 pub(crate) fn default_key_file(socket: &Path) -> PathBuf {
+    beside(socket, ".key")
+}
+
+/// The path of the subjects' key of the runners at a socket's path.
+pub(crate) fn default_subject_key_file(socket: &Path) -> PathBuf {
+    beside(socket, ".subject-key")
+}
+
+fn beside(socket: &Path, suffix: &str) -> PathBuf {
     let mut name = socket.as_os_str().to_owned();
-    name.push(".key");
+    name.push(suffix);
     name.into()
 }
 
 /// The key next to a socket, made if it is missing.
-pub(crate) fn read_or_make_key(file: &Path) -> Result<StampKey, KeyError> {
+pub(crate) fn read_or_make_key(file: &Path) -> Result<KeyBytes, KeyError> {
     match fs::symlink_metadata(file) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => make_key(file)?,
         Err(error) => return Err(error.into()),
@@ -119,12 +153,11 @@ fn make_key(file: &Path) -> Result<(), KeyError> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::{PermissionsExt as _, symlink};
-    use std::time::{Duration, SystemTime};
 
     use super::*;
 
     #[test]
-    fn a_second_runner_takes_the_stamps_of_the_first() {
+    fn all_runners_at_a_socket_have_one_key() {
         let folder = tempfile::tempdir().unwrap();
         let file = default_key_file(&folder.path().join("runner.sock"));
         assert_eq!(file, folder.path().join("runner.sock.key"));
@@ -132,11 +165,8 @@ mod tests {
             let makers: Vec<_> = (0..8).map(|_| scope.spawn(|| read_or_make_key(&file).unwrap())).collect();
             makers.into_iter().map(|maker| maker.join().unwrap()).collect()
         });
-        let (upstream, now) = ("http://a:1".parse().unwrap(), SystemTime::now());
-        let stamp = keys[0].make(&upstream, now + Duration::from_secs(60));
-        for key in &keys {
-            assert_eq!(key.check(stamp.as_bytes(), now).as_ref(), Ok(&upstream));
-        }
+        assert!(keys.iter().all(|key| *key == keys[0]), "one key for all");
+        assert_ne!(keys[0].as_bytes(), [0; MIN_KEY]);
         assert_eq!(fs::metadata(&file).unwrap().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left");
     }

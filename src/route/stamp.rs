@@ -28,15 +28,14 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 use thiserror::Error;
 
+use super::key_file::KeyBytes;
+#[cfg(test)]
+use super::key_file::MIN_KEY;
 use apisix_plugin_runner::CookieNames;
 use apisix_plugin_runner::upstream::{Scheme, Timeouts, Upstream};
 
 /// The header that carries the stamp from the gateway to the forwarder.
 pub(crate) const STAMP_HEADER: &str = "x-kube-coders-stamp";
-
-/// How many bytes a key has at least: HMAC-SHA256 is as strong as its hash is
-/// long (RFC 2104, section 3).
-pub(crate) const MIN_KEY: usize = 32;
 
 const VERSION: u8 = 3;
 
@@ -115,16 +114,11 @@ impl StampKey {
     pub(crate) fn random() -> Result<Self, getrandom::Error> {
         let mut secret = [0; MIN_KEY];
         getrandom::fill(&mut secret)?;
-        Ok(Self::new(&secret).expect("the secret has the length that a key needs"))
+        Ok(Self::new(&KeyBytes::new(&secret).expect("the secret has the length that a key needs")))
     }
 
-    /// A key from a secret of at least 32 bytes; `None` for a shorter one.
-    pub(crate) fn new(secret: &[u8]) -> Option<Self> {
-        if secret.len() < MIN_KEY {
-            return None;
-        }
-        let keyed = Hmac::new_from_slice(secret).expect("HMAC takes a key of any length");
-        Some(Self { keyed })
+    pub(crate) fn new(key: &KeyBytes) -> Self {
+        Self { keyed: Hmac::new_from_slice(key.as_bytes()).expect("HMAC takes a key of any length") }
     }
 
     /// The stamp for this upstream without names, valid until `expires`.
@@ -282,7 +276,7 @@ mod tests {
     const SECRET: [u8; MIN_KEY] = [7; MIN_KEY];
 
     fn key() -> StampKey {
-        StampKey::new(&SECRET).unwrap()
+        StampKey::new(&KeyBytes::new(&SECRET).unwrap())
     }
 
     fn at(seconds: u64) -> SystemTime {
@@ -360,7 +354,7 @@ mod tests {
     fn a_stamp_of_another_key_is_refused() {
         let mut other = SECRET;
         other[MIN_KEY - 1] ^= 1;
-        let stamp = StampKey::new(&other).unwrap().make(&alice(), at(100));
+        let stamp = StampKey::new(&KeyBytes::new(&other).unwrap()).make(&alice(), at(100));
         assert_eq!(key().check(stamp.as_bytes(), at(0)), Err(StampError::Forged));
         let random = StampKey::random().unwrap();
         let stamp = random.make(&alice(), at(100));
@@ -400,8 +394,8 @@ mod tests {
 
     #[test]
     fn a_short_secret_is_refused_and_no_secret_is_shown() {
-        assert!(StampKey::new(&[]).is_none());
-        assert!(StampKey::new(&[7; MIN_KEY - 1]).is_none());
+        assert!(KeyBytes::new(&[]).is_none());
+        assert!(KeyBytes::new(&[7; MIN_KEY - 1]).is_none());
         let stamper = Stamper { key: key(), lifetime: Duration::from_secs(5) };
         assert_eq!(format!("{stamper:?}"), "Stamper { key: StampKey(…), lifetime: 5s }");
     }

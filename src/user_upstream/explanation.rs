@@ -106,7 +106,13 @@ impl Exchange for OfflineRequest<'_> {
     }
 
     fn remove_cookies(&mut self, names: &CookieNames) -> Result<(), PluginError> {
-        match names.remove_from(self.values("cookie")) {
+        let changed =
+            self.changes.iter().rev().find(|(name, _)| *name == COOKIE).map(|(_, value)| value.clone());
+        let edited = match &changed {
+            Some(changed) => names.remove_from(changed.as_deref().into_iter()),
+            None => names.remove_from(self.values("cookie")),
+        };
+        match edited {
             EditedCookies::Unchanged => Ok(()),
             EditedCookies::Removed => self.remove(&COOKIE),
             EditedCookies::Left(left) => self.set(&COOKIE, &left),

@@ -1,5 +1,6 @@
 //! The headers that the plugin sets, refuses in disguise, and decides by.
 
+use super::browser_marker::NAVIGATION_HEADER;
 use crate::route::stamp::STAMP_HEADER;
 use apisix_plugin_runner::direct::DECISION_HEADER;
 use apisix_plugin_runner::{CacheKey, HeaderName};
@@ -29,15 +30,17 @@ pub(super) static RESERVED: [HeaderName; 4] = [
     HeaderName::from_static(DECISION_HEADER),
 ];
 
-/// The parts of a request that a decision under this conf depends on: the user, and for a
-/// WebSocket the page that opens it. The other headers are only removed if they are there.
+/// The parts of a request that a decision under this conf depends on: the user, for a
+/// WebSocket the page that opens it, and whether it is a navigation, whose decision is never
+/// cached. The other headers are only removed if they are there.
 pub(super) fn cache_key(config: &UserUpstreamConfig) -> CacheKey {
     let [.., userinfo] = IDENTITY_HEADERS.clone();
     // `Authorization` may hold the token as well, whatever header the token was found in.
     let others = [ACCESS_TOKEN.clone(), AUTHORIZATION.clone()];
     let mut values = vec![userinfo, HeaderName::from_static("host"), HeaderName::from_static("origin")];
     let sources = config.identity.token_sources();
+    values.push(NAVIGATION_HEADER.clone());
     values.extend(sources.names().iter().cloned().chain(others));
     let removed = sources.secrets().cloned().chain([STAMP.clone(), FORWARDED_USERNAME.clone()]);
-    CacheKey::new(values).and_presence(removed)
+    CacheKey::new(values).and_presence(removed).and_navigation()
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 use tracing::debug;
 
+use super::browser_marker::OWN_COOKIES;
 use super::decision::WorkspaceDecision;
 use super::memory::{ConfNumber, Memory};
 use super::origin;
@@ -261,10 +262,7 @@ impl<K: Keys> Walk<'_, K> {
     /// gateway's login can put its access token there. Another authorization is the workspace's
     /// business.
     fn is_in_authorization(&self, token: Option<TokenHeader<'_>>, request: &impl Exchange) -> bool {
-        let issuer = match &self.config.identity {
-            IdentityConfig::Verified(verified) => Some(&*verified.expected.issuer),
-            IdentityConfig::Gateway => None,
-        };
+        let issuer = self.config.identity.issuer();
         request.values(AUTHORIZATION.as_str()).any(|value| {
             let is_in = |text| TokenHeader { text, source: 0 }.is_in(value);
             token.is_some_and(|token| token.is_in(value))
@@ -307,6 +305,7 @@ impl<K: Keys> Walk<'_, K> {
             request.remove(&AUTHORIZATION)?;
         }
         request.remove_cookies(&self.config.remove_cookies)?;
+        request.remove_cookies(&OWN_COOKIES)?;
         request.set(&FORWARDED_USER, decision.upstream.subject().unwrap_or_default().as_bytes())?;
         match &decision.username {
             Some(name) => request.set(&FORWARDED_USERNAME, name.as_bytes()),

@@ -652,7 +652,8 @@ class Gateway(Case):
 
     def test_every_secret_that_is_named_is_made(self):
         made = {("keycloak", "keycloak", key) for key in ("postgres-password", "admin-password", "client-secret")}
-        made |= {("apisix", "kube-coders-gateway", key) for key in ("KEYCLOAK_CLIENT_SECRET", "SESSION_SECRET")}
+        gateway = ("KEYCLOAK_CLIENT_SECRET", "SESSION_SECRET", "SUBJECT_KEY")
+        made |= {("apisix", "kube-coders-gateway", key) for key in gateway}
         made |= {("apisix", "apisix-admin-key", "admin")}
         script = read("examples/kubernetes/secrets.sh")
         for namespace, name, key in made:

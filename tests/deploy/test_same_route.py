@@ -357,7 +357,27 @@ class Gateway(unittest.TestCase):
         for mount in (container["volumeMounts"], beside["extraVolumeMounts"]):
             self.assertIn({"name": "kube-coders-socket", "mountPath": "/run/kube-coders"}, mount)
         spawned = values("spawned")
-        self.assertEqual(spawned["apisix"]["extPlugin"]["cmd"], ["/opt/kube-coders/kube-coders", "run"])
+        self.assertEqual(spawned["apisix"]["extPlugin"]["cmd"][:2], ["/opt/kube-coders/kube-coders", "run"])
+
+    def test_all_pods_mark_browsers_with_one_key(self):
+        """With a key for each pod, a browser would clear what it stored at each other page."""
+        beside, spawned = values("beside"), values("spawned")
+        [container] = beside["extraContainers"]
+        runners = [
+            (beside, container["args"], container["volumeMounts"]),
+            (spawned, spawned["apisix"]["extPlugin"]["cmd"][1:], spawned["extraVolumeMounts"]),
+        ]
+        for chart, args, mounts in runners:
+            self.assertGreater(chart["replicaCount"], 1)
+            self.assertEqual(args, ["run", "--subject-key-file", "/etc/kube-coders/subject-key"])
+            mount = {"name": "kube-coders-subject-key", "mountPath": "/etc/kube-coders", "readOnly": True}
+            self.assertIn(mount, mounts)
+            [volume] = [volume for volume in chart["extraVolumes"] if volume["name"] == mount["name"]]
+            self.assertEqual(volume["secret"]["secretName"], "kube-coders-gateway")
+            self.assertEqual(volume["secret"]["items"], [{"key": "SUBJECT_KEY", "path": "subject-key"}])
+            # For the user of the runner only, whose group the volume gets.
+            self.assertEqual(volume["secret"]["defaultMode"], 0o440)
+            self.assertEqual(chart["podSecurityContext"]["fsGroup"], chart["podSecurityContext"]["runAsGroup"])
 
     def test_no_container_may_more_than_it_needs(self):
         for name in ("spawned", "beside"):

@@ -315,6 +315,7 @@ class Secrets(Folder):
                 "apisix/apisix-admin-key/viewer",
                 "apisix/kube-coders-gateway/KEYCLOAK_CLIENT_SECRET",
                 "apisix/kube-coders-gateway/SESSION_SECRET",
+                "apisix/kube-coders-gateway/SUBJECT_KEY",
                 "keycloak/keycloak/admin-password",
                 "keycloak/keycloak/client-secret",
                 "keycloak/keycloak/postgres-password",
@@ -352,7 +353,7 @@ class Secrets(Folder):
         whole = self.contents()
         needed = {
             "keycloak/keycloak": ["client-secret", "admin-password", "postgres-password"],
-            "apisix/kube-coders-gateway": ["KEYCLOAK_CLIENT_SECRET", "SESSION_SECRET"],
+            "apisix/kube-coders-gateway": ["KEYCLOAK_CLIENT_SECRET", "SESSION_SECRET", "SUBJECT_KEY"],
             "apisix/apisix-admin-key": ["admin", "viewer"],
         }
         self.assertEqual(set(whole), {f"{secret}/{key}" for secret, keys in needed.items() for key in keys})

@@ -94,17 +94,17 @@ async fn a_decision_has_all_that_the_gateway_does() {
         "v": 1, "scheme": "http", "host": "code-alice.test", "port": 8443,
         "addresses": ["10.0.0.1", "fd00::1"],
         "timeout": {"connect": 6.0, "send": 300.0, "read": 300.0},
-        "removed_cookies": ["session"],
+        "removed_cookies": ["__Host-kube-coders-user", "session"],
         "cache": {
             "seconds": 10.0,
-            "headers": ["authorization", "host", "origin", "x-access-token", "x-userinfo"],
+            "headers": ["authorization", "host", "origin", "sec-fetch-mode", "x-access-token", "x-userinfo"],
             "presence": ["x-access-token", "x-forwarded-preferred-username", "x-id-token",
                          "x-kube-coders-stamp", "x-raw-id-token", "x-refresh-token", "x-userinfo"],
-            "navigation": false,
+            "navigation": true,
             "digest": decision["cache"]["digest"],
             "set": {"x-forwarded-user": "alice"},
             "remove": ["x-access-token", "x-userinfo"],
-            "cookies": ["session"],
+            "cookies": ["__Host-kube-coders-user", "session"],
         },
     });
     assert_eq!(decision, expected);
@@ -112,6 +112,17 @@ async fn a_decision_has_all_that_the_gateway_does() {
     assert_eq!(forwarded.header("x-forwarded-user"), Some(&b"alice"[..]));
     assert_eq!((forwarded.header("x-access-token"), forwarded.header("x-userinfo")), (None, None));
     assert_eq!(forwarded.header("cookie"), Some(&b"a=1"[..]));
+}
+
+/// Its response depends on the browser's marker, which is in no key.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_decision_about_a_navigation_is_not_cached() {
+    let house = House::new(&["--upstream-mode", "direct"]).await;
+    for (mode, is_cached) in [("navigate", false), ("cors", true)] {
+        let forwarded = house.forwarded(&conf(), as_user("alice").header("Sec-Fetch-Mode", mode)).await;
+        assert_eq!(decision(&forwarded).get("cache").is_some(), is_cached, "{mode}");
+        assert_eq!(forwarded.response_headers.is_empty(), is_cached, "{mode}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -359,7 +370,7 @@ async fn call_shows_where_a_request_goes() {
         lines,
         [
             "go on to http://code-bob.test:8443 directly, at 10.0.0.2",
-            "  may be cached for 10 s by authorization, host, origin, x-access-token, x-userinfo, whether x-access-token is there, whether x-forwarded-preferred-username is there, whether x-id-token is there, whether x-kube-coders-stamp is there, whether x-raw-id-token is there, whether x-refresh-token is there, whether x-userinfo is there",
+            "  may be cached for 10 s by authorization, host, origin, sec-fetch-mode, x-access-token, x-userinfo, whether x-access-token is there, whether x-forwarded-preferred-username is there, whether x-id-token is there, whether x-kube-coders-stamp is there, whether x-raw-id-token is there, whether x-refresh-token is there, whether x-userinfo is there, navigation or not",
             "  remove x-userinfo",
             "  set x-forwarded-user: bob"
         ]

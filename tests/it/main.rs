@@ -51,6 +51,9 @@ mod limits;
 /// The whole path: two users, one URL, two workspaces.
 mod workspaces;
 
+/// One browser, two users: what is cleared between them, and when.
+mod browsers;
+
 /// Direct mode: the runner's decision, and the gateway's plugin that reads it.
 mod direct;
 

@@ -202,7 +202,8 @@ fn shipped_snippet() -> String {
 const COMMANDS: &str = "X-Accel-Redirect: /internal\r\nX-Accel-Charset: utf-7\r\nSet-Cookie: session=stolen\r\n\
                         Set-Cookie: a=b; Domain=test; Path=/\r\nSet-Cookie: =session=tossed\r\n\
                         Clear-Site-Data: \"*\"\r\nStrict-Transport-Security: max-age=0\r\nNEL: {}\r\n\
-                        Service-Worker-Allowed: /\r\nX-Own: 1\r\n";
+                        Service-Worker-Allowed: /\r\nCache-Control: max-age=31536000\r\n\
+                        Cache-Control: immutable\r\nExpires: Thu, 01 Jan 2099 00:00:00 GMT\r\nX-Own: 1\r\n";
 
 /// A hostile workspace.
 async fn start_commanding(address: SocketAddr) {
@@ -334,7 +335,7 @@ async fn a_workspace_does_not_command_the_gateways_nginx() {
         let cookies =
             own.iter().copied().chain(["a=b; Path=/"]).map(|cookie| format!("Set-Cookie: {cookie}"));
         let mut expected: Vec<_> = cookies.collect();
-        expected.extend(["Content-Length: 3", "X-Own: 1"].map(str::to_owned));
+        expected.extend(["Cache-Control: no-cache", "Content-Length: 3", "X-Own: 1"].map(str::to_owned));
         lines.sort();
         expected.sort();
         assert_eq!(lines, expected, "{target}");

@@ -533,7 +533,7 @@ fn a_runner_that_can_not_start_takes_nothing_away() {
     assert_eq!(std::fs::metadata(&socket).unwrap().ino(), made, "the same socket still");
     let names: Vec<_> =
         std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    assert_eq!(names.len(), 3, "nothing is left but socket, takeover and key: {names:?}");
+    assert_eq!(names.len(), 4, "nothing is left but socket, takeover and keys: {names:?}");
     Peer::connect(&socket).prepare("user-upstream", CONF);
 }
 
@@ -603,7 +603,9 @@ fn only_the_same_user_takes_over_and_only_from_the_same_user() {
     let mut theirs = as_another_user();
     theirs.arg("--listen-address").arg(listen_address(&socket)).args(["--socket-mode", "0666"]);
     let theirs = Runner::from_program(Program::start(&mut theirs), &socket);
-    let ours = Runner::start_at(&socket, &["--stamp-key-file", key_file(&folder).to_str().unwrap()]);
+    let key = key_file(&folder);
+    let keys = ["--stamp-key-file", "--subject-key-file"].map(|flag| [flag, key.to_str().unwrap()]);
+    let ours = Runner::start_at(&socket, keys.as_flattened());
     ours.program.line(&["hands nothing over", "it belongs to user 65534, not to the user of this runner"]);
     assert!(
         !ours.program.lines().iter().any(|line| line.contains("takes over")),

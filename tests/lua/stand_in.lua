@@ -333,6 +333,7 @@ function stand_in.serve(plugin, asked)
             end
         end
         if asked.spoil_response then ctx.kube_coders_answer.own = nil end
+        stand_in.ngx.status = asked.response_status or 200
         plugin.header_filter(conf, ctx)
         outcome.response = request.response
     end

@@ -40,7 +40,7 @@ const MAX_ADDRESSES: usize = 8;
 const MAX_CACHED: Duration = Duration::from_secs(10);
 
 /// How many cookies a cached decision may name.
-const MAX_COOKIES: usize = 64;
+const MAX_COOKIES: usize = 128;
 
 /// How long the header may be, in bytes: half of what nginx takes for all headers of a
 /// request by default, and what the gateway's plugin reads at most.
@@ -355,7 +355,7 @@ impl<'d> CachedDecision<'d> {
             return Err("more than 32 headers are in the key, set, or removed");
         }
         if cookies.len() > MAX_COOKIES {
-            return Err("more than 64 cookies are removed");
+            return Err("more than 128 cookies are removed");
         }
         Ok(Self {
             seconds: time.min(MAX_CACHED),

@@ -377,6 +377,10 @@ impl<'f> Request<'f> {
 
     /// Adds a header to the upstream's response.
     ///
+    /// The first header of a name replaces what plugins of the gateway have set under it for this
+    /// response, such as the cookie of a login that was just renewed. What the upstream sends
+    /// stays.
+    ///
     /// # Errors
     ///
     /// A name or value that no header can have, an empty value, and the ten
@@ -425,7 +429,7 @@ impl<'f> Request<'f> {
     /// - a plugin of the chain does not allow to be cached,
     /// - changes anything other than headers, cookies and the upstream,
     /// - sets or removes more than 32 headers, or a header whose name has other characters
-    ///   than letters, digits and `-`, or removes more than 64 cookies,
+    ///   than letters, digits and `-`, or removes more than 128 cookies,
     /// - sets a value that is not UTF-8, or is longer than 16 KiB as a header of JSON.
     ///
     /// A plugin can depend on something that is no part of the request, such as a file, the

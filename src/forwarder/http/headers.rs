@@ -8,9 +8,11 @@ use apisix_plugin_runner::{CookieNames, EditedCookies};
 use kube_coders_identity::parse_digits;
 use thiserror::Error;
 
+use super::document_caching::{Caching, caching_of, is_about_caching};
 use super::framing::Framing;
 use super::head::{self, HeaderField, HttpVersion, RawRequestHead, RawResponseHead};
 use super::origin_headers::{FilteredCookie, filter_cookie, is_of_origin};
+use crate::route::own_cookies::is_own_cookie;
 
 /// Headers that belong to one connection even if `Connection` does not name them.
 const HOP_BY_HOP: [&str; 8] = [
@@ -175,12 +177,27 @@ fn client_port<'b>(head: &RawRequestHead<'b>) -> Option<&'b [u8]> {
     }
 }
 
+/// Writes a `Cookie` header without the cookies that only the gateway reads, and without ours.
 fn write_cookies(field: &HeaderField<'_>, removed: &CookieNames, output: &mut Vec<u8>) {
-    match removed.remove_from(std::iter::once(field.value)) {
+    let without_ours = own_cookies_removed(field.value);
+    let value = without_ours.as_deref().unwrap_or(field.value);
+    match removed.remove_from(std::iter::once(value)) {
+        EditedCookies::Unchanged if without_ours.is_some() && value.trim_ascii().is_empty() => {}
+        EditedCookies::Unchanged if without_ours.is_some() => write_field(field.name, value, output),
         EditedCookies::Unchanged => write_line(field.line, output),
         EditedCookies::Removed => {}
         EditedCookies::Left(cookies) => write_field(field.name, &cookies, output),
     }
+}
+
+/// A `Cookie` header's value without our cookies, if it has some.
+fn own_cookies_removed(value: &[u8]) -> Option<Vec<u8>> {
+    let pairs = || value.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
+    if !pairs().any(is_own_cookie) {
+        return None;
+    }
+    let kept: Vec<&[u8]> = pairs().filter(|pair| !is_own_cookie(pair) && !pair.is_empty()).collect();
+    Some(kept.join(&b"; "[..]))
 }
 
 /// How a response's head is written.
@@ -203,6 +220,7 @@ pub(crate) fn write_response(
     output: &mut Vec<u8>,
 ) -> Result<(), NamedError> {
     let named = Named::in_fields(&head.fields)?;
+    let caching = caching_of(head);
     let version: &[u8] = match form.version {
         HttpVersion::Http10 => b"HTTP/1.0 ",
         HttpVersion::Http11 => b"HTTP/1.1 ",
@@ -213,13 +231,17 @@ pub(crate) fn write_response(
         // The body keeps its length even if `Connection` names it.
         let is_named = named.has(field.name) && !field.is("content-length");
         let is_command = starts_with(field.name, COMMANDS) && !field.is(BUFFERING);
-        if is_hop_by_hop(field) || is_command || is_named || is_of_origin(field) {
+        let is_replaced = caching != Caching::AsSaid && is_about_caching(field);
+        if is_hop_by_hop(field) || is_command || is_named || is_of_origin(field) || is_replaced {
             continue;
         }
         match field.name.len() == 10 && field.is("set-cookie") {
             true => write_set_cookie(field, form.removed_cookies, output),
             false => write_line(field.line, output),
         }
+    }
+    if caching == Caching::Asked {
+        write_line(b"Cache-Control: no-cache", output);
     }
     if let Some(wait) = form.retry_after
         && !head.fields.iter().any(|field| field.is("retry-after"))

@@ -6,20 +6,21 @@ use std::iter;
 use apisix_plugin_runner::{CookieNames, EditedCookies};
 
 use super::head::HeaderField;
+use crate::route::own_cookies::is_own_cookie;
 
 /// Headers that hold for the whole origin, and so for all workspaces.
-const ORIGIN_HEADERS: [&str; 7] = [
+const ORIGIN_HEADERS: [&str; 10] = [
     "alt-svc",
     "clear-site-data",
     "nel",
     "report-to",
     "reporting-endpoints",
+    "sec-session-registration",
+    "secure-session-registration",
     "service-worker-allowed",
+    "set-login",
     "strict-transport-security",
 ];
-
-/// The start of the names of our own cookies, in lower case.
-const OWN_COOKIE: &[u8] = b"__host-kube-coders";
 
 /// Whether a response header holds for the whole origin.
 pub(crate) fn is_of_origin(field: &HeaderField<'_>) -> bool {
@@ -44,8 +45,7 @@ pub(crate) fn filter_cookie(value: &[u8], removed: &CookieNames) -> FilteredCook
     // A cookie without a name is sent back as its value, which may look like a name and a value.
     let start = pair.iter().position(|byte| *byte != b'=' && !is_space(*byte)).unwrap_or(pair.len());
     let named = &pair[start..];
-    let is_own = named.get(..OWN_COOKIE.len()).is_some_and(|start| start.eq_ignore_ascii_case(OWN_COOKIE));
-    if is_own || removed.remove_from(iter::once(named)) != EditedCookies::Unchanged {
+    if is_own_cookie(named) || removed.remove_from(iter::once(named)) != EditedCookies::Unchanged {
         return FilteredCookie::Removed;
     }
     if !parts.clone().any(is_domain) {

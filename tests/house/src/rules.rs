@@ -49,14 +49,28 @@ const ARROWS: &[BoxArrows] = &[
             "refusal",
             "resolver",
             "route::mode",
+            "route::own_cookies",
             "route::stamp::STAMP_HEADER",
+            "subject_digest",
         ],
     },
     BoxArrows {
         name: "forwarder",
-        imports: &["bounded_map", "locks", "refusal", "resolver", "route::kept_headers", "route::stamp"],
+        imports: &[
+            "bounded_map",
+            "locks",
+            "refusal",
+            "resolver",
+            "route::kept_headers",
+            "route::own_cookies",
+            "route::stamp",
+        ],
     },
-    BoxArrows { name: "cli", imports: &["forwarder", "refusal", "resolver", "route", "user_upstream"] },
+    BoxArrows { name: "subject_digest", imports: &["route::key_file", "route::own_cookies"] },
+    BoxArrows {
+        name: "cli",
+        imports: &["forwarder", "refusal", "resolver", "route", "subject_digest", "user_upstream"],
+    },
 ];
 
 /// Where a program meets the world outside of it.

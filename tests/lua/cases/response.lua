@@ -71,7 +71,8 @@ return function(case)
             { "Clear-Site-Data", '"*"' }, { "NEL", "{}" }, { "Report-To", "{}" }, { "Report-To", "{}" },
             { "Reporting-Endpoints", 'a="https://evil.example"' }, { "ALT-SVC", 'h3="evil.example:443"' },
             { "Strict-Transport-Security", "max-age=0" }, { "service-worker-allowed", "/" },
-            { "Content-Type", "text/html" }, { "Cache-Control", "no-store" },
+            { "Sec-Session-Registration", "(ES256)" }, { "Secure-Session-Registration", "(ES256)" },
+            { "Set-Login", "logged-in" }, { "Content-Type", "text/html" }, { "Cache-Control", "no-store" },
         })
         expect.same(response, { ["content-type"] = "text/html", ["cache-control"] = "no-store" })
     end)
@@ -97,7 +98,57 @@ return function(case)
             between = function(ctx) ctx.var.request_id = "x" end,
             spoil_response = true,
         })
-        expect.same(outcome.response, { ["content-type"] = "text/html" })
+        expect.same(outcome.response, { ["content-type"] = "text/html", ["cache-control"] = "no-store" })
+    end)
+
+    local function caching(status, response)
+        local left = stand_in.serve(stand_in.worker(), {
+            response = response, response_status = status, runner = decision.runner(decision.of()),
+        }).response
+        return { left["cache-control"], left.expires, left.pragma }
+    end
+
+    local KEPT = { "Cache-Control", "max-age=9, immutable" }
+
+    case("what a browser could open is asked for each time", function()
+        for _, kind in ipairs({
+            "text/html", "TEXT/HTML; charset=utf-8", "application/xhtml+xml", "image/svg+xml", "Image/SVG",
+            "text/plain", "multipart/x-mixed-replace", "text/css, text/html", "text/css;a=b, text/html", "", " ",
+        }) do
+            for _, status in ipairs({ 200, 404 }) do
+                local expires = { "Expires", "Thu, 01 Jan 2099 00:00:00 GMT" }
+                local found = caching(status, { { "Content-Type", kind }, KEPT, expires })
+                expect.same(found, { "no-cache" }, kind)
+            end
+        end
+        for _, line in ipairs({ KEPT, { "Last-Modified", "Thu, 01 Jan 1970 00:00:00 GMT" }, { "Pragma", "x" } }) do
+            expect.same(caching(200, { line }), { "no-cache" })
+        end
+        local inert = { "Content-Type", "image/png" }
+        expect.same(caching(200, { inert, KEPT, { "Refresh", "0;url=/x" } }), { "no-cache" })
+        expect.same(caching(200, { { "Cache-Control", 'a=", no-store, "' } }), { "no-cache" })
+        expect.same(caching(200, { { "Cache-Control", "no-stores" } }), { "no-cache" })
+        for _, status in ipairs({ 300, 301, 308, 410 }) do
+            expect.same(caching(status, { inert }), { "no-cache" }, status)
+            expect.same(caching(status, { inert, { "Cache-Control", "no-store" } }), { "no-store" }, status)
+        end
+        expect.same(caching(302, { inert, KEPT }), { "no-cache" })
+    end)
+
+    case("the parts of a page are kept as the workspace says", function()
+        for _, kind in ipairs({
+            "text/css", "text/javascript; charset=utf-8", "Image/PNG", "font/woff2", "application/wasm", "video/mp4",
+        }) do
+            expect.same(caching(200, { { "Content-Type", kind }, KEPT }), { "max-age=9, immutable" }, kind)
+        end
+        expect.same(caching(200, { { "Content-Type", "text/html" } }), {})
+        local never = { "Cache-Control", "private, No-Store" }
+        expect.same(caching(200, { { "Content-Type", "text/html" }, never }), { "private, No-Store" })
+    end)
+
+    case("an unchanged document does not become one that is kept", function()
+        expect.same(caching(304, { KEPT }), {})
+        expect.same(caching(304, { { "Content-Type", "text/css" }, KEPT }), {})
     end)
 
     case("no script of a service worker for the whole origin is fetched", function()
@@ -107,14 +158,17 @@ return function(case)
                 runner = decision.runner(decision.of()),
             })
         end
-        for _, target in ipairs({ "/sw.js", "/sw.js?a=/b/c", "/" }) do
+        for _, target in ipairs({
+            "/sw.js", "/sw.js?a=/b/c", "/", "/proxy/sw.js", "/proxy/3000/a/sw.js?x", "/absproxy/8080/sw.js",
+        }) do
             local outcome = fetched(target, "script")
             expect.same({ outcome.status, outcome.is_called }, { 403, false }, target)
             expect.same(stand_in.cjson.decode(outcome.body).code, "worker-refused")
             expect.same(fetched(target, " SCRIPT ").status, 403)
             expect.went_to(fetched(target, "scripts"), "10.0.0.1:8443")
         end
-        for _, target in ipairs({ "/a/sw.js", "/stable-1/out/pre/service-worker.js?v=4", "//sw.js" }) do
+        for _, target in ipairs({ "/a/sw.js", "/stable-1/out/pre/service-worker.js?v=4", "//sw.js", "/proxy-a/sw.js",
+            "/a/proxy/3000/sw.js" }) do
             expect.went_to(fetched(target, "script"), "10.0.0.1:8443")
         end
     end)

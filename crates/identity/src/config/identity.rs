@@ -113,6 +113,14 @@ impl IdentityConfig {
         }
     }
 
+    /// The issuer of the tokens; `None` if the gateway is trusted, which names none.
+    pub fn issuer(&self) -> Option<&str> {
+        match self {
+            Self::Gateway => None,
+            Self::Verified(verified) => Some(&verified.expected.issuer),
+        }
+    }
+
     /// The claims that `X-Userinfo` may add to a token's.
     pub fn userinfo_claims(&self) -> &[Box<str>] {
         match self {
