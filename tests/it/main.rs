@@ -54,6 +54,12 @@ mod workspaces;
 /// One browser, two users: what is cleared between them, and when.
 mod browsers;
 
+/// Chromium.
+mod chromium;
+
+/// What one user leaves in a real browser, and what the next one finds.
+mod shared_browser;
+
 /// Direct mode: the runner's decision, and the gateway's plugin that reads it.
 mod direct;
 

@@ -105,7 +105,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 }
 
 /// A message's head with its blank line, and what came after it.
-async fn read_head(stream: &mut TcpStream) -> Option<(String, Vec<u8>)> {
+pub(crate) async fn read_head(stream: &mut TcpStream) -> Option<(String, Vec<u8>)> {
     let mut read = Vec::new();
     loop {
         if let Some(end) = read.windows(4).position(|window| window == b"\r\n\r\n") {
