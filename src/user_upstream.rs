@@ -36,7 +36,7 @@ use crate::route::mode::Ways;
 use crate::subject_digest::{IssuedSubject, SubjectKeys};
 use apisix_plugin_runner::request_id::{REQUEST_ID_WAIT, shown_request_id};
 use apisix_plugin_runner::{Action, CacheKey, CookieNames, HeaderName, PluginError, PreparedPlugin, Request};
-use browser_marker::BrowserMarker;
+use browser_marker::{BrowserMarker, sign_out};
 use issuer_names::IssuerNames;
 use kube_coders_identity::config::{UserUpstreamConfig, Verified};
 use kube_coders_identity::identity_error::IdentityError;
@@ -145,6 +145,10 @@ impl PreparedPlugin for UserUpstream {
         prepared: &PreparedUserUpstream,
         request: &mut Request<'_>,
     ) -> Result<Action, PluginError> {
+        let PreparedUserUpstream { config, .. } = prepared;
+        if let Some(stop) = sign_out(config.login.as_str(), &config.remove_cookies, request).await? {
+            return Ok(stop.into());
+        }
         let decision = match self.walk(prepared).decide(request, &mut NoTrace).await {
             Ok(decision) => decision,
             Err(Stopped::Rejected(rejection)) => return stop(&rejection, &prepared.config, request).await,

@@ -11,8 +11,12 @@ use tracing::{debug, warn};
 
 use crate::route::own_cookies::MARKER_COOKIE;
 use crate::subject_digest::{IssuedSubject, LastUser, SubjectKeys};
-use apisix_plugin_runner::{CookieNames, EditedCookies, HeaderName, PluginError, Request};
+use apisix_plugin_runner::{CookieNames, EditedCookies, HeaderName, PluginError, Request, StatusCode, Stop};
 
+/// The path at which a user signs out and leaves nothing in the browser.
+const SIGN_OUT: &str = "/.kube-coders/sign-out";
+
+static CACHE_CONTROL: HeaderName = HeaderName::from_static("cache-control");
 static COOKIE: HeaderName = HeaderName::from_static("cookie");
 static SET_COOKIE: HeaderName = HeaderName::from_static("set-cookie");
 static CLEAR_SITE_DATA: HeaderName = HeaderName::from_static("clear-site-data");
@@ -92,12 +96,44 @@ impl BrowserMarker {
                         request.remove_header(name)?;
                     }
                 }
-                remove_cookies(&cookies, removed, request).await?;
+                let removals = removals(&cookies, removed, request).await?;
+                for line in &removals {
+                    request.add_response_header(&SET_COOKIE, line)?;
+                }
+                if !removals.is_empty() {
+                    request.remove_header(&COOKIE)?;
+                }
             }
         }
         request.add_response_header(&SET_COOKIE, self.keys.marking_cookie(subject))?;
         Ok(true)
     }
+}
+
+/// The response to a navigation to [`SIGN_OUT`]: the browser clears what it has kept, and goes on
+/// to the gateway's logout. The logout itself never clears, because the way to sign in again
+/// leads through it, too.
+///
+/// A page of another site can't make its visitor's browser clear, only log out.
+pub(super) async fn sign_out(
+    login: &str,
+    removed: &CookieNames,
+    request: &mut Request<'_>,
+) -> Result<Option<Stop>, PluginError> {
+    if !is_navigation(request) || request.path() != SIGN_OUT.as_bytes() {
+        return Ok(None);
+    }
+    let mut stop =
+        Stop::redirect(StatusCode::FOUND, login)?.header(&CACHE_CONTROL, "no-store")?.body("Signing out.\n");
+    let is_own = request.header("sec-fetch-site").is_none_or(|site| matches!(site, b"same-origin" | b"none"));
+    if is_own {
+        stop = stop.header(&CLEAR_SITE_DATA, CLEARED)?;
+        let cookies: Vec<&[u8]> = request.headers_named("cookie").flat_map(pairs).collect();
+        for line in removals(&cookies, removed, request).await? {
+            stop = stop.header(&SET_COOKIE, line)?;
+        }
+    }
+    Ok(Some(stop))
 }
 
 /// Whether a browser opens a document, by any method.
@@ -114,29 +150,28 @@ async fn is_secure(request: &mut Request<'_>) -> Result<bool, PluginError> {
     Ok(request.has_header(FETCH_MODE) || request.var("scheme").await?.is_some_and(|scheme| scheme == "https"))
 }
 
-/// Removes all cookies that the browser sent, from the browser and from this request, except
+/// The `Set-Cookie` values that remove all of a request's cookies from the browser, except
 /// those that the gateway reads and ours.
-async fn remove_cookies(
+async fn removals(
     cookies: &[&[u8]],
     removed: &CookieNames,
     request: &mut Request<'_>,
-) -> Result<(), PluginError> {
+) -> Result<Vec<Vec<u8>>, PluginError> {
     let names: BTreeSet<&[u8]> = cookies
         .iter()
         .filter(|pair| !is_one_of(pair, removed) && !is_one_of(pair, &OWN_COOKIES))
         .map(|pair| name_of(pair))
+        // A name that no header can have is no cookie that a browser keeps.
         .filter(|name| !name.iter().any(u8::is_ascii_control))
         .collect();
     if names.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let target = request.var("real_request_uri").await?.unwrap_or_default();
-    let paths = paths_of(&target);
     // The cookies of the whole host come first, in both of a browser's jars.
     let whole = ["/; Secure", "/; Secure; Partitioned"].map(str::as_bytes).map(<[u8]>::to_vec);
-    let paths = paths.into_iter().map(|path| [&path, &b"; Secure"[..]].concat());
-    let attributes = whole.into_iter().chain(paths);
-    let lines = attributes.flat_map(|attributes| {
+    let paths = paths_of(&target).into_iter().map(|path| [&path, &b"; Secure"[..]].concat());
+    let lines = whole.into_iter().chain(paths).flat_map(|attributes| {
         let line = move |name: &&[u8]| match name.is_empty() {
             // Browsers ignore a line with neither a name nor a value.
             true => [b"=removed; Max-Age=0; Path=", &*attributes].concat(),
@@ -145,14 +180,13 @@ async fn remove_cookies(
         names.iter().map(line).collect::<Vec<_>>()
     });
     let mut left = MAX_REMOVAL_BYTES;
-    for line in lines.take(MAX_REMOVALS) {
-        let Some(rest) = left.checked_sub(line.len()) else { break };
-        left = rest;
-        // A name that no header can have is no cookie that a browser keeps.
-        let _ = request.add_response_header(&SET_COOKIE, line);
-    }
-    request.remove_header(&COOKIE)?;
-    Ok(())
+    Ok(lines
+        .take(MAX_REMOVALS)
+        .map_while(|line| {
+            left = left.checked_sub(line.len())?;
+            Some(line)
+        })
+        .collect())
 }
 
 /// The paths below `/` whose cookies a browser sends with this target.

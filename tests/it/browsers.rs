@@ -217,6 +217,53 @@ async fn only_navigations_over_tls_mark_and_clear() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_who_signs_out_themselves_clears_the_browser() {
+    let runner = Runner::start(&[]);
+    let route = Route::new("workspaces").plugin(
+        "user-upstream",
+        r#"{"identity": {"trust": "gateway"}, "upstream": "http://127.0.0.1:8443", "login": "/.apisix/logout"}"#,
+    );
+    let gateway = kube_coders::gateway(&runner.socket);
+    // Whoever it is: a user without a workspace signs out, too.
+    let sign_out = async |site: Option<&str>| {
+        let request = ClientRequest::get("/.kube-coders/sign-out?x")
+            .header("Sec-Fetch-Mode", "navigate")
+            .header("Cookie", format!("a=1; session=x; {MARKER}=y"));
+        let request = site.into_iter().fold(request, |request, site| request.header("Sec-Fetch-Site", site));
+        gateway.call(&route, &request).await
+    };
+    for (site, clears) in [
+        (None, true),
+        (Some("none"), true),
+        (Some("same-origin"), true),
+        (Some("same-site"), false),
+        (Some("cross-site"), false),
+    ] {
+        let answer = sign_out(site).await.answered();
+        assert_eq!(
+            (answer.status, answer.header("location")),
+            (302, Some(&b"/.apisix/logout"[..])),
+            "{site:?}"
+        );
+        assert_eq!(answer.header("cache-control"), Some(&b"no-store"[..]));
+        assert_eq!(
+            answer.header("clear-site-data"),
+            clears.then_some(&br#""cache", "storage""#[..]),
+            "{site:?}"
+        );
+        let cookies: Vec<_> = answer.headers.iter().filter(|(name, _)| name == "set-cookie").collect();
+        assert_eq!(
+            cookies.iter().any(|(_, value)| value.starts_with(b"a=; Max-Age=0; Path=/; Secure")),
+            clears
+        );
+        // The gateway ends the session itself, and the marker still says who was here.
+        assert!(cookies.iter().all(|(_, value)| value.starts_with(b"a=")), "{cookies:?}");
+    }
+    let script = ClientRequest::get("/.kube-coders/sign-out").header("Sec-Fetch-Mode", "cors");
+    assert_eq!(call(&runner, "alice", script).await.target, b"/.kube-coders/sign-out");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_with_one_key_know_each_other_s_markers() {
     let folder = TempDir::new().unwrap();
     let key = key_file(folder.path(), "key", 1);

@@ -106,6 +106,15 @@ impl Gateway {
             );
             return stream.write_all(answer.as_bytes()).await.ok();
         }
+        if target == "/logout" {
+            let page = "<p id=signed-out>out</p>";
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: text/html\r\n\
+                 Set-Cookie: session=; Path=/; Max-Age=0\r\nContent-Length: {}\r\n\r\n{page}",
+                page.len()
+            );
+            return stream.write_all(answer.as_bytes()).await.ok();
+        }
         let cookies = header(&head, "cookie").unwrap_or_default();
         let user = cookies.split("; ").find_map(|cookie| cookie.strip_prefix("session="))?;
         let mut request = ClientRequest::get(target);
@@ -191,6 +200,23 @@ async fn plant(browser: &Chromium, house: &House) {
     let refused = tab.value("window.refused").await;
     assert_eq!(refused, json!(["/sw.js", "/proxy/3000/sw.js"]), "a worker that would answer bob");
     tab.close().await;
+}
+
+/// The gateway's own logout, which the way to sign in again uses as well, leaves everything.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_user_who_signs_out_leaves_nothing() {
+    let profile = TempDir::new().unwrap();
+    let Some(browser) = Chromium::start(profile.path()).await else { return };
+    let house = house().await;
+    plant(&browser, &house).await;
+    let tab = browser.open(&format!("{}/logout", house.origin)).await;
+    tab.value("document.querySelector('#signed-out')?.textContent").await;
+    tab.close().await;
+    assert_eq!(look(&browser, &house, "alice", "/").await["found"]["local"], json!(1));
+    let tab = browser.open(&format!("{}/.kube-coders/sign-out", house.origin)).await;
+    tab.value("document.querySelector('#signed-out')?.textContent").await;
+    tab.close().await;
+    assert_eq!(look(&browser, &house, "alice", "/").await, nothing("alice"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
