@@ -14,9 +14,9 @@ use apisix_plugin_runner::upstream::UpstreamMode;
 use kube_coders_identity::UserUpstreamConfig;
 
 /// The gateway's plugins that call a runner.
-const REQUEST: &str = "ext-plugin-pre-req";
-const LATE_REQUEST: &str = "ext-plugin-post-req";
-const RESPONSE: &str = "ext-plugin-post-resp";
+pub(super) const REQUEST: &str = "ext-plugin-pre-req";
+pub(super) const LATE_REQUEST: &str = "ext-plugin-post-req";
+pub(super) const RESPONSE: &str = "ext-plugin-post-resp";
 
 /// The gateway's plugin for direct mode.
 pub(super) const DECISION: &str = "kube-coders-upstream";

@@ -44,7 +44,7 @@ pub(super) fn check(
     context: &CheckContext<'_>,
     findings: &mut Findings,
 ) {
-    if !route.websocket.is_true() {
+    if !route.websocket.is_true() && !route.websocket_is_unknown {
         findings.add(Rule::WebSocketOff, &route.websocket, "WebSockets are not enabled");
     }
     check_plugins(route, findings);

@@ -1,6 +1,8 @@
 //! A file's documents as trees. Each value knows its place.
 
+use std::borrow::Cow;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::de::{self, Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::{DuplicateKeyPolicy, Error, Spanned};
@@ -10,6 +12,22 @@ use serde_saphyr::{DuplicateKeyPolicy, Error, Spanned};
 pub(super) struct Node {
     pub(super) value: Value,
     pub(super) place: Place,
+    /// Whether a part of the check has looked at this value.
+    examined: AtomicBool,
+}
+
+impl Node {
+    const fn new(value: Value, place: Place) -> Self {
+        Self { value, place, examined: AtomicBool::new(false) }
+    }
+
+    fn count(&self) -> usize {
+        1 + match &self.value {
+            Value::List(items) => items.iter().map(Self::count).sum(),
+            Value::Map(entries) => entries.iter().map(|entry| entry.node.count()).sum(),
+            _ => 0,
+        }
+    }
 }
 
 /// A line and a column, both from 1.
@@ -46,16 +64,16 @@ pub(super) struct DocumentError {
 }
 
 /// How many values a file may have: those of some 100,000 routes.
-const MAX_VALUES: usize = 2_000_000;
+pub(super) const MAX_VALUES: usize = 2_000_000;
 
 /// Reads a text's documents; JSON is YAML too.
-pub(super) fn documents(text: &str) -> Result<Vec<Node>, DocumentError> {
+fn documents(text: &str, max_values: usize) -> Result<Vec<Node>, DocumentError> {
     let options = serde_saphyr::options! {
         duplicate_keys: DuplicateKeyPolicy::Error,
         budget: serde_saphyr::budget! {
-            max_nodes: MAX_VALUES,
-            max_events: 4 * MAX_VALUES,
-            max_documents: MAX_VALUES,
+            max_nodes: max_values,
+            max_events: 4 * max_values,
+            max_documents: max_values,
             // The other limits also hold for what aliases add to a file.
             enforce_alias_anchor_ratio: false,
         },
@@ -93,7 +111,7 @@ fn reason(error: &Error) -> &'static str {
 impl<'de> Deserialize<'de> for Node {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let Spanned { value, referenced, .. } = Spanned::<Value>::deserialize(deserializer)?;
-        Ok(Self { value, place: Place { line: referenced.line(), column: referenced.column() } })
+        Ok(Self::new(value, Place { line: referenced.line(), column: referenced.column() }))
     }
 }
 
@@ -163,7 +181,7 @@ impl<'de> Visitor<'de> for AnyValue {
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
         let mut map: Vec<Entry> = Vec::new();
-        while let Some(Node { value: name, place }) = entries.next_key::<Node>()? {
+        while let Some(Node { value: name, place, .. }) = entries.next_key::<Node>()? {
             let name: Box<str> = match name {
                 Value::Text(name) => name,
                 Value::Bool(name) => name.to_string().into(),
@@ -178,13 +196,96 @@ impl<'de> Visitor<'de> for AnyValue {
 }
 
 /// The value of what is missing.
-static NOTHING: Node = Node { value: Value::Null, place: START };
+static NOTHING: Node = Node::new(Value::Null, START);
 
-/// A document of a file.
+/// A document of a file, or one that is written in a text of another document.
+#[derive(Debug)]
+pub(super) struct Document<'f> {
+    pub(super) file: &'f str,
+    /// All of the file, or of the text.
+    pub(super) source: Cow<'f, str>,
+    pub(super) position: Position,
+    /// The way to the text in which it is.
+    way: String,
+    root: Node,
+}
+
+/// Where a document's lines are in its file.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Root<'d> {
-    pub(super) file: &'d str,
-    pub(super) node: &'d Node,
+pub(super) enum Position {
+    /// They are the file's own.
+    File,
+    /// After so many lines and columns of the file.
+    Block { lines: u64, columns: u64 },
+    /// In a quoted text, at one place.
+    Quoted(Place),
+}
+
+impl Position {
+    fn in_file(self, place: Place) -> Place {
+        match self {
+            Self::File => place,
+            Self::Block { lines, columns } => {
+                Place { line: place.line + lines, column: place.column + columns }
+            }
+            Self::Quoted(place) => place,
+        }
+    }
+}
+
+impl<'f> Document<'f> {
+    /// The documents of a file.
+    pub(super) fn of_file(file: &'f str, source: &'f str) -> Result<Vec<Self>, DocumentError> {
+        let document =
+            |root| Self { file, source: source.into(), position: Position::File, way: String::new(), root };
+        Ok(documents(source, MAX_VALUES)?.into_iter().map(document).collect())
+    }
+
+    /// The documents that a text of this one is, if it is YAML with so many values at most.
+    pub(super) fn within(&self, text: &Spot<'_>, max_values: usize) -> Vec<Self> {
+        let source = text.text().unwrap_or_default();
+        let document = |root| Self {
+            file: self.file,
+            source: source.to_owned().into(),
+            position: self.position_of(text.place, source),
+            way: text.path.clone(),
+            root,
+        };
+        documents(source, max_values).unwrap_or_default().into_iter().map(document).collect()
+    }
+
+    /// Where the lines of a text are whose name is at this place.
+    fn position_of(&self, name: Place, text: &str) -> Position {
+        let first = text.lines().position(|line| !line.trim().is_empty()).unwrap_or_default();
+        let line_of = |text: &str, at: usize| {
+            let line = text.lines().nth(at).unwrap_or_default().trim_end();
+            let start = line.trim_start();
+            (line.chars().count() - start.chars().count(), start.to_owned())
+        };
+        let in_text = line_of(text, first);
+        let in_source = usize::try_from(name.line).map(|line| line_of(&self.source, line + first));
+        match (in_source, self.position) {
+            (Ok((indent, line)), Position::File) if line == in_text.1 && !line.is_empty() => {
+                Position::Block { lines: name.line, columns: (indent - in_text.0.min(indent)) as u64 }
+            }
+            _ => Position::Quoted(self.position.in_file(name)),
+        }
+    }
+
+    /// How many values it has.
+    pub(super) fn count(&self) -> usize {
+        self.root.count()
+    }
+
+    pub(super) fn spot(&self) -> Spot<'_> {
+        Spot {
+            file: self.file,
+            path: self.way.clone(),
+            place: self.root.place,
+            position: self.position,
+            node: &self.root,
+        }
+    }
 }
 
 /// A value within its file, and the way to it through its document.
@@ -192,14 +293,10 @@ pub(super) struct Root<'d> {
 pub(super) struct Spot<'d> {
     pub(super) file: &'d str,
     pub(super) path: String,
+    /// Its place in its document.
     pub(super) place: Place,
+    position: Position,
     node: &'d Node,
-}
-
-impl<'d> Root<'d> {
-    pub(super) fn spot(self) -> Spot<'d> {
-        Spot { file: self.file, path: String::new(), place: self.node.place, node: self.node }
-    }
 }
 
 impl<'d> Spot<'d> {
@@ -210,7 +307,26 @@ impl<'d> Spot<'d> {
             (path, true) => format!("{path}.{}", entry.name),
             (path, false) => format!("{path}[{:?}]", entry.name),
         };
-        Self { file: self.file, path, place: entry.place, node: &entry.node }
+        Self { path, place: entry.place, node: &entry.node, ..*self }
+    }
+
+    /// Whether this is a value of another one, or the same.
+    pub(super) fn is_within(&self, other: &Spot<'_>) -> bool {
+        self.file == other.file && self.path.starts_with(&other.path)
+    }
+
+    /// Its place in its file.
+    pub(super) fn place_in_file(&self) -> Place {
+        self.position.in_file(self.place)
+    }
+
+    /// Notes that a part of the check has looked at this value.
+    pub(super) fn set_examined(&self) {
+        self.node.examined.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_examined(&self) -> bool {
+        self.node.examined.load(Ordering::Relaxed)
     }
 
     /// The value of this name, if this is a map that has one other than null.
@@ -229,7 +345,7 @@ impl<'d> Spot<'d> {
     /// The place where a value of this name would be, with nothing in it.
     pub(super) fn missing(&self, name: &str) -> Self {
         let path = if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) };
-        Self { file: self.file, path, place: self.place, node: &NOTHING }
+        Self { path, node: &NOTHING, ..*self }
     }
 
     /// The value of this name, or the place where it would be.
@@ -241,10 +357,10 @@ impl<'d> Spot<'d> {
     pub(super) fn items(&self) -> Vec<Self> {
         let Value::List(items) = &self.node.value else { return Vec::new() };
         let item = |(at, node): (usize, &'d Node)| Self {
-            file: self.file,
             path: format!("{}[{at}]", self.path),
             place: node.place,
             node,
+            ..*self
         };
         items.iter().enumerate().map(item).collect()
     }
@@ -382,14 +498,14 @@ impl<'d> Spot<'d> {
 mod tests {
     use super::*;
 
-    fn first(text: &str) -> Node {
-        documents(text).unwrap().remove(0)
+    fn first(text: &str) -> Document<'_> {
+        Document::of_file("a.yaml", text).unwrap().remove(0)
     }
 
     #[track_caller]
     fn check(text: &str, names: &[&str], expected: (&str, u64, u64)) {
-        let node = first(text);
-        let spot = Root { file: "a.yaml", node: &node }.spot().at(names).unwrap();
+        let document = first(text);
+        let spot = document.spot().at(names).unwrap();
         assert_eq!((&*spot.path, spot.place.line, spot.place.column), expected);
     }
 
@@ -402,8 +518,8 @@ mod tests {
             &["nodes", "127.0.0.1:9181"],
             ("nodes[\"127.0.0.1:9181\"]", 2, 3),
         );
-        let node = first("a:\n- b\n- c: d\n");
-        let spot = Root { file: "a.yaml", node: &node }.spot();
+        let document = first("a:\n- b\n- c: d\n");
+        let spot = document.spot();
         let items = spot.get("a").unwrap().items();
         assert_eq!((&*items[1].path, items[1].place.line), ("a[1]", 3));
         assert_eq!(items[1].text_of("c"), Some("d"));
@@ -411,8 +527,8 @@ mod tests {
 
     #[test]
     fn null_is_not_there() {
-        let node = first("a: null\nb: ~\nc:\n");
-        let spot = Root { file: "a.yaml", node: &node }.spot();
+        let document = first("a: null\nb: ~\nc:\n");
+        let spot = document.spot();
         assert!(["a", "b", "c", "d"].iter().all(|name| spot.get(name).is_none()));
         assert_eq!(spot.get_or_missing("a").path, "a");
     }
@@ -420,15 +536,15 @@ mod tests {
     #[test]
     fn large_numbers_are_numbers() {
         for text in ["7", "-7", "0.5", "18446744073709551616", "-99999999999999999999", "1e300"] {
-            let node = first(&format!("a: {text}\n"));
-            let number = Root { file: "a.yaml", node: &node }.spot().get("a").unwrap().number();
+            let line = format!("a: {text}\n");
+            let number = first(&line).spot().get("a").unwrap().number();
             assert_eq!(number, Some(text.parse().unwrap()), "{text}");
         }
     }
 
     #[test]
     fn several_documents_are_several() {
-        assert_eq!(documents("a: 1\n---\nb: 2\n").unwrap().len(), 2);
+        assert_eq!(documents("a: 1\n---\nb: 2\n", MAX_VALUES).unwrap().len(), 2);
     }
 
     #[test]
@@ -440,20 +556,20 @@ mod tests {
                 "line 2, column 1: a name is used twice in one map, and it depends on the reader which of the two counts",
             ),
         ] {
-            assert_eq!(documents(text).unwrap_err().to_string(), expected);
+            assert_eq!(documents(text, MAX_VALUES).unwrap_err().to_string(), expected);
         }
     }
 
     #[test]
     fn depth_ends_and_length_hardly() {
         for text in ["[".repeat(100_000), format!("{}{}", "[".repeat(5000), "]".repeat(5000))] {
-            let error = documents(&text).unwrap_err().to_string();
+            let error = documents(&text, MAX_VALUES).unwrap_err().to_string();
             assert!(error.ends_with("nested too deeply"), "{error}");
         }
         let long = "a: [1, 2, 3, 4, 5, 6, 7]\n---\n".repeat(1000);
-        assert_eq!(documents(&long).unwrap().len(), 1000);
+        assert_eq!(documents(&long, MAX_VALUES).unwrap().len(), 1000);
         let aliases = format!("a: &a 1\nb: [{}]\n", "*a, ".repeat(1000));
-        assert_eq!(documents(&aliases).unwrap().len(), 1);
+        assert_eq!(documents(&aliases, MAX_VALUES).unwrap().len(), 1);
     }
 
     #[test]
@@ -463,7 +579,7 @@ mod tests {
             let before = format!("*a{}, ", level - 1).repeat(10);
             text.push_str(&format!("a{level}: &a{level} [{}]\n", before.trim_end_matches(", ")));
         }
-        let error = documents(&text).unwrap_err().to_string();
+        let error = documents(&text, MAX_VALUES).unwrap_err().to_string();
         assert!(error.ends_with("aliases of aliases"), "{error}");
     }
 }

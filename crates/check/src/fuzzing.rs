@@ -12,7 +12,8 @@ pub fn finding_lines(text: &str) -> Vec<u64> {
     let context = CheckContext { options, judge: &|_, _| None };
     let files = [File { name: "a file".to_owned(), text: text.to_owned() }];
     let _ = migrated(&files);
-    let Ok(findings) = context.findings(&files) else { return Vec::new() };
-    let _ = (report::text(&findings, 1), report::json(&findings), report::sarif(&findings));
+    let Ok((findings, unknown)) = context.findings(&files) else { return Vec::new() };
+    let _ =
+        (report::text(&findings, &unknown, 1), report::json(&findings, &unknown), report::sarif(&findings));
     findings.iter().map(|finding| finding.line).collect()
 }

@@ -1,8 +1,9 @@
 //! How the gateway's own reader reads a file differently from ours.
 
-use super::document::Spot;
+use super::chart;
+use super::document::{Document, Spot};
 use super::finding::Findings;
-use super::objects::{embedded, is_standalone};
+use super::objects::is_standalone;
 use super::rule::Rule;
 use kube_coders_identity::is_digits;
 
@@ -10,18 +11,19 @@ use kube_coders_identity::is_digits;
 const END: usize = 10;
 
 /// Checks a document of a file.
-pub(super) fn check(document: &Spot<'_>, text: &str, findings: &mut Findings) {
+pub(super) fn check(document: &Document<'_>, findings: &mut Findings) {
+    let (spot, text) = (document.spot(), &*document.source);
     // JSON has but one reading, and Kubernetes' resources have another reader.
     let is_json = text.trim_start().starts_with(['{', '[']);
-    if is_json || document.get("apiVersion").is_some() {
+    if is_json || spot.get("apiVersion").is_some() {
         return;
     }
-    if is_standalone(document) && !is_terminated(text) {
+    if is_standalone(&spot) && !is_ended_by_others(&spot) && !is_terminated(text) {
         let last = text.trim_end().lines().count().max(1) as u64;
-        findings.add(Rule::NotTerminated, &document.at_line(last), "the file does not end with #END");
+        findings.add(Rule::NotTerminated, &spot.at_line(last), "the file does not end with #END");
     }
     let lines: Vec<_> = text.lines().collect();
-    let part = embedded(document).unwrap_or_else(|| document.clone());
+    let part = chart::values(&spot).and_then(|values| chart::full_config(&values)).unwrap_or(spot);
     for spot in part.scalars() {
         let line = usize::try_from(spot.place.line).ok().and_then(|line| lines.get(line.checked_sub(1)?));
         let column = usize::try_from(spot.place.column).unwrap_or(1).max(1);
@@ -30,6 +32,13 @@ pub(super) fn check(document: &Spot<'_>, text: &str, findings: &mut Findings) {
             findings.add(Rule::ReadDifferently, &spot, found);
         }
     }
+}
+
+/// Whether these objects need no end of their own: the Admin API answers with the versions of
+/// its collections, and the Helm chart ends the text of its values itself.
+fn is_ended_by_others(document: &Spot<'_>) -> bool {
+    document.entries().iter().any(|(name, _)| name.ends_with("_conf_version"))
+        || document.path.ends_with("deployment.standalone.config")
 }
 
 /// A line before and from a character on.
@@ -69,7 +78,6 @@ fn read_differently(before: &str, source: &str) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::document::{Root, documents};
 
     #[test]
     fn a_file_ends_where_the_gateway_looks() {
@@ -88,12 +96,10 @@ mod tests {
 
     #[track_caller]
     fn found(text: &str) -> Vec<(String, u64, u64)> {
-        let nodes = documents(text).unwrap();
+        let documents = Document::of_file("a.yaml", text).unwrap();
         let mut findings = Findings::default();
-        for node in &nodes {
-            check(&Root { file: "a.yaml", node }.spot(), text, &mut findings);
-        }
-        let findings = findings.sorted(&["a.yaml".to_owned()]);
+        documents.iter().for_each(|document| check(document, &mut findings));
+        let (findings, _) = findings.sorted(&["a.yaml".to_owned()]);
         findings.into_iter().map(|finding| (finding.path, finding.line, finding.column)).collect()
     }
 

@@ -23,7 +23,7 @@ pub(super) struct Resources<'d> {
 impl<'d> Resources<'d> {
     pub(super) fn add(&mut self, kind: &'d str, resource: &Spot<'d>) {
         match kind {
-            "ApisixRoute" => self.routes.push(resource.clone()),
+            "ApisixRoute" | "HTTPRoute" | "Ingress" => self.routes.push(resource.clone()),
             "ApisixGlobalRule" | "GatewayProxy" => self.global_rules.push(resource.clone()),
             _ => {}
         }
@@ -39,12 +39,22 @@ impl<'d> Resources<'d> {
     }
 
     pub(super) fn global_rules(&self) -> impl Iterator<Item = GatewayRoute<'d>> {
-        self.global_rules.iter().map(|rule| {
-            let mut plugins = Plugins::default();
-            let list = rule.at(&["spec", "plugins"]).map(|list| list.items()).unwrap_or_default();
-            list.iter().filter_map(plugin).for_each(|plugin| plugins.put(plugin));
-            GatewayRoute::with_plugins(rule, plugins.enabled())
-        })
+        self.global_rules.iter().map(|rule| GatewayRoute::with_plugins(rule, plugins_of(rule)))
+    }
+
+    /// The plugins of each consumer, of all kinds of consumers.
+    pub(super) fn consumers(&self) -> impl Iterator<Item = Vec<RoutePlugin<'d>>> {
+        let consumers = self.all.iter().filter(|resource| resource.text_of("kind") == Some("Consumer"));
+        consumers.map(plugins_of)
+    }
+
+    /// Each set of plugins that no route refers to, as a route of which only these are known.
+    pub(super) fn unused(&self) -> impl Iterator<Item = GatewayRoute<'d>> {
+        let is_set = |resource: &&Spot<'d>| {
+            ["ApisixPluginConfig", "PluginConfig"].map(Some).contains(&resource.text_of("kind"))
+        };
+        let unused = self.all.iter().filter(is_set).filter(|resource| !resource.is_examined());
+        unused.map(|resource| GatewayRoute::part(resource, plugins_of(resource)))
     }
 
     pub(super) fn routes(&self, findings: &mut Findings) -> Vec<GatewayRoute<'d>> {
@@ -54,6 +64,18 @@ impl<'d> Resources<'d> {
         }
         let mut routes = Vec::new();
         for resource in &self.routes {
+            match resource.text_of("kind") {
+                Some("HTTPRoute") => {
+                    routes.extend(self.http_route(resource, findings));
+                    continue;
+                }
+                Some("Ingress") => routes.extend(self.ingress_routes(resource, findings)),
+                _ => {}
+            }
+            if resource.at(&["spec", "ingressClassName"]).is_none() {
+                let spot = resource.get_or_missing("spec").missing("ingressClassName");
+                findings.add(Rule::IngressClassMissing, &spot, "no ingressClassName");
+            }
             for rule in resource.at(&["spec", "http"]).map(|list| list.items()).unwrap_or_default() {
                 routes.push(self.route(resource, &rule, findings));
             }
@@ -79,6 +101,7 @@ impl<'d> Resources<'d> {
             hosts: conditions.get("hosts").map(|hosts| hosts.texts_of()).unwrap_or_default(),
             paths: conditions.get("paths").map(|paths| paths.texts_of()).unwrap_or_default(),
             websocket: rule.get_or_missing("websocket"),
+            websocket_is_unknown: false,
             timeout: rule.get("timeout"),
             conditions: conditions.get("exprs"),
             narrowed: narrowed.collect(),
@@ -93,7 +116,7 @@ impl<'d> Resources<'d> {
         }
     }
 
-    fn referenced(
+    pub(super) fn referenced(
         &self,
         kind: &'static str,
         namespace: Option<&'d str>,
@@ -107,6 +130,7 @@ impl<'d> Resources<'d> {
             let place = place.unwrap_or_else(|| " without a namespace".to_owned());
             findings.add(Rule::ReferenceMissing, spot, format!("no file has the {kind} {name:?}{place}"));
         }
+        found.iter().for_each(Spot::set_examined);
         found
     }
 
@@ -158,15 +182,24 @@ fn external(node: Spot<'_>) -> UpstreamNode<'_> {
     UpstreamNode { port: node.get("port").and_then(|port| port_of(&port)), host, spot: node }
 }
 
+/// The plugins that a resource itself lists.
+fn plugins_of<'d>(resource: &Spot<'d>) -> Vec<RoutePlugin<'d>> {
+    let mut plugins = Plugins::default();
+    let list = resource.at(&["spec", "plugins"]).map(|list| list.items()).unwrap_or_default();
+    list.iter().filter_map(plugin).for_each(|plugin| plugins.put(plugin));
+    plugins.enabled()
+}
+
 /// A plugin of a list of them: `{"name": …, "enable": true, "config": {…}}`, and
 /// `enabled` in a GatewayProxy.
-fn plugin<'d>(entry: &Spot<'d>) -> Option<RoutePlugin<'d>> {
+pub(super) fn plugin<'d>(entry: &Spot<'d>) -> Option<RoutePlugin<'d>> {
     let name = entry.text_of("name")?;
+    entry.set_examined();
     let conf = entry.get_or_missing("config");
     let is_off = entry.has_false("enable") || entry.has_false("enabled");
     (!is_off).then(|| RoutePlugin { name, conf, has_secret: entry.get("secretRef").is_some() })
 }
 
-fn namespace<'d>(resource: &Spot<'d>) -> Option<&'d str> {
+pub(super) fn namespace<'d>(resource: &Spot<'d>) -> Option<&'d str> {
     resource.at(&["metadata", "namespace"])?.text()
 }

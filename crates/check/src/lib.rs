@@ -51,9 +51,12 @@
 mod addresses;
 mod options;
 mod document;
+mod embedded;
+mod not_examined;
 mod gateway_reader;
 mod objects;
 mod ingress;
+mod kubernetes;
 mod route;
 mod route_set;
 mod login;
@@ -62,6 +65,8 @@ mod calls;
 mod trust;
 mod destination;
 mod lua;
+mod side_plugins;
+mod chart;
 mod secrets;
 mod process;
 mod version;
@@ -78,8 +83,8 @@ mod tests;
 use kube_coders_identity::UserUpstreamConfig;
 use thiserror::Error;
 
-use document::{Node, Root, Spot};
-use finding::{Finding, Findings};
+use document::{Document, Spot};
+use finding::{Finding, Findings, Unknown};
 use migration::MigrationError;
 use objects::Objects;
 use options::CheckContext;
@@ -153,6 +158,7 @@ pub struct File {
 #[derive(Debug)]
 pub struct Report {
     findings: Vec<Finding>,
+    unknown: Vec<Unknown>,
     files: usize,
 }
 
@@ -166,13 +172,14 @@ impl Report {
     /// The findings as a person reads them.
     #[must_use]
     pub fn text(&self) -> String {
-        report::text(&self.findings, self.files)
+        report::text(&self.findings, &self.unknown, self.files)
     }
 
-    /// The findings as a JSON object with a list of them.
+    /// The findings as a JSON object with a list of them, and a list of places that can't be
+    /// checked because their values are variables.
     #[must_use]
     pub fn json(&self) -> String {
-        report::json(&self.findings)
+        report::json(&self.findings, &self.unknown)
     }
 
     /// The findings in SARIF 2.1.0.
@@ -203,21 +210,22 @@ impl Report {
 ///
 /// A file is no YAML and no JSON, or not of a gateway's configuration.
 pub fn check(files: &[File], options: Options, judge: &Judge<'_>) -> Result<Report, CheckError> {
-    let findings = CheckContext { options, judge }.findings(files)?;
-    Ok(Report { findings, files: files.len() })
+    let (findings, unknown) = CheckContext { options, judge }.findings(files)?;
+    Ok(Report { findings, unknown, files: files.len() })
 }
 
 impl CheckContext<'_> {
-    fn findings(&self, files: &[File]) -> Result<Vec<Finding>, CheckError> {
-        let trees = documents(files)?;
-        let objects = objects(&trees)?;
+    fn findings(&self, files: &[File]) -> Result<(Vec<Finding>, Vec<Unknown>), CheckError> {
+        let documents = documents(files)?;
+        let objects = objects(&documents)?;
         let mut findings = Findings::default();
-        for (File { text, .. }, (file, documents)) in files.iter().zip(&trees) {
-            for node in documents {
-                gateway_reader::check(&Root { file, node }.spot(), text, &mut findings);
-            }
+        for document in documents.iter().flat_map(|(_, documents)| documents) {
+            gateway_reader::check(document, &mut findings);
         }
         self.look_at(&objects, &mut findings);
+        for document in documents.iter().flat_map(|(_, documents)| documents) {
+            not_examined::check(document, &mut findings);
+        }
         let names: Vec<_> = files.iter().map(|file| file.name.clone()).collect();
         Ok(findings.sorted(&names))
     }
@@ -226,19 +234,23 @@ impl CheckContext<'_> {
         let rules = objects.global_rules();
         let mut routes = objects.routes(findings);
         let global_login = rules.iter().find_map(|rule| rule.plugin(login::LOGIN));
-        let (mut found, mut confs) = (Vec::new(), Vec::new());
+        let (mut found, mut found_in_parts, mut confs) = (Vec::new(), Vec::new(), Vec::new());
         for route in &mut routes {
             route.global_login = global_login.cloned();
             found.push(self.look_at_route(route, &mut confs, findings));
+        }
+        for part in objects.unused(findings) {
+            found_in_parts.push(self.look_at_route(&part, &mut confs, findings));
         }
         names::check_together(&confs, findings);
         let to_workspaces: Vec<_> = found.iter().map(|found| *found != RouteTarget::Elsewhere).collect();
         for rule in &rules {
             login::check(rule, self, findings);
             calls::check_elsewhere(&rule.plugins, self, findings);
-            if to_workspaces.contains(&true) {
+            if found.iter().chain(&found_in_parts).any(|found| *found != RouteTarget::Elsewhere) {
                 lua::check(rule, findings);
                 destination::check_plugins(rule, findings);
+                side_plugins::check(rule, findings);
             }
         }
         for plugins in objects.consumers() {
@@ -247,7 +259,7 @@ impl CheckContext<'_> {
         route_set::check(&routes, &to_workspaces, findings);
         secrets::check(objects, findings);
         process::check(objects, &routes, findings);
-        if found.contains(&RouteTarget::ByRunner) {
+        if found.iter().chain(&found_in_parts).any(|found| *found == RouteTarget::ByRunner) {
             process::check_runner(objects, findings);
         }
     }
@@ -272,6 +284,7 @@ impl CheckContext<'_> {
         }
         trust::check(route, workspaces.as_ref(), self, findings);
         lua::check(route, findings);
+        side_plugins::check(route, findings);
         destination::check(route, workspaces.as_ref(), self, findings);
         let Some(workspaces) = workspaces else { return RouteTarget::ByFunction };
         confs.extend(workspaces.config.map(|config| (config, workspaces.conf)));
@@ -310,8 +323,8 @@ fn needs_runner(route: &GatewayRoute<'_>, context: &CheckContext<'_>) -> bool {
 /// As [`check()`], or no route has such a function, or the name that it makes is not
 /// understood.
 pub fn migrated(files: &[File]) -> Result<String, CheckError> {
-    let trees = documents(files)?;
-    let routes = objects(&trees)?.routes(&mut Findings::default());
+    let documents = documents(files)?;
+    let routes = objects(&documents)?.routes(&mut Findings::default());
     migration::migrated(&routes).map_err(|error| match error {
         MigrationError::Nothing => CheckError::NothingToMigrate,
         MigrationError::NameNotUnderstood { place, reason } => {
@@ -320,29 +333,32 @@ pub fn migrated(files: &[File]) -> Result<String, CheckError> {
     })
 }
 
-/// Each file's documents.
-fn documents(files: &[File]) -> Result<Vec<(&str, Vec<Node>)>, CheckError> {
-    let (mut trees, mut wrong) = (Vec::new(), Vec::new());
+/// A file's name and its documents.
+type FileDocuments<'f> = (&'f str, Vec<Document<'f>>);
+
+/// Each file's documents, each before those that are written in its texts.
+fn documents(files: &[File]) -> Result<Vec<FileDocuments<'_>>, CheckError> {
+    let (mut found, mut wrong) = (Vec::new(), Vec::new());
     for File { name, text } in files {
-        match document::documents(text) {
-            Ok(documents) => trees.push((&**name, documents)),
+        match Document::of_file(name, text) {
+            Ok(documents) => found.push((&**name, embedded::with_embedded(documents))),
             Err(error) => wrong.push(format!("{}, {error}", shown(name))),
         }
     }
-    if wrong.is_empty() { Ok(trees) } else { Err(CheckError::Files(wrong)) }
+    if wrong.is_empty() { Ok(found) } else { Err(CheckError::Files(wrong)) }
 }
 
 /// The gateway that the files make together. A file in which nothing is a gateway's was
 /// named by mistake, and to call it clean would be one too.
-fn objects<'d>(files: &'d [(&'d str, Vec<Node>)]) -> Result<Objects<'d>, CheckError> {
+fn objects<'d>(files: &'d [FileDocuments<'_>]) -> Result<Objects<'d>, CheckError> {
     let (mut objects, mut wrong) = (Objects::default(), Vec::new());
     for (file, documents) in files {
-        let ours = documents.iter().filter(|node| objects.add(&Root { file, node }.spot())).count();
+        let ours = documents.iter().filter(|document| objects.add(&document.spot())).count();
         if ours == 0 {
             wrong.push(format!(
                 "{}: no configuration of a gateway: no standalone file, no object or answer of the Admin API, no \
-                 config.yaml, no resource of the ingress controller, and no \
-                 fullCustomConfig in Helm values",
+                 config.yaml, no values for the gateway's Helm chart, and no resource of Kubernetes that has any of \
+                 these or is a route",
                 shown(file)
             ));
         }

@@ -46,6 +46,9 @@ const TRUTH_VALUES: [&str; 14] = [
     "renew_access_token_on_expiry",
 ];
 
+/// The values of `cookie_same_site`. The gateway refuses any other, also with another case.
+const SAME_SITE: [&str; 4] = ["Strict", "Lax", "None", "Default"];
+
 /// What may happen to requests without a session. The gateway refuses any other value.
 const ACTIONS: [&str; 3] = ["auth", "deny", "pass"];
 
@@ -97,6 +100,12 @@ fn refused(plugin: &RoutePlugin<'_>, findings: &mut Findings) {
     let action = conf.get("unauth_action");
     if let Some(action) = action.filter(|action| !action.text().is_some_and(|text| ACTIONS.contains(&text))) {
         findings.add(Rule::ObjectRefused, &action, "unauth_action is neither auth, deny nor pass");
+    }
+    let same_site = conf.at(&["session", "cookie_same_site"]);
+    let is_known = |value: &Spot<'_>| value.text().is_some_and(|text| SAME_SITE.contains(&text));
+    if let Some(spot) = same_site.filter(|value| !is_known(value)) {
+        let text = "session.cookie_same_site is neither Strict, Lax, None nor Default, spelled so";
+        findings.add(Rule::ObjectRefused, &spot, text);
     }
     for (name, spot) in conf.entries_of("session") {
         if !SESSION_FIELDS.contains(&name) {
@@ -189,7 +198,9 @@ fn redirect_uri(route: &GatewayRoute<'_>, plugin: &RoutePlugin<'_>, findings: &m
 /// Why a redirect URI does not fit this route, if it does not.
 fn foreign(route: &GatewayRoute<'_>, url: &Url) -> Option<String> {
     let (host, path) = (url.host_str().unwrap_or_default(), url.path());
-    if !route.hosts.is_empty() && !route.hosts.iter().any(|pattern| matches_host(pattern, host)) {
+    // Which host a variable is, only the gateway knows.
+    let may_match = |pattern: &&str| pattern.contains("${{") || matches_host(pattern, host);
+    if !route.hosts.is_empty() && !route.hosts.iter().any(may_match) {
         return Some(format!("redirect_uri is at {host:?}, which is not a host of the route"));
     }
     (path == "/").then(|| "redirect_uri is the workspace's first page".to_owned())
@@ -208,7 +219,9 @@ pub(super) fn matches_path(pattern: &str, path: &str) -> bool {
 /// A host of a route: a name, or one with `*.` before it.
 pub(super) fn matches_host(pattern: &str, host: &str) -> bool {
     match pattern.strip_prefix('*') {
-        Some(suffix) => host.len() > suffix.len() && host.ends_with(suffix),
+        Some(suffix) => {
+            host.len() > suffix.len() && host.to_ascii_lowercase().ends_with(&suffix.to_ascii_lowercase())
+        }
         None => pattern.eq_ignore_ascii_case(host),
     }
 }
@@ -236,6 +249,7 @@ mod tests {
             ("a.example.com", "a.example.com", true),
             ("A.example.com", "a.example.com", true),
             ("*.example.com", "a.example.com", true),
+            ("*.Example.com", "a.example.com", true),
             ("*.example.com", "example.com", false),
             ("*.example.com", ".example.com", false),
             ("a.example.com", "b.example.com", false),

@@ -56,7 +56,7 @@ pub(super) fn migrated(routes: &[GatewayRoute<'_>]) -> Result<String, MigrationE
          # Admin API, the ingress controller and Helm.\n",
         if route.spot.path.is_empty() { "the route" } else { &route.spot.path },
         shown(route.spot.file),
-        route.spot.place.line
+        route.spot.place_in_file().line
     );
     let others = with_choosers.map(|other| {
         format!("{} has such a function too: migrate it by itself, in a file of its own.", other.spot.path)
@@ -133,7 +133,7 @@ impl Facts {
 /// to each other's workspaces.
 fn name(route: &GatewayRoute<'_>) -> Result<WorkspaceName, MigrationError> {
     let not_understood = |spot: &Spot<'_>, reason: String| {
-        let place = format!("{}, line {}", shown(spot.file), spot.place.line);
+        let place = format!("{}, line {}", shown(spot.file), spot.place_in_file().line);
         MigrationError::NameNotUnderstood { place, reason }
     };
     let mut found = None;

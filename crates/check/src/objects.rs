@@ -1,10 +1,12 @@
 //! The gateway's objects, sorted out of the documents in which they come.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
+use super::chart;
 use super::document::Spot;
 use super::finding::Findings;
 use super::ingress;
+use super::kubernetes;
 use super::route::{GatewayRoute, Plugins, RoutePlugin, RouteUpstream};
 use super::rule::Rule;
 
@@ -24,7 +26,15 @@ pub(super) struct Objects<'d> {
     configs: Vec<Spot<'d>>,
     ingress: ingress::Resources<'d>,
     /// The files that hold all of a gateway's objects.
-    standalone: HashSet<&'d str>,
+    standalone: Vec<Spot<'d>>,
+    /// The lists of plugins that these files have.
+    plugin_lists: Vec<Spot<'d>>,
+    /// Routes within their services, as ADC writes them.
+    nested: Vec<(Spot<'d>, Spot<'d>)>,
+    /// The map of global rules that ADC writes.
+    rule_maps: Vec<Spot<'d>>,
+    /// Values of the gateway's Helm chart.
+    charts: Vec<Spot<'d>>,
 }
 
 /// Objects of one kind, by their ids.
@@ -51,7 +61,7 @@ impl<'d> Collection<'d> {
 }
 
 /// The lists of a standalone file and the collections of the Admin API.
-const COLLECTIONS: [&str; 12] = [
+pub(super) const COLLECTIONS: [&str; 12] = [
     "routes",
     "services",
     "plugin_configs",
@@ -69,23 +79,6 @@ const COLLECTIONS: [&str; 12] = [
 /// What only `config.yaml` has at its top.
 const CONFIG: [&str; 5] = ["deployment", "nginx_config", "ext-plugin", "apisix", "plugin_attr"];
 
-/// What `apisix` has in values for the gateway's Helm chart, and never in `config.yaml`.
-const CHART: [&str; 13] = [
-    "deployment",
-    "nginx",
-    "extPlugin",
-    "customPlugins",
-    "pluginAttrs",
-    "fullCustomConfig",
-    "service",
-    "replicaCount",
-    "image",
-    "apisix",
-    "etcd",
-    "ingress-controller",
-    "autoscaling",
-];
-
 impl<'d> Objects<'d> {
     /// Sorts a document in, and says whether it is a gateway's.
     #[must_use]
@@ -93,7 +86,7 @@ impl<'d> Objects<'d> {
         if let Some(version) = document.text_of("apiVersion") {
             return match document.text_of("kind") {
                 Some("List") => self.add_each(&document.items_of("items")),
-                Some(kind) if version.starts_with("apisix.apache.org/") => {
+                Some(kind) if is_route_resource(version, kind, document) => {
                     self.ingress.add(kind, document);
                     true
                 }
@@ -102,23 +95,22 @@ impl<'d> Objects<'d> {
             };
         }
         if is_standalone(document) {
-            self.standalone.insert(document.file);
+            self.standalone.push(document.clone());
             for name in COLLECTIONS {
                 document.items_of(name).into_iter().for_each(|object| self.put(name, object));
             }
+            self.plugin_lists.extend(document.get("plugins").filter(Spot::is_list));
+            self.rule_maps.extend(document.get("global_rules").filter(Spot::is_map));
             return true;
         }
-        if let Some(config) = embedded(document) {
-            self.configs.push(config);
+        if let Some(values) = chart::values(document) {
+            self.configs.extend(chart::full_config(&values));
+            self.charts.push(values);
             return true;
         }
         if CONFIG.iter().any(|name| document.get(name).is_some_and(|part| part.is_map())) {
-            let is_chart =
-                document.get("apisix").is_some_and(|part| CHART.iter().any(|name| part.get(name).is_some()));
-            if !is_chart {
-                self.configs.push(document.clone());
-            }
-            return !is_chart;
+            self.configs.push(document.clone());
+            return true;
         }
         if let Some(list) = document.get("list") {
             // An empty list may come as an empty map.
@@ -162,7 +154,11 @@ impl<'d> Objects<'d> {
     fn put(&mut self, collection: &str, object: Spot<'d>) {
         match collection {
             "routes" => self.routes.push(object),
-            "services" => self.services.push(object),
+            "services" => {
+                let routes = object.items_of("routes").into_iter();
+                self.nested.extend(routes.map(|route| (object.clone(), route)));
+                self.services.push(object);
+            }
             "plugin_configs" => self.plugin_configs.push(object),
             "upstreams" => self.upstreams.push(object),
             "global_rules" => self.global_rules.push(object),
@@ -170,13 +166,27 @@ impl<'d> Objects<'d> {
         }
     }
 
+    /// The lists of plugins in files of routes.
+    pub(super) fn plugin_lists(&self) -> &[Spot<'d>] {
+        &self.plugin_lists
+    }
+
+    pub(super) fn charts(&self) -> &[Spot<'d>] {
+        &self.charts
+    }
+
     pub(super) fn configs(&self) -> &[Spot<'d>] {
         &self.configs
     }
 
-    /// Whether the gateway replaces `${{VARIABLES}}` in this file as it reads it.
-    pub(super) fn replaces_variables(&self, file: &str) -> bool {
-        self.standalone.contains(file) || self.configs.iter().any(|config| config.file == file)
+    /// Whether the gateway replaces `${{VARIABLES}}` in this document as it reads it.
+    pub(super) fn replaces_variables(&self, spot: &Spot<'_>) -> bool {
+        self.is_config(spot) || self.standalone.iter().any(|document| spot.is_within(document))
+    }
+
+    /// Whether this is of the process's own configuration.
+    pub(super) fn is_config(&self, spot: &Spot<'_>) -> bool {
+        self.configs.iter().any(|config| spot.is_within(config))
     }
 
     /// Every object that may have plugins' confs, or secrets of another kind, in it.
@@ -189,14 +199,32 @@ impl<'d> Objects<'d> {
 
     /// Each consumer's plugins, or a group of consumers'.
     pub(super) fn consumers(&self) -> Vec<Vec<RoutePlugin<'d>>> {
-        self.others.iter().map(plugins_of).filter(|plugins| !plugins.is_empty()).collect()
+        let consumers = self.others.iter().map(plugins_of).chain(self.ingress.consumers());
+        consumers.filter(|plugins| !plugins.is_empty()).collect()
+    }
+
+    /// Each object with plugins that no route refers to, as a route of which only these are known.
+    pub(super) fn unused(&self, findings: &mut Findings) -> Vec<GatewayRoute<'d>> {
+        let collections = [&self.services, &self.plugin_configs, &self.either];
+        let objects = collections.into_iter().flat_map(|collection| &collection.objects);
+        let unused = objects.filter(|object| !object.is_examined() && object.items_of("routes").is_empty());
+        let mut parts: Vec<_> = unused
+            .map(|object| GatewayRoute {
+                upstream: self.upstream(object, findings).map(|upstream| RouteUpstream::read(&upstream)),
+                scripts: object.get("script").into_iter().collect(),
+                ..GatewayRoute::part(object, plugins_of(object))
+            })
+            .collect();
+        parts.extend(self.ingress.unused());
+        parts
     }
 
     /// The global rules, each as a route with only its plugins.
     pub(super) fn global_rules(&self) -> Vec<GatewayRoute<'d>> {
         let rules = self.global_rules.objects.iter();
         let rules = rules.map(|rule| GatewayRoute::with_plugins(rule, plugins_of(rule)));
-        rules.chain(self.ingress.global_rules()).collect()
+        let maps = self.rule_maps.iter().map(|map| GatewayRoute::with_plugins(map, plugins_in(map)));
+        rules.chain(maps).chain(self.ingress.global_rules()).collect()
     }
 
     /// The routes that are in force, each with all that is in force on it.
@@ -210,13 +238,21 @@ impl<'d> Objects<'d> {
             }
         }
         let live = self.routes.objects.iter().filter(|route| route.number_of("status") != Some(0.0));
-        let mut routes: Vec<_> = live.map(|route| self.route(route, findings)).collect();
+        let mut routes: Vec<_> = live.map(|route| self.route(route, None, findings)).collect();
+        let nested = self.nested.iter().filter(|(_, route)| route.number_of("status") != Some(0.0));
+        routes.extend(nested.map(|(service, route)| self.route(route, Some(service), findings)));
         routes.extend(self.ingress.routes(findings));
         routes
     }
 
-    fn route(&self, route: &Spot<'d>, findings: &mut Findings) -> GatewayRoute<'d> {
-        let service = self.referenced(route, "service_id", &self.services, findings);
+    /// A route, which may be written within its service.
+    fn route(
+        &self,
+        route: &Spot<'d>,
+        within: Option<&Spot<'d>>,
+        findings: &mut Findings,
+    ) -> GatewayRoute<'d> {
+        let service = self.referenced(route, "service_id", &self.services, findings).or(within.cloned());
         let plugin_config = self.referenced(route, "plugin_config_id", &self.plugin_configs, findings);
         let mut plugins = Plugins::default();
         for layer in [service.as_ref(), plugin_config.as_ref(), Some(route)].into_iter().flatten() {
@@ -243,6 +279,7 @@ impl<'d> Objects<'d> {
                 .map(|paths| paths.texts_of())
                 .unwrap_or_default(),
             websocket: of("enable_websocket").unwrap_or_else(|| route.missing("enable_websocket")),
+            websocket_is_unknown: false,
             timeout: route.get("timeout"),
             conditions: route.get("vars"),
             narrowed: ["methods", "remote_addr", "remote_addrs"]
@@ -255,7 +292,7 @@ impl<'d> Objects<'d> {
             scripts: scripts.collect(),
             plugins: plugins.enabled(),
             global_login: None,
-            is_complete: service.is_some() == route.get("service_id").is_some()
+            is_complete: (service.is_some() || route.get("service_id").is_none())
                 && plugin_config.is_some() == route.get("plugin_config_id").is_some(),
             spot: route.clone(),
         }
@@ -283,19 +320,30 @@ impl<'d> Objects<'d> {
         if found.is_none() {
             let what = field.trim_end_matches("_id").replace('_', " ");
             let spot = object.get_or_missing(field);
-            if self.standalone.contains(object.file) {
+            if self.standalone.iter().any(|document| document.file == object.file) {
                 findings.add(Rule::ReferenceBroken, &spot, format!("the file has no {what} {id:?}"));
             } else {
                 findings.add(Rule::ReferenceMissing, &spot, format!("no file has the {what} {id:?}"));
             }
         }
+        found.into_iter().for_each(Spot::set_examined);
         found.cloned()
     }
 }
 
-/// The `config.yaml` in values for the gateway's Helm chart.
-pub(super) fn embedded<'d>(document: &Spot<'d>) -> Option<Spot<'d>> {
-    document.at(&["apisix", "fullCustomConfig", "config"])
+/// Whether a resource of Kubernetes says what the gateway does with requests.
+fn is_route_resource(version: &str, kind: &str, document: &Spot<'_>) -> bool {
+    version.starts_with("apisix.apache.org/")
+        || version.starts_with("gateway.networking.k8s.io/")
+        || kind == "Ingress" && kubernetes::is_gateways(document)
+}
+
+/// Whether a document is a file that the gateway itself reads, or values for its Helm chart.
+pub(super) fn is_gateway_file(document: &Spot<'_>) -> bool {
+    document.get("apiVersion").is_none()
+        && (is_standalone(document)
+            || chart::values(document).is_some()
+            || CONFIG.iter().any(|name| document.get(name).is_some_and(|part| part.is_map())))
 }
 
 /// Whether a document is a standalone file's.
@@ -304,8 +352,12 @@ pub(super) fn is_standalone(document: &Spot<'_>) -> bool {
 }
 
 fn plugins_of<'d>(object: &Spot<'d>) -> Vec<RoutePlugin<'d>> {
+    plugins_in(&object.get_or_missing("plugins"))
+}
+
+fn plugins_in<'d>(map: &Spot<'d>) -> Vec<RoutePlugin<'d>> {
     let mut plugins = Plugins::default();
-    for (name, conf) in object.entries_of("plugins") {
+    for (name, conf) in map.entries() {
         plugins.put(RoutePlugin { name, conf, has_secret: false });
     }
     plugins.enabled()

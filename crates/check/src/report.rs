@@ -5,11 +5,11 @@ use std::fmt::Write as _;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 
-use super::finding::Finding;
+use super::finding::{Finding, Unknown};
 use super::rule::{Rule, Severity};
 
 /// As a person reads them.
-pub(super) fn text(findings: &[Finding], files: usize) -> String {
+pub(super) fn text(findings: &[Finding], unknown: &[Unknown], files: usize) -> String {
     let mut text = String::new();
     for finding in findings {
         let Finding { line, column, rule, .. } = finding;
@@ -22,6 +22,13 @@ pub(super) fn text(findings: &[Finding], files: usize) -> String {
             "{file}:{line}:{column}: {severity}[{}]: {found}\n  at   {path}\n  so   {}\n  cure {}\n\n",
             facts.code, facts.consequence, facts.cure
         );
+    }
+    for Unknown { file, line, path } in unknown {
+        let [file, path] = [file, path].map(|text| shown(text));
+        let _ = writeln!(text, "{file}:{line}: can't be checked, because its value is a variable: {path}");
+    }
+    if !unknown.is_empty() {
+        text.push('\n');
     }
     let count =
         |severity| findings.iter().filter(|finding| finding.rule.facts().severity == severity).count();
@@ -71,7 +78,7 @@ fn name(severity: Severity) -> &'static str {
 }
 
 /// For a program: an object with a list of findings.
-pub(super) fn json(findings: &[Finding]) -> String {
+pub(super) fn json(findings: &[Finding], unknown: &[Unknown]) -> String {
     let findings: Vec<_> = findings
         .iter()
         .map(|finding| {
@@ -89,7 +96,11 @@ pub(super) fn json(findings: &[Finding]) -> String {
             })
         })
         .collect();
-    pretty(&json!({ "findings": findings }))
+    let unknown: Vec<_> = unknown
+        .iter()
+        .map(|Unknown { file, line, path }| json!({ "file": file, "line": line, "path": path }))
+        .collect();
+    pretty(&json!({ "findings": findings, "unknown": unknown }))
 }
 
 /// For tools that show findings in the code (SARIF 2.1.0).

@@ -18,6 +18,8 @@ pub(super) struct GatewayRoute<'d> {
     pub(super) upstream_is_unknown: bool,
     /// The switch for WebSockets, or the place where it would be.
     pub(super) websocket: Spot<'d>,
+    /// Another object says whether WebSockets are on, or they are in other words.
+    pub(super) websocket_is_unknown: bool,
     /// The route's own, which counts before the upstream's.
     pub(super) timeout: Option<Spot<'d>>,
     /// The conditions on a request in addition to path and host.
@@ -42,6 +44,7 @@ impl<'d> GatewayRoute<'d> {
             upstream: None,
             upstream_is_unknown: true,
             websocket: spot.missing("enable_websocket"),
+            websocket_is_unknown: false,
             timeout: None,
             conditions: None,
             narrowed: Vec::new(),
@@ -49,6 +52,16 @@ impl<'d> GatewayRoute<'d> {
             scripts: Vec::new(),
             is_complete: true,
         }
+    }
+
+    /// An object with plugins that routes may refer to, of which no file has any.
+    pub(super) fn part(spot: &Spot<'d>, plugins: Vec<RoutePlugin<'d>>) -> Self {
+        Self { websocket_is_unknown: true, is_complete: false, ..Self::with_plugins(spot, plugins) }
+    }
+
+    /// Whether this is no route but an object with plugins: a route has a path.
+    pub(super) fn is_part(&self) -> bool {
+        self.paths.is_empty()
     }
 
     pub(super) fn plugin(&self, name: &str) -> Option<&RoutePlugin<'d>> {
@@ -85,6 +98,7 @@ pub(super) struct Plugins<'d> {
 
 impl<'d> Plugins<'d> {
     pub(super) fn put(&mut self, plugin: RoutePlugin<'d>) {
+        plugin.conf.set_examined();
         match self.by_name.get(plugin.name) {
             Some(at) => self.plugins[*at] = plugin,
             None => {

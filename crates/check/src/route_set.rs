@@ -25,7 +25,7 @@ fn sessions(routes: &[GatewayRoute<'_>], findings: &mut Findings) {
         let login = route.plugin(LOGIN).filter(|plugin| !plugin.conf.has_true("bearer_only"));
         let Some(plugin) = login else { continue };
         let firsts: Vec<_> =
-            route.hosts.iter().map(|host| *first_of.entry(*host).or_insert(&plugin.conf)).collect();
+            hosts_of(route).map(|host| *first_of.entry(host).or_insert(&plugin.conf)).collect();
         if let Some(name) = firsts.into_iter().find_map(|first| different(&plugin.conf, first)) {
             let text = format!("{name} differs from that of another route of the same host");
             findings.add(Rule::SessionsDiffer, &plugin.conf, text);
@@ -52,8 +52,8 @@ fn different(one: &Spot<'_>, other: &Spot<'_>) -> Option<&'static str> {
 fn callbacks(routes: &[GatewayRoute<'_>], findings: &mut Findings) {
     let mut paths: HashMap<&str, Vec<&str>> = HashMap::new();
     for route in routes.iter().filter(|route| route.plugin(LOGIN).is_some()) {
-        for host in &route.hosts {
-            paths.entry(*host).or_default().extend(&route.paths);
+        for host in hosts_of(route) {
+            paths.entry(host).or_default().extend(&route.paths);
         }
     }
     for route in routes {
@@ -64,11 +64,9 @@ fn callbacks(routes: &[GatewayRoute<'_>], findings: &mut Findings) {
             continue;
         };
         let (host, path) = (url.host_str().unwrap_or_default(), url.path());
-        let of_host = route
-            .hosts
-            .iter()
-            .filter(|pattern| matches_host(pattern, host))
-            .filter_map(|host| paths.get(*host));
+        let of_host = hosts_of(route)
+            .filter(|pattern| *pattern == ANY_HOST || matches_host(pattern, host))
+            .filter_map(|host| paths.get(host));
         let known: Vec<_> = of_host.flatten().collect();
         if !known.is_empty() && !known.iter().any(|pattern| matches_path(pattern, path)) {
             let text = format!("redirect_uri has the path {path:?}, which no route with a login has");
@@ -80,11 +78,11 @@ fn callbacks(routes: &[GatewayRoute<'_>], findings: &mut Findings) {
 /// Checks that no other upstream gets the session's cookie, which is for the whole host.
 fn others_of_the_host(routes: &[GatewayRoute<'_>], to_workspaces: &[bool], findings: &mut Findings) {
     let ours = || routes.iter().zip(to_workspaces).filter(|(_, ours)| **ours).map(|(route, _)| route);
-    let hosts: HashSet<_> = ours().flat_map(|route| &route.hosts).collect();
+    let hosts: HashSet<_> = ours().flat_map(session_hosts).collect();
     let others = routes.iter().zip(to_workspaces).filter(|(_, ours)| !**ours).map(|(route, _)| route);
     for route in others {
         let is_answered_here = route.upstream.is_none() && !route.upstream_is_unknown || is_answered(route);
-        let shares = route.hosts.iter().any(|host| hosts.contains(host));
+        let shares = hosts.iter().any(|ours| hosts_of(route).any(|theirs| overlap(ours, theirs)));
         if shares && !is_answered_here && route.plugin(LOGIN).is_none() {
             let text = "a route without a login on the host of workspaces";
             findings.add(Rule::SessionReachesOther, &route.spot, text);
@@ -125,5 +123,37 @@ const MAX_PLACES: usize = 1000;
 
 /// Each host of a route with each of its paths.
 fn places<'r, 'd>(route: &'r GatewayRoute<'d>) -> impl Iterator<Item = (&'d str, &'d str)> + use<'r, 'd> {
-    route.hosts.iter().flat_map(|host| route.paths.iter().map(move |path| (*host, *path))).take(MAX_PLACES)
+    hosts_of(route).flat_map(|host| route.paths.iter().map(move |path| (host, *path))).take(MAX_PLACES)
+}
+
+/// The host of a route that names none: it serves all of them.
+const ANY_HOST: &str = "*";
+
+/// The hosts of a route.
+fn hosts_of<'r, 'd>(route: &'r GatewayRoute<'d>) -> impl Iterator<Item = &'d str> + use<'r, 'd> {
+    let any = route.hosts.is_empty().then_some(ANY_HOST);
+    route.hosts.iter().copied().chain(any)
+}
+
+/// The hosts at which browsers have the session of a route. One that serves all hosts has its
+/// login at the host of the redirect URI.
+fn session_hosts(route: &GatewayRoute<'_>) -> Vec<String> {
+    let login = route.plugin(LOGIN).or(route.global_login.as_ref());
+    let uri = login.and_then(|plugin| Url::parse(plugin.conf.text_of("redirect_uri")?).ok());
+    match uri.as_ref().and_then(Url::host_str).filter(|_| route.hosts.is_empty()) {
+        Some(host) => vec![host.to_owned()],
+        None => hosts_of(route).map(str::to_owned).collect(),
+    }
+}
+
+/// Whether a request's host can fit both of these.
+fn overlap(one: &str, other: &str) -> bool {
+    one == ANY_HOST
+        || other == ANY_HOST
+        || matches_host(one, other)
+        || matches_host(other, one)
+        || one
+            .strip_prefix('*')
+            .zip(other.strip_prefix('*'))
+            .is_some_and(|(one, other)| one.ends_with(other) || other.ends_with(one))
 }

@@ -313,6 +313,18 @@ rules! {
         "the workspace, which runs its user's code, gets the session's cookie and can use it elsewhere",
         "add the session's cookie_name (by default \"session\") to remove_cookies of the conf",
     ),
+    AuthorizationReplaced => warning(
+        "authorization-replaced",
+        "the login writes the user's access token over each request's own Authorization, which workspaces and the \
+         applications in them need",
+        "remove access_token_in_authorization_header, unless the conf reads its token from Authorization",
+    ),
+    RedirectLate => warning(
+        "redirect-late",
+        "the login sees a request over plain HTTP before the redirect to HTTPS: it starts logins whose cookies the \
+         browser refuses",
+        "give redirect \"_meta\": {\"priority\": 2700}, which is above openid-connect's 2599",
+    ),
     LogoutElsewhere => warning(
         "logout-elsewhere",
         "the link to sign in again on the runner's pages does not log the user out",
@@ -407,6 +419,17 @@ rules! {
         "the plugin overwrites a header that carries the user's identity or the request's destination",
         "leave these headers to openid-connect and the runner",
     ),
+    HeaderRemoved => error(
+        "header-removed",
+        "the plugin removes a header that the forwarder, or the workspace, needs: requests are refused, or sessions and \
+         WebSockets of the workspace fail",
+        "leave Cookie, Origin, Host, Upgrade and the headers of the login and the runner as they are",
+    ),
+    CorsCredentials => error(
+        "cors-credentials",
+        "pages of other sites may send requests with the user's session, and read what the workspace answers",
+        "remove cors from routes to workspaces, or set allow_credential: false",
+    ),
     LuaOnRoute => warning(
         "lua-on-route",
         "the function may change headers, or the upstream, after the runner's decision",
@@ -434,6 +457,16 @@ rules! {
         "id-twice",
         "the gateway uses only one of the two objects",
         "give each its own id",
+    ),
+    NotExamined => error(
+        "not-examined",
+        "the plugin stands where this check does not look, so nothing is known about it",
+        "check it by hand, or give it a form that the check reads: apisix-conf/CHECKS.md lists them",
+    ),
+    IngressClassMissing => warning(
+        "ingress-class-missing",
+        "the ingress controller ignores the resource, unless its own class is the cluster's default",
+        "set spec.ingressClassName, as in apisix-conf/ingress",
     ),
     ReferenceMissing => warning(
         "reference-missing",

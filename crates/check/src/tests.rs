@@ -13,6 +13,10 @@ use apisix_plugin_runner::config::parse_conf;
 
 /// What is found in these files, by a program with a plugin `other` that has no conf.
 fn found(files: &[(&str, &str)], flags: &[&str]) -> Result<Vec<Finding>, CheckError> {
+    Ok(report_of(files, flags)?.findings)
+}
+
+fn report_of(files: &[(&str, &str)], flags: &[&str]) -> Result<Report, CheckError> {
     let mut options = Options {
         mode: UpstreamMode::Forward,
         forwarder: ([127, 0, 0, 1], 9181).into(),
@@ -42,7 +46,7 @@ fn found(files: &[(&str, &str)], flags: &[&str]) -> Result<Vec<Finding>, CheckEr
         .iter()
         .map(|(name, text)| File { name: (*name).to_owned(), text: (*text).to_owned() })
         .collect();
-    CheckContext { options, judge: &judge }.findings(&files)
+    super::check(&files, options, &judge)
 }
 
 /// As the runner refuses https in direct mode.

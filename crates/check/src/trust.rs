@@ -51,7 +51,8 @@ pub(super) fn check(
         let login = config.login.as_str();
         if login.starts_with('/') && login != logout {
             let text = format!("login of the conf is {login:?}, logout_path is {logout:?}");
-            findings.add(Rule::LogoutElsewhere, &workspaces.conf, text);
+            let others = [plugin.conf.get("logout_path")];
+            findings.add_with(Rule::LogoutElsewhere, &workspaces.conf, &others, text);
         }
     }
 }
@@ -62,7 +63,7 @@ fn unauthorised(route: &GatewayRoute<'_>, conf: &Spot<'_>, findings: &mut Findin
         "pass" => {
             findings.add(Rule::UnauthPass, &conf.get_or_missing("unauth_action"), "unauth_action: pass");
         }
-        "auth" if !is_for_navigations(route) => {
+        "auth" if !route.is_part() && !is_for_navigations(route) => {
             let text = "every request without a session is sent to the login";
             findings.add(Rule::XhrLogin, &conf.get_or_missing("unauth_action"), text);
         }
@@ -158,6 +159,13 @@ fn passed_on(
     if let Some(contents) = contents {
         findings.add(Rule::SessionWithoutUser, &contents, "session_contents without user");
     }
+    let sources = config.identity.token_sources();
+    let is_chosen =
+        *sources != Default::default() && sources.names().iter().any(|name| name.as_str() == "authorization");
+    if conf.has_true("access_token_in_authorization_header") && !is_chosen {
+        let spot = conf.get_or_missing("access_token_in_authorization_header");
+        findings.add(Rule::AuthorizationReplaced, &spot, "access_token_in_authorization_header: true");
+    }
     let IdentityConfig::Verified(verified) = &config.identity else { return };
     let keeps = |what: &str| conf.get("session_contents").is_none_or(|contents| contents.has_true(what));
     let in_authorization = conf.has_true("access_token_in_authorization_header");
@@ -179,7 +187,10 @@ fn passed_on(
             "the conf looks for a token in {}, and openid-connect sets none of these",
             names.join(", ")
         );
-        findings.add(Rule::TokenNotPassed, &workspaces.conf, text);
+        let switches =
+            ["set_raw_id_token_header", "set_access_token_header", "access_token_in_authorization_header"];
+        let switches = switches.map(|name| conf.get(name));
+        findings.add_with(Rule::TokenNotPassed, &workspaces.conf, &switches, text);
     }
     if passes_raw && context.options.gateway_version.is_some_and(|version| version < HAS_RAW_TOKEN) {
         let text = "set_raw_id_token_header with a gateway before 3.18";
@@ -212,7 +223,8 @@ fn same_issuer(
     let of_issuer = format!("{}/.well-known/openid-configuration", expected.issuer.trim_end_matches('/'));
     if discovery != of_issuer && discovery != verified.keys.discovery.as_str() {
         let text = "discovery is neither the conf's issuer's nor its identity.discovery";
-        findings.add(Rule::IssuerForeign, &conf.get_or_missing("discovery"), text);
+        let others = [Some(workspaces.conf.clone())];
+        findings.add_with(Rule::IssuerForeign, &conf.get_or_missing("discovery"), &others, text);
     }
 }
 
@@ -222,10 +234,10 @@ fn cookie(
     config: &UserUpstreamConfig,
     findings: &mut Findings,
 ) {
-    let name = plugin.conf.at(&["session", "cookie_name"]);
-    let name = name.and_then(|name| name.text()).unwrap_or(SESSION_COOKIE);
+    let setting = plugin.conf.at(&["session", "cookie_name"]);
+    let name = setting.as_ref().and_then(Spot::text).unwrap_or(SESSION_COOKIE);
     if !config.remove_cookies.iter().any(|removed| removed == name) {
         let text = format!("remove_cookies does not have {name:?}, the session's cookie");
-        findings.add(Rule::CookieReachesWorkspace, &workspaces.conf, text);
+        findings.add_with(Rule::CookieReachesWorkspace, &workspaces.conf, &[setting], text);
     }
 }

@@ -701,6 +701,73 @@ pub(super) fn faults() -> Vec<Fault> {
             "routes[0].upstream_id",
         ),
         fault(
+            &[(
+                RAW_TOKEN,
+                "        set_raw_id_token_header: true\n        access_token_in_authorization_header: true\n",
+            )],
+            Rule::AuthorizationReplaced,
+            at(LOGIN, "access_token_in_authorization_header"),
+        ),
+        fault(
+            &[("    upstream:\n", "      redirect: {http_to_https: true}\n    upstream:\n")],
+            Rule::RedirectLate,
+            "routes[0].plugins.redirect",
+        ),
+        fault(
+            &[(
+                "    upstream:\n",
+                "      cors: {allow_origins: '**', allow_credential: true}\n    upstream:\n",
+            )],
+            Rule::CorsCredentials,
+            "routes[0].plugins.cors.allow_credential",
+        ),
+        fault(
+            &[(
+                "    upstream:\n",
+                "      proxy-rewrite: {headers: {remove: [X-Own, cookie]}}\n    upstream:\n",
+            )],
+            Rule::HeaderRemoved,
+            "routes[0].plugins.proxy-rewrite.headers.remove[1]",
+        ),
+        fault(
+            &[("    upstream:\n", "      proxy-rewrite: {headers: {set: {Upgrade: \"\"}}}\n    upstream:\n")],
+            Rule::HeaderRemoved,
+            "routes[0].plugins.proxy-rewrite.headers.set.Upgrade",
+        ),
+        fault(
+            &[("cookie_secure: true", "cookie_secure: true\n          cookie_same_site: lax")],
+            Rule::ObjectRefused,
+            at(LOGIN, "session.cookie_same_site"),
+        ),
+        fault(
+            &[("    upstream:\n", "      http-logger: {uri: 'https://u:s3cret@a/'}\n    upstream:\n")],
+            Rule::SecretInClear,
+            "routes[0].plugins.http-logger.uri",
+        ),
+        fault(
+            &[("    upstream:\n", "      csrf: {key: s3cret}\n    upstream:\n")],
+            Rule::SecretInClear,
+            "routes[0].plugins.csrf.key",
+        ),
+        fault(
+            &[("    upstream:\n", "      ai-proxy-x: {auth: {query: {k: s3cret}}}\n    upstream:\n")],
+            Rule::SecretInClear,
+            "routes[0].plugins.ai-proxy-x.auth.query.k",
+        ),
+        fault(
+            &[("routes:\n", "secrets:\n  - {id: aws/1, secret_access_key: s3cret}\nroutes:\n")],
+            Rule::SecretInClear,
+            "secrets[0].secret_access_key",
+        ),
+        fault(
+            &[(
+                "routes:\n",
+                "plugins: [{name: ext-plugin-pre-req}, {name: openid-connect, stream: true}]\nroutes:\n",
+            )],
+            Rule::PluginNotListed,
+            LOGIN,
+        ),
+        fault(
             &[("{priority: 2598}", "{priority: 02598}")],
             Rule::ReadDifferently,
             at(CALL, "_meta.priority"),
