@@ -30,6 +30,7 @@ mod resolver;
 mod refusal;
 mod route;
 mod subject_digest;
+mod logged_user;
 mod user_upstream;
 mod forwarder;
 mod cli;

@@ -21,6 +21,7 @@ const DIGEST: usize = 16;
 /// What is before the digested text, so that no digest of one kind is one of another.
 const KEY_ID_PURPOSE: &[u8] = b"kube-coders key id";
 const MARKER_PURPOSE: &[u8] = b"kube-coders browser marker";
+const LOG_PURPOSE: &[u8] = b"kube-coders log";
 
 /// A user, by the word of an issuer.
 #[derive(Clone, Copy, Debug)]
@@ -65,6 +66,15 @@ impl SubjectKeys {
     pub(crate) fn marking_cookie(&self, subject: IssuedSubject<'_>) -> String {
         let (marker, life) = (self.current.marker(subject), MARKER_LIFE.as_secs());
         format!("{MARKER_COOKIE}={marker}; Path=/; Secure; HttpOnly; SameSite=Lax; Max-Age={life}")
+    }
+
+    /// What log lines show of a subject: 16 hexadecimal digits, by which two lines of one user
+    /// are found, and no user.
+    pub(crate) fn log_digest(&self, subject: &str) -> String {
+        let keyed = self.current.keyed.clone().chain_update(LOG_PURPOSE).chain_update(subject);
+        let digest = keyed.finalize().into_bytes();
+        let first = digest.first_chunk().expect("the digest is longer");
+        format!("{:016x}", u64::from_be_bytes(*first))
     }
 
     /// Compares a user with the last one of a browser that sent these values of the marker's

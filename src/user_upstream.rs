@@ -30,6 +30,7 @@ use tokio::time::{Instant, timeout};
 use tracing::{info, warn};
 
 use crate::locks::lock;
+use crate::logged_user::{LoggedUser, LoggedUsers};
 use crate::refusal::{More, Reader};
 use crate::resolver::Resolver;
 use crate::route::mode::Ways;
@@ -46,7 +47,7 @@ use kube_coders_identity::token::Token;
 use memory::Memory;
 use preparation::PreparedUserUpstream;
 pub(crate) use preparation::check as check_config;
-use rejection::Rejection;
+use rejection::{RejectedUser, Rejection, UserRejection};
 use trace::{NoTrace, Trace};
 pub(crate) use trace::{Step, StepOutcome, Steps};
 pub(crate) use walk::{ClientScheme, Stopped};
@@ -64,6 +65,7 @@ pub(crate) struct UserUpstream {
     issuers: Issuers,
     memory: Memory,
     marker: BrowserMarker,
+    logged_users: LoggedUsers,
     /// Templates whose risks were logged. A gateway prepares its confs again at each reload.
     warned_of: Mutex<HashSet<String>>,
 }
@@ -85,6 +87,7 @@ impl UserUpstream {
         ways: Ways,
         max_key_age: Duration,
         subject_keys: SubjectKeys,
+        logged_users: LoggedUsers,
     ) -> Result<Self, getrandom::Error> {
         let issuer_names = Arc::new(IssuerNames(Arc::new(issuer_names)));
         let issuers = Issuers::new(max_key_age);
@@ -95,6 +98,7 @@ impl UserUpstream {
             issuers,
             memory: Memory::new()?,
             marker: BrowserMarker::new(subject_keys),
+            logged_users,
             warned_of: Mutex::default(),
         })
     }
@@ -125,6 +129,37 @@ impl UserUpstream {
     }
 }
 
+impl UserUpstream {
+    /// Logs a rejection and answers the request.
+    async fn stop(
+        &self,
+        UserRejection { rejection, user }: &UserRejection,
+        config: &UserUpstreamConfig,
+        request: &mut Request<'_>,
+    ) -> Result<Action, PluginError> {
+        let refusal = rejection.refusal();
+        let known = timeout(REQUEST_ID_WAIT, request.var("request_id")).await;
+        let request_id = shown_request_id(known.ok().and_then(Result::ok).flatten().as_deref());
+        let user = match user {
+            RejectedUser::Unknown => LoggedUser::default(),
+            RejectedUser::Subject(subject) => self.logged_users.by_subject(subject),
+            RejectedUser::Upstream(upstream) => self.logged_users.by_upstream(upstream),
+        };
+        info!(
+            request_id,
+            route = request.route_id(),
+            code = refusal.code(),
+            reason = %rejection,
+            subject_digest = user.digest,
+            subject = user.subject,
+            workspace = user.workspace,
+            "request refused"
+        );
+        let reader = Reader::new(request.method().as_str(), |name| request.header(name));
+        Ok(refusal.render(&reader, &request_id, More::Login(&config.login)).into_stop().into())
+    }
+}
+
 impl PreparedPlugin for UserUpstream {
     const NAME: &'static str = "user-upstream";
     type Config = UserUpstreamConfig;
@@ -151,7 +186,9 @@ impl PreparedPlugin for UserUpstream {
         }
         let decision = match self.walk(prepared).decide(request, &mut NoTrace).await {
             Ok(decision) => decision,
-            Err(Stopped::Rejected(rejection)) => return stop(&rejection, &prepared.config, request).await,
+            Err(Stopped::Rejected(rejected)) => {
+                return self.stop(&rejected, &prepared.config, request).await;
+            }
             Err(Stopped::Failed(error)) => return Err(error),
         };
         request.set_upstream(decision.upstream.clone())?;
@@ -227,19 +264,6 @@ impl Exchange for Request<'_> {
     }
 }
 
-async fn stop(
-    rejection: &Rejection,
-    config: &UserUpstreamConfig,
-    request: &mut Request<'_>,
-) -> Result<Action, PluginError> {
-    let refusal = rejection.refusal();
-    let known = timeout(REQUEST_ID_WAIT, request.var("request_id")).await;
-    let request_id = shown_request_id(known.ok().and_then(Result::ok).flatten().as_deref());
-    info!(code = refusal.code(), reason = %rejection, request_id, "request refused");
-    let reader = Reader::new(request.method().as_str(), |name| request.header(name));
-    Ok(refusal.render(&reader, &request_id, More::Login(&config.login)).into_stop().into())
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -274,9 +298,15 @@ mod tests {
         let servers = NameServers::Listed(vec!["127.0.0.1:1".parse().unwrap()]);
         let resolver = Arc::new(Resolver::new(&servers).unwrap());
         let issuer_names = Resolver::new(&servers).unwrap();
-        let plugin =
-            UserUpstream::new(resolver, issuer_names, Ways::default(), Duration::from_secs(3600), keys())
-                .unwrap();
+        let plugin = UserUpstream::new(
+            resolver,
+            issuer_names,
+            Ways::default(),
+            Duration::from_secs(3600),
+            keys(),
+            LoggedUsers::new(keys(), false),
+        )
+        .unwrap();
         let conf = r#"{"identity": {"trust": "gateway"}, "upstream": "http://127.0.0.1:8443"}"#;
         let request = match request.header_value("x-userinfo") {
             Some(_) => request,
@@ -377,7 +407,7 @@ mod tests {
             let mut request = OfflineRequest::new(&headers, ClientScheme::Unknown);
             match walk.decide(&mut request, &mut NoTrace).await {
                 Ok(_) => Ok(()),
-                Err(Stopped::Rejected(rejection)) => Err(rejection.refusal().code()),
+                Err(Stopped::Rejected(rejected)) => Err(rejected.rejection.refusal().code()),
                 Err(Stopped::Failed(error)) => panic!("{error}"),
             }
         }

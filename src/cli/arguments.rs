@@ -83,6 +83,11 @@ pub(crate) struct RunCommandArgs {
     #[arg(long, value_name = "FILE", help_heading = "Browsers")]
     pub(crate) subject_key_file: Vec<String>,
 
+    /// Show the subject and the workspace's host in the log lines of refusals. Without it, they have a keyed digest of
+    /// the subject
+    #[arg(long, help_heading = "Log")]
+    pub(crate) log_subjects: bool,
+
     /// Maximum number of requests in progress plus tunnels for one subject
     #[arg(long, value_name = "COUNT", default_value = "256", help_heading = "Forwarder")]
     pub(crate) max_subject_connections: String,

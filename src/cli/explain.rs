@@ -74,7 +74,7 @@ pub(crate) async fn explain(args: &ExplainArgs, output: &mut impl Write) -> Resu
         Ok(upstream) => upstream,
         Err(stopped) => {
             let refusal = match stopped {
-                Stopped::Rejected(rejection) => rejection.refusal(),
+                Stopped::Rejected(rejected) => rejected.rejection.refusal(),
                 Stopped::Failed(_) => Refusal::RunnerFailed,
             };
             writeln!(output, "\nIt is refused: {} {}.", refusal.status(), refusal.code())?;

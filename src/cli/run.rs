@@ -22,6 +22,7 @@ use tracing::{info, warn};
 
 use crate::cli::settings::{ProgramSettings, SubjectKeyFile};
 use crate::forwarder::{Forwarder, ForwarderLimits};
+use crate::logged_user::LoggedUsers;
 use crate::refusal::RefusalAnswers;
 use crate::resolver::{AddressPolicy, Resolver, SearchDomains};
 use crate::route::carrier::RouteCarrier;
@@ -103,12 +104,15 @@ pub(crate) async fn run(
     let start = start.prepare()?;
     // The path is taken last: a runner that can't start takes nothing from one that serves.
     let stamp_key = stamp_key(&settings)?;
+    let subject_keys = subject_keys(&settings)?;
+    let logged_users = LoggedUsers::new(subject_keys.clone(), settings.logs_subjects);
     let user_upstream = UserUpstream::new(
         Arc::clone(&resolver),
         issuer_names,
         settings.ways(),
         settings.max_key_age,
-        subject_keys(&settings)?,
+        subject_keys,
+        logged_users.clone(),
     );
     let runner = runner.plugin(user_upstream.map_err(StartError::Random)?).failure_answers(RefusalAnswers);
     if settings.ways().accepts_any_certificate {
@@ -122,6 +126,7 @@ pub(crate) async fn run(
         resolver,
         settings.forwarder_limits.clone(),
         settings.workspace_trust.clone(),
+        logged_users,
         Arc::clone(&succession),
     );
     let mode = settings.upstream_mode;

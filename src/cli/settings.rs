@@ -51,6 +51,8 @@ pub(crate) struct ProgramSettings {
     pub(crate) stamp_lifetime: Duration,
     /// The key of subjects' digests, and former ones; empty for the key next to the socket.
     pub(crate) subject_keys: Vec<SubjectKeyFile>,
+    /// Whether lines of refusals have the subject and the workspace.
+    pub(crate) logs_subjects: bool,
     /// How long an issuer's last keys serve while it does not answer.
     pub(crate) max_key_age: Duration,
     pub(crate) name_servers: NameServers,
@@ -108,6 +110,7 @@ impl ProgramSettings {
             stamp_key: stamp_key?,
             stamp_lifetime: stamp_lifetime?,
             subject_keys: subject_keys?,
+            logs_subjects: args.log_subjects,
             max_key_age: max_key_age?,
             name_servers: servers?,
             name_lifetimes: name_lifetimes?,

@@ -17,9 +17,10 @@ use super::http::head::{HeaderField, RawRequestHead};
 use super::http::headers::{Persistence, write_response_of_ours};
 use super::refusal_log::Cause;
 use super::relay::Relay;
-use super::stamped_request::RequestError;
+use super::stamped_request::{RequestError, StampedRequest};
 use super::state::Forwarder;
 use super::workspace::connection::ConnectError;
+use crate::logged_user::LoggedUser;
 use crate::refusal::{More, Reader, Refusal};
 use apisix_plugin_runner::request_id::shown_request_id;
 
@@ -49,10 +50,12 @@ pub(super) enum RestOfRequest {
 }
 
 /// Responds to the request whose head was read, and logs why. No other place logs it. If
-/// `body` is given, the connection may carry another request.
+/// `body` is given, the connection may carry another request. `asked` is `None` for a request
+/// without a valid stamp, of which neither route nor user is known.
 pub(super) async fn respond(
     forwarder: &Forwarder,
     gateway: &mut BufferedStream<TcpStream>,
+    asked: Option<&StampedRequest>,
     failure: &ExchangeFailure,
     body: Option<Relay>,
     more: More<'_>,
@@ -64,7 +67,18 @@ pub(super) async fn respond(
             forwarder.counters.count(BROKEN_OFF);
             if let Some(left_out) = forwarder.refusal_log.note(Cause::Stamped(BROKEN_OFF)) {
                 let left_out = (left_out > 0).then_some(left_out);
-                tracing::info!(request_id, code = BROKEN_OFF, reason = %failure, left_out, "response broke off");
+                let (route, user) = who(forwarder, asked);
+                tracing::info!(
+                    request_id,
+                    route,
+                    code = BROKEN_OFF,
+                    reason = %failure,
+                    subject_digest = user.digest,
+                    subject = user.subject,
+                    workspace = user.workspace,
+                    left_out,
+                    "response broke off"
+                );
             }
         } else {
             tracing::debug!(request_id, reason = %failure, "exchange broke off");
@@ -77,7 +91,7 @@ pub(super) async fn respond(
     let head = RawRequestHead::parse(gateway.used()).ok();
     let code = refusal.code();
     forwarder.counters.count(code);
-    log(forwarder, &request_id, code, failure);
+    log(forwarder, asked, &request_id, code, failure);
     let persistence = if body.is_some() { Persistence::KeepAlive } else { Persistence::Close };
     let bytes = match failure {
         ExchangeFailure::Request(RequestError::Connect) => {
@@ -107,7 +121,13 @@ fn readable(mut body: Relay, gateway: &mut BufferedStream<TcpStream>) -> Option<
 }
 
 /// Logs a refusal, unless there were many of the same cause.
-fn log(forwarder: &Forwarder, request_id: &str, code: &'static str, failure: &ExchangeFailure) {
+fn log(
+    forwarder: &Forwarder,
+    asked: Option<&StampedRequest>,
+    request_id: &str,
+    code: &'static str,
+    failure: &ExchangeFailure,
+) {
     let cause = match failure {
         // Any process of this machine can cause these without a stamp.
         ExchangeFailure::Request(error) => Cause::Stranger(error.to_string()),
@@ -116,21 +136,35 @@ fn log(forwarder: &Forwarder, request_id: &str, code: &'static str, failure: &Ex
     };
     let Some(left_out) = forwarder.refusal_log.note(cause) else { return };
     let left_out = (left_out > 0).then_some(left_out);
-    if needs_attention(failure) {
-        tracing::warn!(request_id, code, reason = %failure, left_out, "request refused");
-    } else {
-        tracing::info!(request_id, code, reason = %failure, left_out, "request refused");
+    let (route, user) = who(forwarder, asked);
+    macro_rules! refused {
+        ($level:ident) => {
+            tracing::$level!(
+                request_id,
+                route,
+                code,
+                reason = %failure,
+                subject_digest = user.digest,
+                subject = user.subject,
+                workspace = user.workspace,
+                left_out,
+                "request refused"
+            )
+        };
     }
+    if needs_attention(failure) { refused!(warn) } else { refused!(info) }
+}
+
+/// The route and the user of a request, as the log names them.
+fn who<'a>(forwarder: &Forwarder, asked: Option<&'a StampedRequest>) -> (Option<&'a str>, LoggedUser<'a>) {
+    let user = asked.map(|asked| forwarder.logged_users.by_upstream(&asked.upstream));
+    (asked.and_then(|asked| asked.route.as_deref()), user.unwrap_or_default())
 }
 
 /// Whether an administrator should look at a failure. A bad stamp or a malformed request is
 /// an attack or a mistake in the setup, and a machine may have run out of ports or files.
 /// Everything else happens to workspaces every day.
 fn needs_attention(failure: &ExchangeFailure) -> bool {
-    // Editors try to register such a worker, and work without it.
-    if matches!(failure, ExchangeFailure::Request(RequestError::SharedWorker)) {
-        return false;
-    }
     matches!(
         failure,
         ExchangeFailure::Request(_)

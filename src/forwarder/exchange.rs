@@ -72,7 +72,7 @@ pub(super) async fn run(
             };
             let body = body.map(|framing| Relay::new(WriteBuffer::default(), framing, Coding::Plain));
             let failure = error.into();
-            let responding = error_response::respond(forwarder, gateway, &failure, body, More::Nothing);
+            let responding = error_response::respond(forwarder, gateway, None, &failure, body, More::Nothing);
             return place.while_kept(responding).await.map_or(AfterExchange::End, Into::into);
         }
     };
@@ -82,6 +82,7 @@ pub(super) async fn run(
         Ok(()) if !place.know(&forwarder.sockets) => {
             Err(ExchangeFailure::Busy(forwarder.limits.max_connections))
         }
+        Ok(()) if asked.is_shared_worker => Err(ExchangeFailure::SharedWorker),
         Ok(()) => exchange(forwarder, gateway, &asked, &mut upload, timer, stop).await,
         Err(PassError::Malformed(error)) => Err(ExchangeFailure::Body(error)),
         Err(_) => Err(ExchangeFailure::Gone),
@@ -100,7 +101,7 @@ pub(super) async fn run(
                 }
                 _ => More::Nothing,
             };
-            error_response::respond(forwarder, gateway, &failure, body, more).await.into()
+            error_response::respond(forwarder, gateway, Some(&asked), &failure, body, more).await.into()
         }
     }
 }

@@ -25,6 +25,11 @@ pub(super) enum ExchangeFailure {
     Request(#[from] RequestError),
     #[error("request: {0}")]
     Body(ChunkError),
+    /// Such a worker would stay in the browser and answer the next user of this origin.
+    #[error(
+        "request: a service worker's script whose scope would be the whole origin or the applications behind the editor's port proxy"
+    )]
+    SharedWorker,
     #[error("request: the head was not complete in time")]
     Late,
     #[error("request: nothing of the body arrived for {0:?}")]
@@ -103,7 +108,7 @@ impl ExchangeFailure {
             Self::Request(RequestError::Stamp { .. }) => Refusal::StampRefused,
             Self::Request(RequestError::Head(HeadError::TooLong)) => Refusal::HeadTooLong,
             Self::Request(RequestError::Head(HeadError::TooManyFields)) => Refusal::TooManyHeaders,
-            Self::Request(RequestError::SharedWorker) => Refusal::WorkerRefused,
+            Self::SharedWorker => Refusal::WorkerRefused,
             Self::Request(_) | Self::Body(_) => Refusal::RequestMalformed,
             Self::Late | Self::LateBody(_) => Refusal::RequestLate,
             Self::Busy(_) | Self::Connect(ConnectError::NoMeans(_)) => Refusal::RunnerBusy,
@@ -141,7 +146,7 @@ mod tests {
         check(stamp(StampError::Missing), "stamp-refused", "request: no stamp");
         check(stamp(StampError::Expired), "stamp-refused", "request: expired");
         check(
-            RequestError::SharedWorker,
+            ExchangeFailure::SharedWorker,
             "worker-refused",
             "request: a service worker's script whose scope would be the whole origin or the applications behind the editor's port proxy",
         );

@@ -73,7 +73,8 @@ pub(super) async fn serve(
             Head::Late => ExchangeFailure::Late,
         };
         gateway.use_up(gateway.unused().len());
-        let responding = error_response::respond(&forwarder, &mut gateway, &failure, None, More::Nothing);
+        let responding =
+            error_response::respond(&forwarder, &mut gateway, None, &failure, None, More::Nothing);
         place.while_kept(responding).await;
         return;
     }

@@ -45,8 +45,10 @@ impl Forwarder {
         }
         self.serve_queued(listener, &stop);
         self.pool.close();
-        let (tunnels, refused) = (self.tunnels(), self.counters.refused());
-        tracing::info!(tunnels, most = ?drain, ?refused, "forwarder drains");
+        let refused: Vec<_> =
+            self.counters.refused().iter().map(|(code, count)| format!("{code}:{count}")).collect();
+        let (tunnels, refused) = (self.tunnels(), refused.join(","));
+        tracing::info!(tunnels, most = ?drain, refused, "forwarder drains");
         self.tasks.finish(drain).await;
     }
 

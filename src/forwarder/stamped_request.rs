@@ -15,6 +15,10 @@ use apisix_plugin_runner::{CookieNames, Upstream};
 #[derive(Debug)]
 pub(super) struct StampedRequest {
     pub(super) upstream: Upstream,
+    /// The id of its route, for the log.
+    pub(super) route: Option<Box<str>>,
+    /// Whether it fetches the script of a service worker for more than one application.
+    pub(super) is_shared_worker: bool,
     pub(super) framing: Framing,
     pub(super) version: HttpVersion,
     /// What its response answers.
@@ -50,11 +54,6 @@ pub(super) enum RequestError {
     /// The request asks for a tunnel to a host of the client's choice.
     #[error("the method is CONNECT")]
     Connect,
-    /// Such a worker would stay in the browser and answer the next user of this origin.
-    #[error(
-        "a service worker's script whose scope would be the whole origin or the applications behind the editor's port proxy"
-    )]
-    SharedWorker,
     /// Everything else is valid, so the body can be skipped.
     #[error("{error}")]
     Stamp { error: StampError, framing: Framing, is_last: bool },
@@ -73,9 +72,6 @@ impl StampedRequest {
         let is_last = head.version == HttpVersion::Http10 || named.has(b"close");
         let Stamped { upstream, names } =
             stamped(&head, key, now).map_err(|error| RequestError::Stamp { error, framing, is_last })?;
-        if is_shared_worker(&head, target) {
-            return Err(RequestError::SharedWorker);
-        }
         let protocols = headers::wanted_protocols(&head, &named);
         let length: usize = head.fields.iter().map(|field| field.line.len() + 2).sum();
         let mut output = Vec::with_capacity(length + target.len() + 128);
@@ -92,6 +88,8 @@ impl StampedRequest {
         headers::write_request(&head, &named, &form, &mut output);
         Ok(Self {
             upstream,
+            route: names.route().map(Box::from),
+            is_shared_worker: is_shared_worker(&head, target),
             framing,
             version: head.version,
             method: if head.method == b"HEAD" { Answers::Head } else { Answers::OtherMethod },
@@ -243,13 +241,13 @@ mod tests {
     }
 
     #[test]
-    fn the_script_of_a_worker_that_would_answer_the_next_user_is_refused() {
+    fn the_script_of_a_worker_that_would_answer_the_next_user_is_recognised() {
         let (key, now) = (StampKey::random().unwrap(), SystemTime::now());
         let stamp = key.make(&"http://a:1".parse().unwrap(), now + Duration::from_secs(60));
         let read = |target: &str, line: &str| {
             let head =
                 format!("GET {target} HTTP/1.1\r\nHost: h\r\n{STAMP_HEADER}: {stamp}\r\n{line}\r\n\r\n");
-            StampedRequest::read(head.as_bytes(), &key, now).map(drop)
+            StampedRequest::read(head.as_bytes(), &key, now).unwrap().is_shared_worker
         };
         for target in [
             "/sw.js",
@@ -261,10 +259,10 @@ mod tests {
             "/proxy/3000/static/a/sw.js?x",
             "/absproxy/8080/sw.js",
         ] {
-            assert_eq!(read(target, "Service-Worker: script"), Err(RequestError::SharedWorker), "{target}");
-            assert_eq!(read(target, "service-worker:  SCRIPT "), Err(RequestError::SharedWorker), "{target}");
-            assert_eq!(read(target, "Service-Worker: scripts"), Ok(()), "{target}");
-            assert_eq!(read(target, "X-Service-Worker: script"), Ok(()), "{target}");
+            assert!(read(target, "Service-Worker: script"), "{target}");
+            assert!(read(target, "service-worker:  SCRIPT "), "{target}");
+            assert!(!read(target, "Service-Worker: scripts"), "{target}");
+            assert!(!read(target, "X-Service-Worker: script"), "{target}");
         }
         for target in [
             "/a/sw.js",
@@ -273,7 +271,7 @@ mod tests {
             "/proxy-a/sw.js",
             "/a/proxy/3000/sw.js",
         ] {
-            assert_eq!(read(target, "Service-Worker: script"), Ok(()), "{target}");
+            assert!(!read(target, "Service-Worker: script"), "{target}");
         }
     }
 

@@ -14,6 +14,7 @@ use super::tasks::ForwarderTasks;
 use super::workspace::pool::Pool;
 use super::workspace::start_times::StartTimes;
 use super::workspace::tls::{CertificateTrust, Tls};
+use crate::logged_user::LoggedUsers;
 use crate::resolver::Resolver;
 use crate::route::stamp::StampKey;
 use apisix_plugin_runner::listener::{LimitLog, Succession};
@@ -34,6 +35,7 @@ pub(crate) struct Forwarder {
     pub(super) strangers: Arc<Strangers>,
     pub(super) limit_log: LimitLog,
     pub(super) refusal_log: RefusalLog,
+    pub(super) logged_users: LoggedUsers,
     pub(super) succession: Arc<Succession>,
     pub(super) start_times: StartTimes,
     pub(super) tls: Tls,
@@ -49,6 +51,7 @@ impl Forwarder {
         resolver: Arc<Resolver>,
         limits: ForwarderLimits,
         trust: CertificateTrust,
+        logged_users: LoggedUsers,
         succession: Arc<Succession>,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -60,6 +63,7 @@ impl Forwarder {
             strangers: Arc::default(),
             limit_log: LimitLog::new(MAX_STRANGERS, "end the process that connects and sends no request"),
             refusal_log: RefusalLog::default(),
+            logged_users,
             limits,
             succession,
             start_times: StartTimes::default(),

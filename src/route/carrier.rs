@@ -33,8 +33,8 @@ impl RouteCarrier {
         Self { ways, stamper, direct }
     }
 
-    /// The stamp, with the names of the headers that a client could otherwise remove, and of
-    /// the cookies that it could otherwise hide from the plugins.
+    /// The stamp, with the names of the headers that a client could otherwise remove, of the
+    /// cookies that it could otherwise hide from the plugins, and of the route.
     fn stamped(&self, choice: Choice<'_>) -> Result<String, CarrierError> {
         // The two that nearly every request gets need no look at the whole list.
         let is_kept = |name: &&str| name.starts_with("x-forwarded-") || is_always_kept(name.as_bytes());
@@ -48,6 +48,10 @@ impl RouteCarrier {
             );
             CarrierError::new(RUNNER_FAILED, why)
         })?;
+        let names = match choice.route_id() {
+            Some(route) => names.with_route(route),
+            None => names,
+        };
         Ok(self.stamper.stamp(choice.upstream(), &names))
     }
 }
@@ -136,7 +140,7 @@ mod tests {
         let forwarded = gateway(&key).call(&route, &ClientRequest::get("/")).await.forwarded();
         let stamp = forwarded.header(STAMP_HEADER).unwrap();
         let stamped = key.open(stamp, SystemTime::now()).unwrap();
-        let expected = StampedNames::new(["x-greeting"], ["session"]).unwrap();
+        let expected = StampedNames::new(["x-greeting"], ["session"]).unwrap().with_route("r");
         assert_eq!(stamped.names, expected, "the other header is kept for all requests");
         assert_eq!(forwarded.upstream, Some(stamped.upstream));
     }

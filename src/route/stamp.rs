@@ -14,7 +14,7 @@
 //! | … | host name |
 //! | 2 | length of the subject, big-endian; 0 for none |
 //! | … | subject |
-//! | … | names of headers that plugins set, in lower case, and of cookies that they remove, each with `=` before it; a line feed follows each name |
+//! | … | names of headers that plugins set, in lower case, of cookies that they remove, each with `=` before it, and of the route, with `:` before it; a line feed follows each name |
 //! | 32 | HMAC-SHA256 of all before it |
 //!
 //! Upstream, subject and names are under the MAC, so the stamp is bound to them.
@@ -42,6 +42,12 @@ const VERSION: u8 = 3;
 /// What is before the name of a cookie, and in no header's name.
 const COOKIE: char = '=';
 
+/// What is before the id of the route, and in no header's name.
+const ROUTE: char = ':';
+
+/// How many bytes of a route's id are carried. The gateway accepts 64 by its Admin API.
+const MAX_ROUTE: usize = 128;
+
 const MAC: usize = 32;
 const BEFORE_HOST: usize = 1 + 8 + 3 * 4 + 1 + 2 + 1;
 
@@ -59,11 +65,13 @@ pub(crate) struct Stamped {
     pub(crate) names: StampedNames,
 }
 
-/// The names of headers that plugins set, which no client may remove, and of cookies that
-/// plugins remove, also from lines that the gateway did not show them.
+/// The names of headers that plugins set, which no client may remove, of cookies that
+/// plugins remove, also from lines that the gateway did not show them, and of the route, for
+/// the log.
 ///
-/// The stamp's text of them. A header's name has no `=`, so a forwarder that knows nothing of
-/// cookies reads the stamp as well: two versions serve side by side during a takeover.
+/// The stamp's text of them. A header's name has neither `=` nor `:`, so a forwarder that knows
+/// nothing of cookies or routes reads the stamp as well: two versions serve side by side during
+/// a takeover.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct StampedNames(String);
 
@@ -89,6 +97,22 @@ impl StampedNames {
             }
         }
         (names.0.len() <= MAX_NAMES && names.cookies().is_some()).then_some(names)
+    }
+
+    /// The same with the id of a route, unless it is long or not plain.
+    pub(crate) fn with_route(mut self, route: &str) -> Self {
+        let is_plain = route.bytes().all(|byte| byte.is_ascii_graphic());
+        if is_plain && route.len() <= MAX_ROUTE && self.0.len() + route.len() + 2 <= MAX_NAMES {
+            self.0.push(ROUTE);
+            self.0.push_str(route);
+            self.0.push('\n');
+        }
+        self
+    }
+
+    /// The id of the route.
+    pub(crate) fn route(&self) -> Option<&str> {
+        self.0.lines().find_map(|line| line.strip_prefix(ROUTE))
     }
 
     /// Whether plugins set a header of this name, whatever its case.
@@ -318,6 +342,22 @@ mod tests {
         assert!(["x-gree", "", "session"].iter().all(|name| !stamped.names.has_header(name.as_bytes())));
         assert_eq!(stamped.names.cookies(), CookieNames::new(["session", "Own"]).ok());
         assert_eq!(StampedNames::default().cookies(), CookieNames::new([""; 0]).ok());
+    }
+
+    #[test]
+    fn a_stamp_tells_the_route_if_it_is_plain_and_there_is_room() {
+        let names = || StampedNames::new(["x-team"], ["session"]).unwrap();
+        let stamp = key().make_with_names(&alice(), &names().with_route("r-1.a"), at(9));
+        let opened = key().open(stamp.as_bytes(), at(0)).unwrap().names;
+        assert_eq!(opened.route(), Some("r-1.a"));
+        assert!(opened.has_header(b"x-team") && !opened.has_header(b"r-1.a"));
+        assert_eq!(opened.cookies(), CookieNames::new(["session"]).ok());
+        for route in ["a b", "a\nx-evil", "\u{e4}", &"r".repeat(129)] {
+            assert_eq!(names().with_route(route), names(), "{route:?}");
+        }
+        let full = StampedNames::new(["x"; MAX_NAMES / 2], []).unwrap();
+        assert_eq!(full.clone().with_route("r"), full);
+        assert_eq!(names().route(), None);
     }
 
     #[test]

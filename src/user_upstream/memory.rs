@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::decision::WorkspaceDecision;
 use super::digest_cache::{Digest, DigestCache, DigestKey};
-use super::rejection::Rejection;
+use super::rejection::UserRejection;
 use kube_coders_identity::keys::KeyStatus;
 
 /// How long a token that was checked is not checked again.
@@ -30,7 +30,7 @@ pub(super) struct Memory {
     key: DigestKey,
     decisions: DigestCache<Arc<WorkspaceDecision>>,
     /// Of tokens only.
-    rejections: DigestCache<Rejection>,
+    rejections: DigestCache<UserRejection>,
     next_conf: AtomicU64,
 }
 
@@ -69,7 +69,7 @@ impl Memory {
         (!is_withdrawn).then_some(decision)
     }
 
-    pub(super) fn rejection(&self, digest: Digest, now: Instant) -> Option<Rejection> {
+    pub(super) fn rejection(&self, digest: Digest, now: Instant) -> Option<UserRejection> {
         self.rejections.get(digest, now)
     }
 
@@ -86,10 +86,10 @@ impl Memory {
     }
 
     /// Remembers why a token was refused, if that holds for a while.
-    pub(super) fn keep_rejection(&self, digest: Digest, rejection: &Rejection) {
-        if rejection.is_lasting() {
+    pub(super) fn keep_rejection(&self, digest: Digest, rejected: &UserRejection) {
+        if rejected.rejection.is_lasting() {
             let until = Instant::now() + REJECTION_REMEMBERED;
-            self.rejections.insert(digest, rejection.clone(), Some(until));
+            self.rejections.insert(digest, rejected.clone(), Some(until));
         }
     }
 }

@@ -5,7 +5,7 @@ use thiserror::Error;
 use super::decision_error::DecisionError;
 use crate::refusal::Refusal;
 use crate::resolver::ResolveError;
-use apisix_plugin_runner::MAX_FRAME_HEADERS;
+use apisix_plugin_runner::{MAX_FRAME_HEADERS, Upstream};
 use kube_coders_identity::claims::ClaimsError;
 use kube_coders_identity::identity_error::IdentityError;
 use kube_coders_identity::token::TokenError;
@@ -24,6 +24,39 @@ pub(crate) enum Rejection {
     Decision(#[from] DecisionError),
     #[error(transparent)]
     Resolve(#[from] ResolveError),
+}
+
+/// A rejection, and of whom as far as that was known.
+#[derive(Clone, Debug)]
+pub(crate) struct UserRejection {
+    pub(crate) rejection: Rejection,
+    pub(crate) user: RejectedUser,
+}
+
+/// Whose request was rejected.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum RejectedUser {
+    #[default]
+    Unknown,
+    /// The issuer's or the gateway's word was believed, and there is no upstream.
+    Subject(Box<str>),
+    Upstream(Box<Upstream>),
+}
+
+impl UserRejection {
+    pub(super) fn of_subject(rejection: Rejection, subject: &str) -> Self {
+        Self { rejection, user: RejectedUser::Subject(subject.into()) }
+    }
+
+    pub(super) fn of_upstream(rejection: Rejection, upstream: &Upstream) -> Self {
+        Self { rejection, user: RejectedUser::Upstream(Box::new(upstream.clone())) }
+    }
+}
+
+impl From<Rejection> for UserRejection {
+    fn from(rejection: Rejection) -> Self {
+        Self { rejection, user: RejectedUser::Unknown }
+    }
 }
 
 impl Rejection {

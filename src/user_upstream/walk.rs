@@ -14,7 +14,7 @@ use super::browser_marker::OWN_COOKIES;
 use super::decision::WorkspaceDecision;
 use super::memory::{ConfNumber, Memory};
 use super::origin;
-use super::rejection::Rejection;
+use super::rejection::{Rejection, UserRejection};
 use super::request_headers::{
     ACCESS_TOKEN, AUTHORIZATION, FORWARDED_USER, FORWARDED_USERNAME, RESERVED, STAMP,
 };
@@ -89,13 +89,13 @@ pub(super) trait Keys: Sync {
 /// Why a walk has no decision.
 #[derive(Debug)]
 pub(crate) enum Stopped {
-    Rejected(Rejection),
+    Rejected(UserRejection),
     Failed(PluginError),
 }
 
-impl From<Rejection> for Stopped {
-    fn from(rejection: Rejection) -> Self {
-        Self::Rejected(rejection)
+impl From<UserRejection> for Stopped {
+    fn from(rejected: UserRejection) -> Self {
+        Self::Rejected(rejected)
     }
 }
 
@@ -122,18 +122,21 @@ impl<K: Keys> Walk<'_, K> {
         request: &mut impl Exchange,
         trace: &mut impl Trace,
     ) -> Result<Arc<WorkspaceDecision>, Stopped> {
-        let headers = self.identity_headers(request, trace)?;
+        let headers = self.identity_headers(request, trace).map_err(UserRejection::from)?;
         let decision = match &self.config.identity {
             IdentityConfig::Gateway => self.by_userinfo(&headers, trace)?,
             IdentityConfig::Verified(verified) => self.by_token(verified, &headers, trace).await?,
         };
         let is_in_authorization = self.is_in_authorization(headers.token, request);
-        self.look_up(&decision.upstream, trace).await?;
+        let rejected = |rejection| UserRejection::of_upstream(rejection, &decision.upstream);
+        self.look_up(&decision.upstream, trace).await.map_err(rejected)?;
         if has_plain_page(request) {
             match request.scheme().await? {
                 // An attacker on the network writes such a page, and the user's browser
                 // opens it under the same name.
-                ClientScheme::Https => trace.check("origin", Err(Rejection::ForeignOrigin))?,
+                ClientScheme::Https => {
+                    trace.check("origin", Err(Rejection::ForeignOrigin)).map_err(rejected)?;
+                }
                 ClientScheme::Unknown => trace.open("scheme", || {
                     "not known: over https, a page at http:// is refused; --scheme says which it is"
                         .to_owned()
@@ -172,7 +175,7 @@ impl<K: Keys> Walk<'_, K> {
         &self,
         headers: &IdentityHeaders<'_>,
         trace: &mut impl Trace,
-    ) -> Result<Arc<WorkspaceDecision>, Rejection> {
+    ) -> Result<Arc<WorkspaceDecision>, UserRejection> {
         let place = self.memory.map(|(memory, conf)| (memory, memory.digest(conf, [headers.userinfo, None])));
         let known = place.and_then(|(memory, digest)| memory.decision(digest, Instant::now()));
         if let Some(decision) = known {
@@ -183,7 +186,10 @@ impl<K: Keys> Walk<'_, K> {
         let claims = userinfo::decode(value, &self.config.wanted).map_err(IdentityError::from);
         let claims = trace.check("userinfo", claims)?;
         trace.good("userinfo", || "believed, because the conf trusts the gateway".to_owned());
-        let decision = Arc::new(WorkspaceDecision::of(self.config, &claims, trace)?);
+        let decision = WorkspaceDecision::of(self.config, &claims, trace);
+        let decision =
+            decision.map_err(|rejection| UserRejection::of_subject(rejection, claims.subject()))?;
+        let decision = Arc::new(decision);
         if let Some((memory, digest)) = place {
             memory.keep_decision(digest, &decision);
         }
@@ -196,7 +202,7 @@ impl<K: Keys> Walk<'_, K> {
         verified: &Verified,
         headers: &IdentityHeaders<'_>,
         trace: &mut impl Trace,
-    ) -> Result<Arc<WorkspaceDecision>, Rejection> {
+    ) -> Result<Arc<WorkspaceDecision>, UserRejection> {
         let place = self.memory.map(|(memory, conf)| {
             let told = [headers.token.map(|token| token.text), headers.userinfo];
             (memory, memory.digest(conf, told))
@@ -206,8 +212,8 @@ impl<K: Keys> Walk<'_, K> {
             if let Some(decision) = memory.decision(digest, now) {
                 return Ok(decision);
             }
-            if let Some(rejection) = memory.rejection(digest, now) {
-                return Err(rejection);
+            if let Some(rejected) = memory.rejection(digest, now) {
+                return Err(rejected);
             }
         }
         // The future of a real check is large, and rarely needed.
@@ -215,7 +221,7 @@ impl<K: Keys> Walk<'_, K> {
         if let Some((memory, digest)) = place {
             match &decided {
                 Ok(decision) => memory.keep_decision(digest, decision),
-                Err(rejection) => memory.keep_rejection(digest, rejection),
+                Err(rejected) => memory.keep_rejection(digest, rejected),
             }
         }
         decided
@@ -226,7 +232,7 @@ impl<K: Keys> Walk<'_, K> {
         verified: &Verified,
         headers: &IdentityHeaders<'_>,
         trace: &mut impl Trace,
-    ) -> Result<Arc<WorkspaceDecision>, Rejection> {
+    ) -> Result<Arc<WorkspaceDecision>, UserRejection> {
         let found = trace.check("headers", headers.token.ok_or(IdentityError::NoToken))?;
         let token = Token::decode(found.text, &self.config.wanted).map_err(IdentityError::from);
         let token = trace.check("token", token)?;
@@ -251,7 +257,9 @@ impl<K: Keys> Walk<'_, K> {
             trace.good("userinfo", || userinfo_text(verified));
         }
         let good_for = (expires - now).clamp(0.0, MAX_GOOD_FOR);
-        let mut decision = WorkspaceDecision::of(self.config, &claims, trace)?;
+        let decision = WorkspaceDecision::of(self.config, &claims, trace);
+        let mut decision =
+            decision.map_err(|rejection| UserRejection::of_subject(rejection, claims.subject()))?;
         let good_for = Duration::try_from_secs_f64(good_for).unwrap_or_default();
         decision.good_until = Some(Instant::now() + good_for);
         decision.key = Some(key);

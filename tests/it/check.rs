@@ -16,7 +16,7 @@ const ORIGINAL: &str = "tests/check/original.yaml";
 const FOR_GATEWAY: [&str; 2] = ["--gateway-version", "3.18"];
 
 /// What is applied together: folders, or the files of one.
-const SHIPPED: [&[&str]; 13] = [
+const SHIPPED: [&[&str]; 18] = [
     &["apisix-conf/standalone/config.yaml", "apisix-conf/standalone/apisix.yaml"],
     &["apisix-conf/standalone-direct/config.yaml", "apisix-conf/standalone-direct/apisix.yaml"],
     &[
@@ -36,6 +36,32 @@ const SHIPPED: [&[&str]; 13] = [
     &["examples/compose/apisix/config.yaml", "examples/compose/apisix/apisix.yaml"],
     &["examples/kubernetes/gateway/apisix.yaml"],
     &["apisix-conf/helm/values-beside.yaml", "apisix-conf/standalone/apisix.yaml"],
+    &["apisix-conf/helm/values-spawned.yaml", "apisix-conf/standalone/apisix.yaml"],
+    &[
+        "apisix-conf/helm/values-spawned.yaml",
+        "examples/kubernetes/gateway/values-spawned.yaml",
+        "examples/kubernetes/gateway/dashboard/values.yaml",
+        "apisix-conf/admin-api/service.json",
+        "apisix-conf/admin-api/route-workspaces.json",
+        "apisix-conf/admin-api/route-workspaces-login.json",
+    ],
+    &[
+        "apisix-conf/helm/values-spawned.yaml",
+        "apisix-conf/helm/values-ingress.yaml",
+        "apisix-conf/ingress/gateway.yaml",
+        "apisix-conf/ingress/forward.yaml",
+        "apisix-conf/ingress/route.yaml",
+    ],
+    &[
+        "apisix-conf/helm/values-spawned.yaml",
+        "apisix-conf/helm/values-direct.yaml",
+        "apisix-conf/standalone-direct/apisix.yaml",
+    ],
+    &[
+        "apisix-conf/helm/values-spawned.yaml",
+        "examples/kubernetes/gateway/values-spawned.yaml",
+        "examples/kubernetes/gateway/apisix.yaml",
+    ],
     &[
         "apisix-conf/helm/values-beside.yaml",
         "apisix-conf/helm/values-direct.yaml",

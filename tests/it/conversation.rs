@@ -52,7 +52,7 @@ fn two_frames_in_one_write_get_two_answers_in_order() {
     let served = shipped();
     let mut peer = served.connect();
     let token = peer.prepare(UPSTREAM, CONF);
-    let prepare = Prepare::new("route#1#x#1", &[(UPSTREAM, CONF)]).frame().bytes();
+    let prepare = Prepare::new("route#1#ext-plugin-pre-req#2", &[(UPSTREAM, CONF)]).frame().bytes();
     let call = Call::new(5, token ^ 1).frame().bytes();
     peer.write(&[&prepare[..], &call, &prepare].concat());
     assert_eq!(peer.receive().unwrap().token(), token);
@@ -126,14 +126,15 @@ fn an_unknown_token_is_error_2_and_the_connection_stays() {
 }
 
 #[test]
-fn the_same_chain_has_one_token_and_another_life_another() {
+fn a_route_has_one_token_for_a_chain_and_in_another_life_another() {
     let (one, other) = (shipped(), shipped());
     let prepare = |key: &str, confs: &[(&str, &str)]| Prepare::new(key, confs).frame();
     let twice = [(UPSTREAM, CONF), (UPSTREAM, CONF)];
     let mut peer = one.connect();
     let token = peer.ask(&prepare("route#1#ext-plugin-pre-req#1", &twice[..1])).token();
     assert_ne!(token, 0);
-    assert_eq!(peer.ask(&prepare("route#2#ext-plugin-pre-req#7", &twice[..1])).token(), token);
+    assert_eq!(peer.ask(&prepare("route#1#ext-plugin-pre-req#7", &twice[..1])).token(), token);
+    assert_ne!(peer.ask(&prepare("route#2#ext-plugin-pre-req#7", &twice[..1])).token(), token);
     assert_ne!(peer.ask(&prepare("route#1#ext-plugin-pre-req#1", &twice)).token(), token);
     let conf = format!("{CONF} ");
     assert_ne!(peer.ask(&prepare("route#1#x#1", &[(UPSTREAM, &conf)])).token(), token);
@@ -146,7 +147,7 @@ fn a_conf_that_is_refused_is_logged_without_its_content() {
     let runner = Runner::start(&[]);
     let mut peer = Peer::connect(&runner.socket);
     for (plugin, conf, parts) in [
-        ("nosuch", r#"{"a": "S"}"#, &["no such plugin", "plugin=\"nosuch\"", "\"user-upstream\""][..]),
+        ("nosuch", r#"{"a": "S"}"#, &["no such plugin", "plugin=\"nosuch\"", "known=\"user-upstream\""][..]),
         (
             UPSTREAM,
             "{\"identity\": {\"trust\": \"S\"},\n \"upstream\": \"http://a:1\"}",

@@ -1,6 +1,7 @@
 //! The answer table of what can fail, each line over the real way, as a problem
 //! and as a page in either language, and the same with `allow_degradation`.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
@@ -296,4 +297,87 @@ async fn a_bug_in_a_plugin_is_an_answer_of_ours() {
         .plugin("user-upstream", r#"{"identity": {"trust": "gateway"}, "upstream": "http://127.0.0.1:1"}"#);
     let route = route.plugin("panics", "null");
     check(&edge, &route, &by("alice"), (503, "runner-failed"), "a panic of a later plugin", |_| {}).await;
+}
+
+/// The fields of a line `… request refused name=value …`, as a program reads them.
+fn fields(line: &str) -> BTreeMap<String, String> {
+    let (_, mut rest) = line.split_once("request refused ").unwrap();
+    let mut fields = BTreeMap::new();
+    while let Some((name, after)) = rest.split_once('=') {
+        let value = if after.starts_with('"') {
+            let mut values = serde_json::Deserializer::from_str(after).into_iter::<String>();
+            let value = values.next().unwrap().unwrap();
+            rest = &after[values.byte_offset()..];
+            value
+        } else {
+            let end = after.find(' ').unwrap_or(after.len());
+            rest = &after[end..];
+            after[..end].to_owned()
+        };
+        rest = rest.trim_start();
+        fields.insert(name.to_owned(), value);
+    }
+    assert_eq!(rest, "", "{line}");
+    fields
+}
+
+/// Both the runner's and the forwarder's lines can be read by a program. They tell which request
+/// on which route was refused, and of whom, without a name.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refusal_s_line_names_its_request_its_route_and_a_digest_of_its_user() {
+    let conf = |upstream: &str| {
+        format!(
+            r#"{{"identity": {{"trust": "gateway"}}, "upstream": "{upstream}", "deny": {{"subjects": ["mallory"]}}}}"#
+        )
+    };
+    let unused = TcpListener::bind("127.0.0.4:0").await.unwrap();
+    let closed = format!("http://{}", unused.local_addr().unwrap());
+    drop(unused);
+    let mut digests = Vec::new();
+    for flags in [&[][..], &["--log-subjects"]] {
+        let house = house(flags).await;
+        let by_name = conf(&format!("http://code-{{sub}}.test:{}", house.port));
+        // Two routes with the same conf are told apart.
+        let (one, two) = (Route::new("one"), Route::new("two"));
+        let (one, two) = (one.plugin("user-upstream", &by_name), two.plugin("user-upstream", &by_name));
+        let starting = Route::new("starting").plugin("user-upstream", &conf(&closed));
+        let mut digests_here = Vec::new();
+        for (route, name, user, code, workspace) in [
+            (&one, "one", "zoe", "workspace-not-found", Some("code-zoe.test")),
+            (&two, "two", "zoe", "workspace-not-found", Some("code-zoe.test")),
+            (&one, "one", "mallory", "not-allowed", None),
+            (&two, "two", "", "identity-missing", None),
+            (&starting, "starting", "zoe", "workspace-starting", Some("127.0.0.4")),
+        ] {
+            let request = if user.is_empty() { get() } else { by(user) };
+            let request = request.header("X-Request-Id", "id-of-this-request");
+            house.edge.request(route, &request).await;
+            let line = house.runner.program.line(&[
+                "request refused",
+                &format!("code={code:?}"),
+                &format!("route={name:?} "),
+            ]);
+            let fields = fields(&line);
+            let get = |name: &str| fields.get(name).map(String::as_str);
+            assert!(!get("request_id").unwrap().is_empty(), "{line}");
+            if name == "starting" {
+                assert_eq!(get("request_id"), Some("id-of-this-request"));
+            }
+            assert_eq!((get("route"), get("code")), (Some(name), Some(code)), "{line}");
+            assert!(line.contains("reason=\"") && !get("reason").unwrap().is_empty(), "{line}");
+            assert_eq!(get("subject_digest").is_some(), !user.is_empty(), "{line}");
+            let (subject, workspace) = match flags {
+                [] => (None, None),
+                _ => (Some(user).filter(|user| !user.is_empty()), workspace),
+            };
+            assert_eq!((get("subject"), get("workspace")), (subject, workspace), "{line}");
+            assert!(!flags.is_empty() || user.is_empty() || !line.contains(user), "{line}");
+            digests_here.push((user, get("subject_digest").map(str::to_owned)));
+        }
+        let of = |user| digests_here.iter().filter(move |(name, _)| *name == user).map(|(_, digest)| digest);
+        assert_eq!(of("zoe").collect::<BTreeSet<_>>().len(), 1, "the runner's and the forwarder's are equal");
+        assert_ne!(of("zoe").next(), of("mallory").next());
+        digests.extend(of("zoe").next().cloned());
+    }
+    assert_ne!(digests[0], digests[1], "two runners with keys of their own");
 }

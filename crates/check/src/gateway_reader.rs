@@ -23,7 +23,12 @@ pub(super) fn check(document: &Document<'_>, findings: &mut Findings) {
         findings.add(Rule::NotTerminated, &spot.at_line(last), "the file does not end with #END");
     }
     let lines: Vec<_> = text.lines().collect();
-    let part = chart::values(&spot).and_then(|values| chart::full_config(&values)).unwrap_or(spot);
+    // Of values for a chart, the gateway reads what becomes its config.yaml.
+    let part = match chart::values(&spot) {
+        Some(values) => chart::full_config(&values),
+        None => Some(spot),
+    };
+    let Some(part) = part else { return };
     for spot in part.scalars() {
         let line = usize::try_from(spot.place.line).ok().and_then(|line| lines.get(line.checked_sub(1)?));
         let column = usize::try_from(spot.place.column).unwrap_or(1).max(1);

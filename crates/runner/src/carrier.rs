@@ -78,23 +78,30 @@ pub struct Choice<'a> {
     pub(crate) method: &'a Method,
     #[cfg_attr(not(feature = "direct"), allow(dead_code))]
     pub(crate) headers: &'a Headers<'a>,
+    route_id: Option<&'a str>,
 }
 
 impl<'a> Choice<'a> {
     pub(crate) fn new(upstream: &'a Upstream, request: &'a Request<'_>) -> Self {
         let (method, headers) = request.original();
-        Self { upstream, changes: &request.changes, method, headers }
+        Self { upstream, changes: &request.changes, method, headers, route_id: request.route_id() }
     }
 
     #[cfg(all(test, feature = "direct"))]
     pub(crate) fn for_test(upstream: &'a Upstream, changes: &'a Changes, headers: &'a Headers<'a>) -> Self {
-        Self { upstream, changes, method: &Method::GET, headers }
+        Self { upstream, changes, method: &Method::GET, headers, route_id: None }
     }
 
     /// The upstream that was chosen.
     #[must_use]
     pub fn upstream(&self) -> &'a Upstream {
         self.upstream
+    }
+
+    /// The id of the route on which the request came, if the gateway said it.
+    #[must_use]
+    pub fn route_id(&self) -> Option<&'a str> {
+        self.route_id
     }
 
     /// The names of the request headers that plugins set. A client that names one of them

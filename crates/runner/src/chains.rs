@@ -30,7 +30,8 @@ impl ChainId {
     }
 }
 
-/// The one route that a chain belongs to; `None` once two routes have the same chain.
+/// The route that a token is for; `None` if the gateway did not say it, or if several routes
+/// share the token.
 type RouteId = Option<Arc<str>>;
 
 /// How many bytes the names and confs of all cached chains may have. A frame may hold 16 MiB, and
@@ -40,12 +41,13 @@ const MAX_CONF_BYTES: usize = 64 << 20;
 /// Tokens with their chains, for as long as the gateway may use them.
 ///
 /// Tokens are random. With a counter, a token from before a restart of the runner could
-/// name another route's chain (docs/gateway.md, PrepareConf). A chain keeps its token
-/// however often it is prepared, because every reload of a gateway's file prepares every
-/// route again.
+/// name another route's chain (docs/gateway.md, PrepareConf). A chain keeps its token for a
+/// route however often it is prepared, because every reload of a gateway's file prepares
+/// every route again. Routes with the same chain share it, and each has its own token, by
+/// which the log tells them apart. If the cache is full, they share the token, too.
 ///
-/// If the cache is full, it drops the chain whose token expires next. A cache that judges
-/// by use would drop a token that the gateway still holds for hours.
+/// If the cache is full of other chains, it drops the token that expires next. A cache that
+/// judges by use would drop a token that the gateway still holds for hours.
 pub(crate) struct ConfCache {
     kept: Duration,
     capacity: usize,
@@ -55,8 +57,8 @@ pub(crate) struct ConfCache {
 #[derive(Default)]
 struct CachedChains {
     by_token: HashMap<u32, CachedChain>,
-    by_id: HashMap<ChainId, u32>,
-    /// Of all chains.
+    by_id: HashMap<ChainId, Vec<u32>>,
+    /// Of all tokens' chains.
     bytes: usize,
 }
 
@@ -80,27 +82,27 @@ impl ConfCache {
         }
     }
 
-    /// The chain of a valid token, and the id of its route if only one route has it.
+    /// The chain of a valid token, and the id of its route if it is known.
     pub(crate) fn chain(&self, token: u32) -> Option<(Arc<Chain>, RouteId)> {
         let entries = read_lock(&self.entries);
         let entry = entries.by_token.get(&token)?;
         (entry.expires > Instant::now()).then(|| (Arc::clone(&entry.chain), entry.route.clone()))
     }
 
-    /// The token of a known chain, valid for its whole time from now.
-    pub(crate) fn renew(&self, id: ChainId, route: Option<&str>) -> Option<u32> {
-        let mut entries = write_lock(&self.entries);
-        let now = Instant::now();
-        let token = *entries.by_id.get(&id)?;
-        let entry = entries.by_token.get_mut(&token).filter(|entry| entry.expires > now)?;
-        entry.expires = now + self.kept;
-        if entry.route.as_deref() != route {
-            entry.route = None;
-        }
-        Some(token)
+    /// A route's token of a known chain, valid for its whole time from now.
+    ///
+    /// # Errors
+    ///
+    /// The system has no random numbers.
+    pub(crate) fn renew(&self, id: ChainId, route: Option<&str>) -> Result<Option<u32>, getrandom::Error> {
+        write_lock(&self.entries).renew(id, route, self.capacity, Instant::now() + self.kept)
     }
 
-    /// A token for a new chain, or the token that the chain has got meanwhile.
+    /// A token for a new chain, or the token that the route has got meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// The system has no random numbers.
     pub(crate) fn insert(
         &self,
         id: ChainId,
@@ -113,34 +115,19 @@ impl ConfCache {
         let forgotten;
         let mut entries = write_lock(&self.entries);
         let now = Instant::now();
-        if let Some(token) = entries.by_id.get(&id).copied()
-            && let Some(entry) = entries.by_token.get_mut(&token).filter(|entry| entry.expires > now)
-        {
-            // Another connection has prepared the same chain meanwhile, perhaps for another route.
-            if entry.route.as_deref() != route {
-                entry.route = None;
-            }
+        // Another connection may have prepared the same chain meanwhile.
+        if let Some(token) = entries.renew(id, route, self.capacity, now + self.kept)? {
             return Ok(token);
         }
         forgotten = entries.make_room(self.capacity, bytes, now);
-        let token = loop {
-            let token = getrandom::u32()?;
-            if token != 0 && !entries.by_token.contains_key(&token) {
-                break token;
-            }
-        };
-        entries.by_id.insert(id, token);
-        entries.by_token.insert(
-            token,
-            CachedChain {
-                id,
-                bytes,
-                chain: Arc::new(chain),
-                route: route.map(Arc::from),
-                expires: now + self.kept,
-            },
-        );
-        entries.bytes += bytes;
+        let chain = Arc::new(chain);
+        let token = entries.add(CachedChain {
+            id,
+            bytes,
+            chain,
+            route: route.map(Arc::from),
+            expires: now + self.kept,
+        })?;
         drop(entries);
         for _ in forgotten.iter().filter(|entry| entry.expires > now) {
             warn!(
@@ -155,22 +142,66 @@ impl ConfCache {
 }
 
 impl CachedChains {
-    /// Removes expired chains, and if that is not enough, the chain that would expire
-    /// next.
+    /// A route's token of a known chain: its own, a new one if there is room, or another route's.
+    fn renew(
+        &mut self,
+        id: ChainId,
+        route: Option<&str>,
+        capacity: usize,
+        expires: Instant,
+    ) -> Result<Option<u32>, getrandom::Error> {
+        let now = Instant::now();
+        let tokens = self.by_id.get(&id).map(Vec::as_slice).unwrap_or_default();
+        let live = |token: &&u32| self.by_token.get(*token).is_some_and(|entry| entry.expires > now);
+        let own = tokens.iter().filter(live).find(|token| self.by_token[*token].route.as_deref() == route);
+        let Some(token) = own.or_else(|| tokens.iter().find(live)).copied() else { return Ok(None) };
+        let is_own = own.is_some();
+        let has_room = self.by_token.len() < capacity;
+        let Some(entry) = self.by_token.get_mut(&token) else { return Ok(None) };
+        let bytes = entry.bytes;
+        if !is_own && has_room && self.bytes.saturating_add(bytes) <= MAX_CONF_BYTES {
+            let (chain, route) = (Arc::clone(&entry.chain), route.map(Arc::from));
+            return self.add(CachedChain { id, bytes, chain, route, expires }).map(Some);
+        }
+        entry.expires = expires;
+        if !is_own {
+            entry.route = None;
+        }
+        Ok(Some(token))
+    }
+
+    fn add(&mut self, entry: CachedChain) -> Result<u32, getrandom::Error> {
+        let token = loop {
+            let token = getrandom::u32()?;
+            if token != 0 && !self.by_token.contains_key(&token) {
+                break token;
+            }
+        };
+        self.by_id.entry(entry.id).or_default().push(token);
+        self.bytes += entry.bytes;
+        self.by_token.insert(token, entry);
+        Ok(token)
+    }
+
+    /// Removes expired tokens, and if that is not enough, those that would expire next.
     fn make_room(&mut self, capacity: usize, bytes: usize, now: Instant) -> Vec<CachedChain> {
-        let expired = self.by_token.extract_if(|_, entry| entry.expires <= now);
-        let mut forgotten: Vec<_> = expired.map(|(_, entry)| entry).collect();
-        self.bytes -= forgotten.iter().map(|entry| entry.bytes).sum::<usize>();
+        let mut forgotten: Vec<_> = self.by_token.extract_if(|_, entry| entry.expires <= now).collect();
+        self.bytes -= forgotten.iter().map(|(_, entry)| entry.bytes).sum::<usize>();
         while self.by_token.len() >= capacity || self.bytes.saturating_add(bytes) > MAX_CONF_BYTES {
             let next = self.by_token.iter().min_by_key(|(_, entry)| entry.expires).map(|(token, _)| *token);
-            let Some(entry) = next.and_then(|next| self.by_token.remove(&next)) else { break };
-            self.bytes -= entry.bytes;
-            forgotten.push(entry);
+            let Some(removed) = next.and_then(|next| self.by_token.remove_entry(&next)) else { break };
+            self.bytes -= removed.1.bytes;
+            forgotten.push(removed);
         }
-        for entry in &forgotten {
-            self.by_id.remove(&entry.id);
+        for (token, entry) in &forgotten {
+            if let Some(tokens) = self.by_id.get_mut(&entry.id) {
+                tokens.retain(|other| other != token);
+                if tokens.is_empty() {
+                    self.by_id.remove(&entry.id);
+                }
+            }
         }
-        forgotten
+        forgotten.into_iter().map(|(_, entry)| entry).collect()
     }
 }
 
@@ -230,30 +261,56 @@ mod tests {
         let token = insert(&cache, "a");
         assert_ne!(token, 0);
         tokio::time::advance(HOUR).await;
-        assert_eq!(cache.renew(id("a"), Some("a")), Some(token));
+        assert_eq!(cache.renew(id("a"), Some("a")).unwrap(), Some(token));
         tokio::time::advance(HOUR * 6 / 5 - Duration::from_millis(1)).await;
         assert!(cache.chain(token).is_some());
         tokio::time::advance(Duration::from_millis(1)).await;
         assert!(cache.chain(token).is_none());
-        assert_eq!(cache.renew(id("a"), Some("a")), None);
+        assert_eq!(cache.renew(id("a"), Some("a")).unwrap(), None);
         assert_ne!(insert(&cache, "a"), token);
     }
 
     #[tokio::test]
-    async fn a_route_is_named_only_while_one_route_has_the_chain() {
+    async fn routes_with_the_same_chain_have_tokens_of_their_own_while_there_is_room() {
+        let cache = ConfCache::new(HOUR, 3);
+        let route = |token| cache.chain(token).and_then(|(_, route)| route).as_deref().map(str::to_owned);
+        let first = insert(&cache, "a");
+        let renew = |route| cache.renew(id("a"), route).unwrap().unwrap();
+        assert_eq!(renew(Some("a")), first);
+        let second = renew(Some("b"));
+        let unnamed = renew(None);
+        assert_eq!([first, second, unnamed].iter().collect::<HashSet<_>>().len(), 3);
+        for _ in 0..2 {
+            assert_eq!([renew(Some("a")), renew(Some("b")), renew(None)], [first, second, unnamed]);
+        }
+        assert_eq!(
+            [route(first).as_deref(), route(second).as_deref(), route(unnamed).as_deref()],
+            [Some("a"), Some("b"), None]
+        );
+        let chain = |token| cache.chain(token).unwrap().0;
+        assert!(Arc::ptr_eq(&chain(first), &chain(second)), "prepared once");
+        // No room: a token is for several routes from now on, and names none.
+        let shared = renew(Some("c"));
+        assert!([first, second, unnamed].contains(&shared));
+        assert_eq!(route(shared), None);
+        assert_eq!(cache.insert(id("a"), 2, Chain::new(), Some("b")).unwrap(), renew(Some("b")));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tokens_of_one_chain_expire_each_at_its_time() {
         let cache = ConfCache::new(HOUR, 10);
-        let token = insert(&cache, "a");
-        let route = || cache.chain(token).and_then(|(_, route)| route).as_deref().map(str::to_owned);
-        assert_eq!(route().as_deref(), Some("a"));
-        assert_eq!(cache.renew(id("a"), Some("a")), Some(token));
-        assert_eq!(route().as_deref(), Some("a"));
-        assert_eq!(cache.renew(id("a"), Some("b")), Some(token));
-        assert_eq!(route(), None);
-        assert_eq!(cache.renew(id("a"), Some("a")), Some(token));
-        assert_eq!(route(), None);
-        let token = insert(&cache, "b");
-        assert_eq!(cache.insert(id("b"), 2, Chain::new(), Some("other")).unwrap(), token);
-        assert_eq!(cache.chain(token).and_then(|(_, route)| route), None);
+        let first = insert(&cache, "a");
+        tokio::time::advance(HOUR).await;
+        let second = cache.renew(id("a"), Some("b")).unwrap().unwrap();
+        tokio::time::advance(HOUR).await;
+        assert!(cache.chain(first).is_none() && cache.chain(second).is_some());
+        let again = cache.renew(id("a"), Some("a")).unwrap().unwrap();
+        assert!(![first, second].contains(&again), "the chain is still known by the other token");
+        insert(&cache, "b");
+        assert_eq!(read_lock(&cache.entries).bytes, 3 * 2, "the expired one is not counted");
+        tokio::time::advance(2 * HOUR).await;
+        insert(&cache, "c");
+        assert_eq!(read_lock(&cache.entries).by_id.len(), 1);
     }
 
     #[tokio::test(start_paused = true)]
@@ -263,11 +320,11 @@ mod tests {
         tokio::time::advance(Duration::from_secs(1)).await;
         let second = insert(&cache, "b");
         tokio::time::advance(Duration::from_secs(1)).await;
-        assert_eq!(cache.renew(id("a"), Some("a")), Some(first));
+        assert_eq!(cache.renew(id("a"), Some("a")).unwrap(), Some(first));
         let third = insert(&cache, "c");
         assert!(cache.chain(first).is_some() && cache.chain(third).is_some());
         assert!(cache.chain(second).is_none());
-        assert_eq!(cache.renew(id("b"), Some("b")), None);
+        assert_eq!(cache.renew(id("b"), Some("b")).unwrap(), None);
     }
 
     /// Counts how often it is dropped, and whether the cache can be used meanwhile.

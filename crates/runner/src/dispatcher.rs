@@ -170,21 +170,18 @@ impl Dispatcher {
         }
         let id = ChainId::of(&call.confs);
         let route = route_of(call.key);
-        if let Some(token) = self.confs.renew(id, route) {
+        let no_number = |error: &getrandom::Error| error!(%error, "no random number for a conf token");
+        if let Some(token) = self.confs.renew(id, route).inspect_err(no_number).ok()? {
             return Some(token);
         }
         let chain = self.prepare_chain(&call, Instant::now() + PREPARE_DEADLINE).await?;
         let plugins: Vec<_> = chain.iter().map(|plugin| plugin.name()).collect();
-        let token = self
-            .confs
-            .insert(id, bytes, chain, route)
-            .inspect_err(|error| error!(%error, "no random number for a conf token"))
-            .ok()?;
+        let token = self.confs.insert(id, bytes, chain, route).inspect_err(no_number).ok()?;
         match plugins.is_empty() {
             true => {
                 warn!(key = shown(call.key), "route prepared without a plugin: its requests go on unchanged");
             }
-            false => info!(key = shown(call.key), ?plugins, "route prepared"),
+            false => info!(key = shown(call.key), plugins = plugins.join(","), "route prepared"),
         }
         Some(token)
     }
@@ -202,7 +199,12 @@ impl Dispatcher {
                     return None;
                 }
                 None => {
-                    error!(key, plugin, known = ?self.registry.names(), "conf refused: no such plugin");
+                    error!(
+                        key,
+                        plugin,
+                        known = self.registry.names().join(","),
+                        "conf refused: no such plugin"
+                    );
                     return None;
                 }
             }
@@ -242,6 +244,7 @@ impl Dispatcher {
             answers::request_failed(encoder, id, &self.unread_call_answer());
             return (FrameKind::RequestCall, AfterCall::Keep);
         };
+        request.route = route;
         if self.limits.asks_request_id {
             request_id(&mut request.extra_info).await;
         }
@@ -414,13 +417,19 @@ async fn limited<T>(
     }
 }
 
-/// The id of the route that a PrepareConf's key names: `route#<id>#<plugin>#<version>`
-/// (docs/gateway.md, PrepareConf). `None` for a key of another form.
+/// The id of the route that a PrepareConf's key names: `route#<id>#<plugin>#<version>`, or
+/// with a service `route&service#<id>&<service>#<plugin>#<version>` (docs/gateway.md,
+/// PrepareConf). `None` for a key of another form.
 fn route_of(key: &[u8]) -> Option<&str> {
     let key = std::str::from_utf8(key).ok()?;
     let mut parts = key.split('#');
     match (parts.next()?, parts.next()?, parts.next()?, parts.next()?, parts.next()) {
-        ("route", id, plugin, _, None) if !id.is_empty() && plugin.starts_with("ext-plugin-") => Some(id),
+        (kind, ids, plugin, _, None) if plugin.starts_with("ext-plugin-") => {
+            // An id has no `&`, so there are as many ids as kinds, and the first is the route's.
+            let is_route = kind.split('&').next() == Some("route");
+            let as_many = kind.split('&').count() == ids.split('&').count();
+            ids.split('&').next().filter(|id| is_route && as_many && !id.is_empty())
+        }
         _ => None,
     }
 }
@@ -512,6 +521,11 @@ mod tests {
     fn a_route_is_named_only_by_a_key_of_the_known_form() {
         for (key, route) in [
             ("route#r1#ext-plugin-pre-req#1795346860", Some("r1")),
+            ("route&service#r1&s1#ext-plugin-pre-req#1&2", Some("r1")),
+            ("route&service&consumer#r1&s1&tom#ext-plugin-pre-req#1", Some("r1")),
+            ("route&service#r1#ext-plugin-pre-req#1", None),
+            ("route#r1&s1#ext-plugin-pre-req#1", None),
+            ("route&service#&s1#ext-plugin-pre-req#1", None),
             ("service#s1#ext-plugin-pre-req#1", None),
             ("route#r#1#ext-plugin-pre-req#1", None),
             ("route##ext-plugin-pre-req#1", None),

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use apisix_ext_plugin::payload::RequestCall;
@@ -72,19 +72,19 @@ pub const MAX_FRAME_HEADERS: usize = 100;
 /// ```
 /// use apisix_plugin_runner::{Action, Plugin, PluginError, Request, StatusCode, Stop};
 ///
-/// /// Tells the upstream on which route a request came.
-/// struct NameRoute;
+/// /// Tells the upstream at which host of the gateway a request came.
+/// struct NameHost;
 ///
-/// impl Plugin for NameRoute {
-///     const NAME: &'static str = "name-route";
+/// impl Plugin for NameHost {
+///     const NAME: &'static str = "name-host";
 ///     type Config = ();
 ///
 ///     async fn on_request(&self, (): &(), request: &mut Request<'_>) -> Result<Action, PluginError> {
 ///         if request.path().starts_with(b"/internal/") {
 ///             return Ok(Stop::new(StatusCode::NOT_FOUND).into());
 ///         }
-///         if let Some(route) = request.var("route_id").await? {
-///             request.set_header("x-route", route)?;
+///         if let Some(host) = request.var("host").await? {
+///             request.set_header("x-asked-host", host)?;
 ///         }
 ///         Ok(Action::Continue)
 ///     }
@@ -97,6 +97,8 @@ pub struct Request<'f> {
     source: Option<IpAddr>,
     args: Vec<(&'f [u8], Option<&'f [u8]>)>,
     headers: Headers<'f>,
+    /// The id of the route, if the gateway said it when it prepared the conf.
+    pub(crate) route: Option<Arc<str>>,
     pub(crate) extra_info: ExtraInfo<'f>,
     pub(crate) changes: Changes,
     has_carrier: bool,
@@ -127,6 +129,7 @@ impl<'f> Request<'f> {
             source,
             args: call.args,
             headers: Headers::new(call.headers),
+            route: None,
             extra_info,
             changes: Changes::new(max_change_bytes),
             has_carrier,
@@ -134,6 +137,24 @@ impl<'f> Request<'f> {
             cached: None,
             outside: OnceLock::new(),
         })
+    }
+
+    /// The id of the route on which the request came. It costs nothing, unlike the variable
+    /// `route_id`, which the gateway has to be asked for.
+    ///
+    /// `None` if the gateway did not say it, for example for a plugin in a global rule, or if
+    /// more routes share their confs than `--max-confs` allows.
+    ///
+    /// ```
+    /// use apisix_plugin_runner::Request;
+    ///
+    /// fn note(request: &Request<'_>) {
+    ///     tracing::info!(route = request.route_id(), "request refused");
+    /// }
+    /// ```
+    #[must_use]
+    pub fn route_id(&self) -> Option<&str> {
+        self.route.as_deref()
     }
 
     /// The method.

@@ -207,7 +207,7 @@ impl Runner {
             socket = %settings.socket.path.display(),
             mode = format!("{:04o}", settings.socket.mode),
             serves = %admission,
-            plugins = ?self.registry.names(),
+            plugins = self.registry.names().join(","),
             "runner listens"
         );
         let draining = CancellationToken::new();

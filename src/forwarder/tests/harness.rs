@@ -11,9 +11,12 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::forwarder::{CertificateTrust, Forwarder, ForwarderLimits};
+use crate::logged_user::LoggedUsers;
 use crate::resolver::NameServers;
 use crate::resolver::Resolver;
+use crate::route::key_file::{KeyBytes, MIN_KEY};
 use crate::route::stamp::StampKey;
+use crate::subject_digest::SubjectKeys;
 use apisix_plugin_runner::Upstream;
 use apisix_plugin_runner::listener::Succession;
 
@@ -60,7 +63,9 @@ impl Served {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
-        let forwarder = Forwarder::new(key.clone(), resolver, limits, trust, Succession::new(None));
+        let users = SubjectKeys::new(&KeyBytes::new(&[7; MIN_KEY]).unwrap(), &[]);
+        let users = LoggedUsers::new(users, false);
+        let forwarder = Forwarder::new(key.clone(), resolver, limits, trust, users, Succession::new(None));
         let serving = tokio::spawn(Arc::clone(&forwarder).serve(listener, stop.clone(), drain));
         Self { address, key, stop, forwarder, serving }
     }

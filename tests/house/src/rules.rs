@@ -46,6 +46,7 @@ const ARROWS: &[BoxArrows] = &[
         imports: &[
             "bounded_map",
             "locks",
+            "logged_user",
             "refusal",
             "resolver",
             "route::mode",
@@ -59,6 +60,7 @@ const ARROWS: &[BoxArrows] = &[
         imports: &[
             "bounded_map",
             "locks",
+            "logged_user",
             "refusal",
             "resolver",
             "route::kept_headers",
@@ -67,9 +69,18 @@ const ARROWS: &[BoxArrows] = &[
         ],
     },
     BoxArrows { name: "subject_digest", imports: &["route::key_file", "route::own_cookies"] },
+    BoxArrows { name: "logged_user", imports: &["subject_digest"] },
     BoxArrows {
         name: "cli",
-        imports: &["forwarder", "refusal", "resolver", "route", "subject_digest", "user_upstream"],
+        imports: &[
+            "forwarder",
+            "logged_user",
+            "refusal",
+            "resolver",
+            "route",
+            "subject_digest",
+            "user_upstream",
+        ],
     },
 ];
 

@@ -3,9 +3,11 @@
 use std::fmt;
 use std::io::IsTerminal as _;
 
+use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Subscriber};
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
 use tracing_subscriber::fmt::time::{FormatTime as _, SystemTime};
@@ -120,6 +122,7 @@ impl LogWriter {
             .log_internal_errors(false)
             .with_writer(queue)
             .with_ansi(std::io::stderr().is_terminal())
+            .fmt_fields(QuotedFields)
             .event_format(Line);
         call_context::read_from_now_on();
         tracing_subscriber::registry().with(lines).with(filter.0.clone()).init();
@@ -153,6 +156,75 @@ where
         write_in_one_line(&mut writer, &fields)?;
         writeln!(writer)
     }
+}
+
+/// Writes the message, and after it each field as `name=value`. Texts have quotes around them, and
+/// so has every other value that is not one word, with `\"` and `\\` inside: programs can tell
+/// where it ends.
+struct QuotedFields;
+
+impl<'w> FormatFields<'w> for QuotedFields {
+    fn format_fields<R: RecordFields>(&self, writer: Writer<'w>, fields: R) -> fmt::Result {
+        let mut visitor = QuotingVisitor { writer, is_first: true, result: Ok(()) };
+        fields.record(&mut visitor);
+        visitor.result
+    }
+}
+
+/// Errors, which have quotes around them even if they are one word.
+const QUOTED: [&str; 3] = ["reason", "error", "failure"];
+
+struct QuotingVisitor<'w> {
+    writer: Writer<'w>,
+    is_first: bool,
+    result: fmt::Result,
+}
+
+impl QuotingVisitor<'_> {
+    fn write(&mut self, field: &Field, value: &str) -> fmt::Result {
+        if !std::mem::take(&mut self.is_first) {
+            self.writer.write_char(' ')?;
+        }
+        let name = field.name();
+        match name {
+            "message" => self.writer.write_str(value),
+            _ if is_quoted(value) => write!(self.writer, "{name}={value}"),
+            _ if QUOTED.contains(&name) || !is_word(value) => write!(self.writer, "{name}={value:?}"),
+            _ => write!(self.writer, "{name}={value}"),
+        }
+    }
+}
+
+impl Visit for QuotingVisitor<'_> {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.record_debug(field, &value);
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        let text = format!("{value:?}");
+        self.result = self.result.and_then(|()| self.write(field, &text));
+    }
+}
+
+fn is_word(value: &str) -> bool {
+    !value.is_empty()
+        && value.chars().all(|character| {
+            !character.is_whitespace() && !character.is_control() && !matches!(character, '"' | '=')
+        })
+}
+
+/// Whether a value is a text in quotes, as `Debug` writes it.
+fn is_quoted(value: &str) -> bool {
+    let inner = value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+    let mut is_escaped = false;
+    inner.is_some_and(|inner| {
+        let has_bare_quote = inner.chars().any(|character| {
+            let is_bare = character == '"' && !is_escaped;
+            is_escaped = character == '\\' && !is_escaped;
+            is_bare
+        });
+        !has_bare_quote && !is_escaped
+    })
 }
 
 /// Writes text without the characters that could end its line, or show it as another text: what
@@ -236,7 +308,11 @@ mod tests {
         }
         let written = Written::default();
         let writer = written.clone();
-        let lines = layer().with_ansi(false).with_writer(move || writer.clone()).event_format(Line);
+        let lines = layer()
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .fmt_fields(QuotedFields)
+            .event_format(Line);
         tracing::subscriber::with_default(tracing_subscriber::registry().with(lines), write);
         let bytes = std::mem::take(&mut *written.0.lock().unwrap());
         String::from_utf8(bytes).unwrap()
@@ -257,7 +333,25 @@ mod tests {
             assert!(!content.contains(is_harmful), "{content:?}");
         }
         let plain = line(|| tracing::warn!(reason = %"앨리스: a b", n = 1, "request refused"));
-        assert!(plain.ends_with("request refused reason=앨리스: a b n=1\n"), "{plain}");
+        assert!(plain.ends_with("request refused reason=\"앨리스: a b\" n=1\n"), "{plain}");
+    }
+
+    #[test]
+    fn a_value_ends_where_its_quotes_say() {
+        for (line, expected) in [
+            (
+                line(|| tracing::info!(code = "a-b", n = 1.5, yes = true, "m")),
+                r#"m code="a-b" n=1.5 yes=true"#,
+            ),
+            (line(|| tracing::info!(reason = "word", host = %"word", "m")), r#"m reason="word" host=word"#),
+            (line(|| tracing::info!(a = "b c", d = "e=f", g = "", "m")), r#"m a="b c" d="e=f" g="""#),
+            (line(|| tracing::info!(reason = %"a \" b=c", "m")), r#"m reason="a \" b=c""#),
+            (line(|| tracing::info!(a = ?"b", c = ?["d", "e"], "m")), r#"m a="b" c="[\"d\", \"e\"]""#),
+            (line(|| tracing::info!(a = "\"b\"", c = %"d\\", "m")), r#"m a="\"b\"" c=d\"#),
+        ] {
+            let (_, fields) = line.split_once("tests: ").unwrap();
+            assert_eq!(fields.trim_end(), expected);
+        }
     }
 
     #[test]
