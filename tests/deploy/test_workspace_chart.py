@@ -20,7 +20,7 @@ VECTORS = json.loads((REPOSITORY / "tests/vectors/labels.json").read_text())
 KUBE_CODERS = os.environ.get("KUBE_CODERS", str(REPOSITORY / "target/debug/kube-coders"))
 
 # The oldest that Chart.yaml allows, and the newest that there are schemas of.
-KUBERNETES = ("1.27", "1.37")
+KUBERNETES = ("1.32", "1.37")
 
 SUBJECT = {"user": {"subject": "alice"}}
 
@@ -226,6 +226,31 @@ class Names(Case):
         self.refused(
             helm.HelmRenderError, "nameTemplate has 28 bytes of its own, and 27 are allowed there", {"nameTemplate": "a" * 28 + "{sub}"}
         )
+
+    def test_the_template_may_name_another_claim(self):
+        for template, value in (("ws-{email}", "a@b.c"), ("{preferred_username}-dev", "alice"), ("w{realm_access.x}", "Bob")):
+            values = {"user": {"subject": value}, "nameTemplate": template}
+            self.assertEqual([name_of(objects(values))], names_by_kube_coders(template, [value]))
+        notes = texts(merged(SUBJECT, {"user": {"subject": "a@b.c"}, "nameTemplate": "ws-{email}"}))["NOTES.txt"]
+        self.assertIn('The workspace of email "a@b.c":', notes)
+        self.assertIn("`kube-coders name --template 'ws-{email}'`", notes)
+        self.assertIn("http://ws-{email}.code-server.svc.cluster.local:8443.", notes)
+
+    def test_a_wrong_template_is_refused_in_words(self):
+        hint = "it is the host label of the template in the gateway's conf, such as code-{sub} or ws-{email}"
+        for template, message in (
+            ("code", "has 0 claims in braces, and needs one: " + hint),
+            ("{sub}-{email}", "has 2 claims in braces, and needs one"),
+            ("code-{}", 'names no claim in "{}"'),
+            ("code-{a b}", 'names no claim in "{a b}"'),
+            ("Code-{sub}", "has more than small letters, digits and - beside the claim"),
+            ("http://code-{sub}.svc:8443", "without a scheme, a dot or a port"),
+            ("code-{sub}.code-server", "without a scheme, a dot or a port"),
+            ("code_{sub}", "has more than small letters, digits and - beside the claim"),
+            ("-{sub}", "begins or ends with -, which no host label may"),
+            ("code-{sub}-", "begins or ends with -, which no host label may"),
+        ):
+            self.refused(helm.HelmRenderError, message, {"nameTemplate": template})
 
     def test_the_subject_is_checked_without_the_schema_too(self):
         # Helm can be told to skip the schema.
@@ -839,7 +864,8 @@ class Subjects(Case):
     def test_the_notes_tell_name_and_deletion(self):
         notes = texts(merged(SUBJECT, {"user": {"subject": "Alice"}}))["NOTES.txt"]
         for line in (
-            'The workspace of subject "Alice":',
+            'The workspace of sub "Alice":',
+            "http://code-{sub}.code-server.svc.cluster.local:8443.",
             "http://code-alice---3bc51062973c458d5a6f2d8d64a02324.code-server.svc:8443/healthz",
             "helm uninstall a-release --namespace code-server",
             "kubectl --namespace code-server delete persistentvolumeclaim code-alice---3bc51062973c458d5a6f2d8d64a02324",

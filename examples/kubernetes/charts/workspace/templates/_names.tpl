@@ -1,3 +1,28 @@
+{{/* The claim in the template's braces, with these: all else has to be a part of a host label. */}}
+{{- define "workspace.templateClaim" -}}
+{{- $template := .Values.nameTemplate -}}
+{{- if not (kindIs "string" $template) -}}
+{{- fail (printf "nameTemplate is a %s, and has to be a string, such as code-{sub}" (kindOf $template)) -}}
+{{- end -}}
+{{- $hint := "it is the host label of the template in the gateway's conf, such as code-{sub} or ws-{email}" -}}
+{{- $claims := regexFindAll `\{[^{}]*\}` $template -1 -}}
+{{- if ne (len $claims) 1 -}}
+{{- fail (printf "nameTemplate %q has %d claims in braces, and needs one: %s" $template (len $claims) $hint) -}}
+{{- end -}}
+{{- $claim := first $claims -}}
+{{- if not (regexMatch `\A\{[^{}\s]+\}\z` $claim) -}}
+{{- fail (printf "nameTemplate %q names no claim in %q: %s" $template $claim $hint) -}}
+{{- end -}}
+{{- $own := replace $claim "" $template -}}
+{{- if not (regexMatch `\A[-a-z0-9]*\z` $own) -}}
+{{- fail (printf "nameTemplate %q has more than small letters, digits and - beside the claim: %s, without a scheme, a dot or a port" $template $hint) -}}
+{{- end -}}
+{{- if or (hasPrefix "-" $template) (hasSuffix "-" $template) -}}
+{{- fail (printf "nameTemplate %q begins or ends with -, which no host label may" $template) -}}
+{{- end -}}
+{{- $claim -}}
+{{- end -}}
+
 {{/*
 The name of a user's workspace: the label that kube-coders makes of a claim (crates/identity/src/label.rs).
 What may not be changed here without changing it there, or users meet in one workspace or in none:
@@ -17,7 +42,8 @@ What may not be changed here without changing it there, or users meet in one wor
 {{- if or (lt $length 1) (gt $length 255) -}}
 {{- fail (printf "user.subject has %d characters, and needs 1 to 255" $length) -}}
 {{- end -}}
-{{- $parts := splitn "{sub}" 2 .Values.nameTemplate -}}
+{{- $claim := include "workspace.templateClaim" . -}}
+{{- $parts := splitn $claim 2 .Values.nameTemplate -}}
 {{- $prefix := $parts._0 -}}
 {{- $suffix := $parts._1 -}}
 {{- $own := add (len $prefix) (len $suffix) -}}
