@@ -4,39 +4,58 @@ use std::fs::{self, File};
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use futures_util::future::select_all;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
-use tokio::process::{Child, Command};
-use tokio::time::timeout;
+use tokio::process::{Child, ChildStdin, Command};
+use tokio::time::{Instant, sleep, timeout};
 
+use crate::terminal::say;
 use crate::users::User;
 
 const PROGRAM: &str = "code-server";
 
 /// What to do if there is no code-server.
-const HOW_TO_GET_IT: &str = "there is no code-server on PATH. Get it with `npm install --global code-server`, \
-                             or as https://coder.com/docs/code-server/install says; \
+const HOW_TO_GET_IT: &str = "there is no code-server on PATH. Get it with `npm install --global code-server`, which \
+                             needs Node 24, or as https://coder.com/docs/code-server/install says; \
                              without --code-server the quickstart needs nothing";
 
 /// How long a code-server may take to end before it is killed.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// A code-server that ends sooner than this after its start counts as one that can't run, and
+/// how many such ends there may be in a row.
+const SHORT_LIFE: Duration = Duration::from_secs(10);
+const SHORT_LIVES: u32 = 3;
+
+/// How long to wait before a code-server is started again.
+const RESTART_PAUSE: Duration = Duration::from_secs(1);
+
+/// How much of a log is shown, in lines from its end.
+const SHOWN_LINES: usize = 20;
+
 /// Variables that would make a code-server listen elsewhere, or open a window of another
 /// code-server instead of starting.
 const DISTURBING: [&str; 4] = ["PORT", "CODE_SERVER_HOST", "CODE_SERVER_CONFIG", "VSCODE_IPC_HOOK_CLI"];
 
-/// The code-servers that were started. They are killed on drop.
+/// The code-servers that were started. Each ends when this is dropped, or when this process
+/// ends in any way.
 #[derive(Default)]
-pub(crate) struct CodeServers(Vec<Started>);
+pub(crate) struct CodeServers(Vec<CodeServer>);
 
-struct Started {
+struct CodeServer {
     user: &'static User,
+    program: PathBuf,
+    folder: PathBuf,
+    address: SocketAddr,
     process: Child,
-    log: PathBuf,
+    /// The code-server ends when this is closed, and so when this process ends.
+    life: Option<ChildStdin>,
+    since: Instant,
+    short_lives: u32,
 }
 
 /// The program, or what to do if it is missing.
@@ -55,56 +74,51 @@ impl CodeServers {
         user: &'static User,
         address: SocketAddr,
     ) -> io::Result<()> {
-        let own = folder.join(user.subject);
-        let project = own.join("project");
-        fs::create_dir_all(&project)?;
-        let log = own.join("log");
-        let output = File::create(&log)?;
-        let mut command = Command::new(program);
-        command
-            .args(["--auth", "none", "--disable-telemetry", "--disable-update-check"])
-            .args(["--bind-addr", &address.to_string()])
-            .arg("--config")
-            .arg(own.join("config.yaml"))
-            .arg("--user-data-dir")
-            .arg(own.join("data"))
-            .arg("--extensions-dir")
-            .arg(own.join("extensions"))
-            .arg(&project)
-            .stdin(Stdio::null())
-            .stdout(output.try_clone()?)
-            .stderr(output)
-            // A group of its own, so that only this program receives Ctrl-C, and processes
-            // that the code-server starts end with it.
-            .process_group(0)
-            .kill_on_drop(true);
-        for name in DISTURBING {
-            command.env_remove(name);
-        }
-        self.0.push(Started { user, process: command.spawn()?, log });
+        let folder = folder.join(user.subject);
+        fs::create_dir_all(folder.join("project"))?;
+        let mut process = spawn(program, &folder, address)?;
+        let log = log_in(&folder);
+        say(&format!("starts code-server for {} at {address}; its log is {}", user.name, log.display()));
+        self.0.push(CodeServer {
+            user,
+            program: program.to_owned(),
+            folder,
+            address,
+            life: process.stdin.take(),
+            process,
+            since: Instant::now(),
+            short_lives: 0,
+        });
         Ok(())
     }
 
-    /// Returns when a code-server has ended, with its output; never if there is none.
-    pub(crate) async fn one_ended(&mut self) -> String {
+    /// The log of each user's code-server.
+    pub(crate) fn logs(&self) -> Vec<(&'static User, PathBuf)> {
+        self.0.iter().map(|server| (server.user, log_in(&server.folder))).collect()
+    }
+
+    /// Starts each code-server again that ends. Returns only if one ends again and again, and
+    /// then says why.
+    pub(crate) async fn keep_running(&mut self) -> String {
         if self.0.is_empty() {
             return std::future::pending().await;
         }
-        let ended = self.0.iter_mut().map(|started| Box::pin(started.process.wait()));
-        let (status, at, _) = select_all(ended).await;
-        let Started { user, log, .. } = &self.0[at];
-        let how = status.map_or_else(|error| error.to_string(), |status| status.to_string());
-        let said = fs::read_to_string(log).unwrap_or_default();
-        format!("the code-server of {} ended ({how}) and said:\n{}", user.name, said.trim_end())
+        loop {
+            let ended = self.0.iter_mut().map(|server| Box::pin(server.process.wait()));
+            let (status, at, _) = select_all(ended).await;
+            if let Err(why) = self.0[at].start_again(status).await {
+                return why;
+            }
+        }
     }
 
     /// Ends all code-servers, and waits for their ends.
     pub(crate) async fn end(mut self) {
         self.signal(Signal::SIGTERM);
         let ended = async {
-            for started in &mut self.0 {
+            for server in &mut self.0 {
                 // A process that can't be waited for has already ended.
-                let _ = started.process.wait().await;
+                let _ = server.process.wait().await;
             }
         };
         if timeout(PATIENCE, ended).await.is_err() {
@@ -114,11 +128,80 @@ impl CodeServers {
 
     /// Signals the code-servers that still run, and the processes that they started.
     fn signal(&self, signal: Signal) {
-        for started in &self.0 {
-            if let Some(id) = started.process.id().and_then(|id| i32::try_from(id).ok()) {
+        for server in &self.0 {
+            if let Some(id) = server.process.id().and_then(|id| i32::try_from(id).ok()) {
                 // It may have ended just now.
                 let _ = killpg(Pid::from_raw(id), signal);
             }
         }
     }
+}
+
+impl CodeServer {
+    async fn start_again(&mut self, status: io::Result<ExitStatus>) -> Result<(), String> {
+        let Self { user, program, folder, address, .. } = self;
+        let how = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+        let log = log_in(folder);
+        self.short_lives = if self.since.elapsed() < SHORT_LIFE { self.short_lives + 1 } else { 0 };
+        if self.short_lives >= SHORT_LIVES {
+            return Err(format!(
+                "the code-server of {} ended {SHORT_LIVES} times soon after its start ({how}) and said:\n{}",
+                user.name,
+                end_of(&log)
+            ));
+        }
+        say(&format!(
+            "the code-server of {} ended ({how}) and is started again; its log is {}",
+            user.name,
+            log.display()
+        ));
+        sleep(RESTART_PAUSE).await;
+        let again = spawn(program, folder, *address);
+        self.process = again.map_err(|error| format!("starting {} again: {error}", program.display()))?;
+        // A wait would close it.
+        self.life = self.process.stdin.take();
+        self.since = Instant::now();
+        Ok(())
+    }
+}
+
+/// Starts a code-server under a process that ends it when this one has ended.
+fn spawn(program: &Path, folder: &Path, address: SocketAddr) -> io::Result<Child> {
+    let output = File::options().create(true).append(true).open(log_in(folder))?;
+    let mut command = Command::new(std::env::current_exe()?);
+    command
+        .arg("--supervise")
+        .arg(program)
+        .args(["--auth", "none", "--disable-telemetry", "--disable-update-check"])
+        .args(["--bind-addr", &address.to_string()])
+        .arg("--config")
+        .arg(folder.join("config.yaml"))
+        .arg("--user-data-dir")
+        .arg(folder.join("data"))
+        .arg("--extensions-dir")
+        .arg(folder.join("extensions"))
+        .arg(folder.join("project"))
+        // Closed when this process ends.
+        .stdin(Stdio::piped())
+        .stdout(output.try_clone()?)
+        .stderr(output)
+        // A group of its own, so that only this program receives Ctrl-C, and processes
+        // that the code-server starts end with it.
+        .process_group(0);
+    for name in DISTURBING {
+        command.env_remove(name);
+    }
+    command.spawn()
+}
+
+fn log_in(folder: &Path) -> PathBuf {
+    folder.join("log")
+}
+
+/// The last lines of a log.
+pub(crate) fn end_of(log: &Path) -> String {
+    let text = fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<_> = text.trim_end().lines().collect();
+    lines[lines.len().saturating_sub(SHOWN_LINES)..].join("\n")
 }

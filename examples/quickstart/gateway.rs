@@ -7,10 +7,13 @@
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use apisix_plugin_runner::gateway;
 use apisix_plugin_runner::gateway::{ClientRequest, Outcome, Route, hands_on};
-use http::header::{COOKIE, HOST, HeaderMap, HeaderValue, LOCATION, SET_COOKIE};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use http::header::{ACCEPT, COOKIE, HOST, HeaderMap, HeaderValue, LOCATION, SET_COOKIE, UPGRADE};
 use http::{Request, Response, StatusCode};
 use http_body_util::Either;
 use hyper::body::Incoming;
@@ -18,11 +21,13 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 
 use crate::pages::{self, CSS, HTML, TEXT, escape, fill};
 use crate::proxy::{self, Body};
 use crate::tasks::Tasks;
-use crate::users::{UPSTREAM_HOST, USERS, User};
+use crate::terminal::say;
+use crate::users::{self, Place, UPSTREAM_HOST, USERS, User};
 
 const PICKER: &str = include_str!("pages/picker.html");
 
@@ -32,6 +37,10 @@ const OWN: &str = "/quickstart/";
 /// The cookie that names the picked user. There is no password: this gateway believes every
 /// client.
 pub(crate) const USER_COOKIE: &str = "quickstart_user";
+
+/// The cookie with the page that was refused, and for how long it is kept.
+const BACK_COOKIE: &str = "quickstart_back";
+const BACK_SECONDS: u32 = 600;
 
 /// The headers that only the gateway may set. Like openid-connect, it removes a client's
 /// own.
@@ -47,32 +56,43 @@ pub(crate) struct Gateway {
     runner: gateway::Gateway,
     route: Route,
     forwarder: SocketAddr,
+    /// Starts the workspace of the user who has a late one.
+    asked_for: Arc<Notify>,
+    /// Whether the terminal shows requests.
+    shows: Arc<AtomicBool>,
     tasks: Tasks,
 }
 
 impl Gateway {
     /// A gateway that asks the runner at the end of this connection, and sends requests for a
-    /// workspace to the forwarder.
+    /// workspace to the forwarder. All workspaces have one port.
     pub(crate) fn new(
         runner: gateway::Gateway,
-        workspace_port: u16,
+        port: u16,
+        asked_for: Arc<Notify>,
         forwarder: SocketAddr,
         tasks: Tasks,
     ) -> Self {
         let conf = serde_json::json!({
             "identity": { "trust": "gateway" },
-            "login": "/quickstart/",
-            "upstream": format!("http://{UPSTREAM_HOST}:{workspace_port}"),
+            "deny": { "subjects": users::denied().collect::<Vec<_>>() },
+            // It lets its holder in as the user, so no workspace may have it.
+            "remove_cookies": [USER_COOKIE],
+            "login": OWN,
+            "upstream": format!("http://{UPSTREAM_HOST}:{port}"),
         });
         let route = Route::new("quickstart").plugin("user-upstream", &conf.to_string());
-        Self { runner, route, forwarder, tasks }
+        let shows = Arc::default();
+        Self { runner, route, forwarder, asked_for, shows, tasks }
     }
 
-    /// Serves the listener until the gateway's tasks end.
-    pub(crate) fn serve(self, listener: TcpListener) {
+    /// Serves the listener until the gateway's tasks end. Returns the switch by which the
+    /// terminal shows each request from then on.
+    pub(crate) fn serve(self, listener: TcpListener) -> Arc<AtomicBool> {
         let gateway = Arc::new(self);
-        let tasks = gateway.tasks.clone();
+        let (tasks, shows) = (gateway.tasks.clone(), Arc::clone(&gateway.shows));
         tasks.serve(listener, move |stream, _| Arc::clone(&gateway).connection(stream));
+        shows
     }
 
     async fn connection(self: Arc<Self>, stream: TcpStream) {
@@ -92,7 +112,7 @@ impl Gateway {
         let user = chosen_user(request.headers());
         let path = request.uri().path();
         if let Some(own) = path.strip_prefix(OWN) {
-            return own_answer(own, request.uri().query());
+            return own_answer(own, request.uri().query(), request.headers());
         }
         if path == "/" && user.is_none() && request.method() == http::Method::GET {
             return picker();
@@ -105,13 +125,77 @@ impl Gateway {
         let Some(call) = client_request(&request, client, user) else {
             return text(StatusCode::INTERNAL_SERVER_ERROR, "This method has no number in the protocol.\n");
         };
-        match self.runner.call(&self.route, &call).await {
-            Outcome::Answer(answer) => stopped(answer),
+        if user.is_some_and(|user| user.workspace == Place::Late) {
+            self.asked_for.notify_one();
+        }
+        let outcome = self.runner.call(&self.route, &call).await;
+        if self.shows.load(Ordering::Relaxed) {
+            say(&shown(&request, user, &outcome));
+        }
+        match outcome {
+            Outcome::Answer(answer) => {
+                let way_back = is_navigation(&request).then(|| way_back(&request));
+                let mut response = stopped(answer);
+                if let Some(cookie) = way_back {
+                    response.headers_mut().append(SET_COOKIE, cookie);
+                }
+                response
+            }
             Outcome::Forward(forwarded) => {
                 proxy::forward(self.forwarder, request, &forwarded, &self.tasks).await
             }
         }
     }
+}
+
+/// A request and the decision about it, in one line.
+fn shown(request: &Request<Incoming>, user: Option<&User>, outcome: &Outcome) -> String {
+    let who = user.map_or("nobody", |user| user.subject);
+    let (method, path) = (request.method(), request.uri().path());
+    let upgrade = if request.headers().contains_key(UPGRADE) { " (upgrade)" } else { "" };
+    let decision = match outcome {
+        Outcome::Answer(answer) => format!("{} {}", answer.status, code_in(&answer.body)),
+        Outcome::Forward(forwarded) => match &forwarded.upstream {
+            Some(upstream) => upstream.to_string(),
+            None => "no workspace".to_owned(),
+        },
+    };
+    format!("{who:<8} {method} {path}{upgrade} -> {decision}")
+}
+
+/// The code of a refusal, from its page or its problem document.
+fn code_in(body: &[u8]) -> String {
+    if let Ok(problem) = serde_json::from_slice::<serde_json::Value>(body) {
+        return problem["code"].as_str().unwrap_or_default().to_owned();
+    }
+    let page = String::from_utf8_lossy(body);
+    let code = page.split("<code>").nth(1).and_then(|rest| rest.split("</code>").next());
+    code.and_then(|code| code.split(' ').nth(1)).unwrap_or_default().to_owned()
+}
+
+/// Whether a person waits for the response.
+fn is_navigation(request: &Request<Incoming>) -> bool {
+    let accept = request.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok());
+    request.method() == http::Method::GET && accept.is_some_and(|accept| accept.contains("text/html"))
+}
+
+/// The cookie by which the picker leads back to the page that was refused. It is for the
+/// gateway's own pages, so no workspace gets it.
+fn way_back(request: &Request<Incoming>) -> HeaderValue {
+    let target = request.uri().path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+    let target = URL_SAFE_NO_PAD.encode(target);
+    let cookie =
+        format!("{BACK_COOKIE}={target}; Max-Age={BACK_SECONDS}; Path={OWN}; HttpOnly; SameSite=Lax");
+    HeaderValue::try_from(cookie).expect("base64 is ASCII")
+}
+
+/// The page of this origin to which a client goes back.
+fn back_to(headers: &HeaderMap) -> Option<HeaderValue> {
+    let bytes = URL_SAFE_NO_PAD.decode(cookie(headers, BACK_COOKIE)?).ok()?;
+    let target = HeaderValue::from_bytes(&bytes).ok()?;
+    // Browsers take `//host` and `/\host` for another origin.
+    let is_path = bytes.starts_with(b"/") && !bytes[1..].starts_with(b"/") && !bytes.contains(&b'\\');
+    is_path.then_some(target)
 }
 
 /// The request as the runner receives it; `None` for a method that the protocol does not
@@ -151,21 +235,32 @@ fn is_for_us(headers: &HeaderMap) -> bool {
 }
 
 fn chosen_user(headers: &HeaderMap) -> Option<&'static User> {
+    cookie(headers, USER_COOKIE).and_then(User::find)
+}
+
+fn cookie<'h>(headers: &'h HeaderMap, wanted: &str) -> Option<&'h str> {
     let cookies = headers.get_all(COOKIE).iter().filter_map(|cookies| cookies.to_str().ok());
     let mut pairs = cookies.flat_map(|cookies| cookies.split(';')).filter_map(|pair| pair.split_once('='));
-    pairs.find(|(name, _)| name.trim() == USER_COOKIE).and_then(|(_, subject)| User::find(subject.trim()))
+    pairs.find(|(name, _)| name.trim() == wanted).map(|(_, value)| value.trim())
 }
 
 /// The pages under `/quickstart/`.
-fn own_answer(path: &str, query: Option<&str>) -> Response<Body> {
+fn own_answer(path: &str, query: Option<&str>, headers: &HeaderMap) -> Response<Body> {
     match path {
         "" => picker(),
         "style.css" => pages::answer(StatusCode::OK, CSS, pages::STYLE).map(Either::Right),
         "pick" => match query.and_then(|query| query.strip_prefix("user=")).and_then(User::find) {
-            Some(user) => go_to("/", &format!("{USER_COOKIE}={}", user.subject)),
+            Some(user) => {
+                let back = back_to(headers).unwrap_or(HeaderValue::from_static("/"));
+                let mut response = go_to(back, &format!("{USER_COOKIE}={}", user.subject));
+                let used = format!("{BACK_COOKIE}=; Max-Age=0; Path={OWN}; HttpOnly; SameSite=Lax");
+                let used = HeaderValue::try_from(used).expect("the name and the path are ASCII");
+                response.headers_mut().append(SET_COOKIE, used);
+                response
+            }
             None => text(StatusCode::NOT_FOUND, "There is no such user.\n"),
         },
-        "leave" => go_to("/", &format!("{USER_COOKIE}=; Max-Age=0")),
+        "leave" => go_to(HeaderValue::from_static("/"), &format!("{USER_COOKIE}=; Max-Age=0")),
         _ => text(StatusCode::NOT_FOUND, "There is nothing here.\n"),
     }
 }
@@ -184,12 +279,12 @@ fn picker() -> Response<Body> {
     pages::answer(StatusCode::OK, HTML, fill(PICKER, &[("users", &users)])).map(Either::Right)
 }
 
-fn go_to(path: &'static str, cookie: &str) -> Response<Body> {
+fn go_to(location: HeaderValue, cookie: &str) -> Response<Body> {
     let mut response = text(StatusCode::SEE_OTHER, "");
     let cookie = HeaderValue::try_from(format!("{cookie}; Path=/; HttpOnly; SameSite=Lax"))
         .expect("subjects are plain labels");
     response.headers_mut().insert(SET_COOKIE, cookie);
-    response.headers_mut().insert(LOCATION, HeaderValue::from_static(path));
+    response.headers_mut().insert(LOCATION, location);
     response
 }
 

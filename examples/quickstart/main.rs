@@ -4,6 +4,7 @@
 //!
 //! A browser connects to `gateway`. `proxy` is the way to the forwarder, and `workspace` its
 //! end. `code_server` replaces the workspaces by real ones, and `users` lists the users.
+//! `terminal` shows what happens.
 
 // What production leaves to one place, tests and tools may do.
 #![allow(clippy::disallowed_methods)]
@@ -11,30 +12,38 @@
 mod users;
 mod pages;
 mod tasks;
+mod terminal;
 mod workspace;
+mod supervisor;
 mod code_server;
 mod proxy;
 mod gateway;
 mod ready;
 
+use std::ffi::OsString;
 use std::io::{self, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use clap::Parser;
 use kube_coders::Program;
 use kube_coders_test_support::NameServer;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::code_server::CodeServers;
 use crate::gateway::Gateway;
 use crate::tasks::Tasks;
+use crate::users::User;
+use crate::workspace::Listeners;
 
 /// kube-coders on this machine alone: a gateway to click through, the real runner and forwarder, and a workspace for
-/// each of three users.
+/// each of four users.
 #[derive(Debug, Parser)]
 #[command(name = "quickstart")]
 struct Args {
@@ -45,13 +54,26 @@ struct Args {
     /// Start a real code-server for each user; it has to be on PATH
     #[arg(long)]
     code_server: bool,
+
+    /// Runs a program until it or standard input ends
+    #[arg(long, hide = true, num_args = 1.., allow_hyphen_values = true)]
+    supervise: Vec<OsString>,
 }
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match run(&Args::parse()).await {
+    let args = Args::parse();
+    if !args.supervise.is_empty() {
+        let supervised = supervisor::supervise(&args.supervise).await;
+        let code = supervised.unwrap_or_else(|error| {
+            let _ = writeln!(io::stderr(), "starting {:?}: {error}", args.supervise[0]);
+            ExitCode::FAILURE
+        });
+        return code;
+    }
+    match run(&args).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(io::stderr(), "quickstart: {error}");
@@ -71,9 +93,9 @@ async fn run(args: &Args) -> Result<(), Error> {
     let ran = async {
         let names = NameServer::start().await?;
         let program = code_server.as_deref();
-        let port = start_workspaces(&names, program, folder.path(), &tasks, &mut code_servers).await?;
-        let ended = code_servers.one_ended();
-        serve(listener, folder.path(), &names, port, &tasks, ended, &stop).await
+        let workspaces = start_workspaces(&names, program, folder.path(), &tasks, &mut code_servers).await?;
+        let ended = code_servers.keep_running();
+        serve(listener, folder.path(), &names, workspaces, &tasks, ended, &stop).await
     };
     let ran = ran.await;
     tasks.end().await;
@@ -111,22 +133,23 @@ async fn listen(port: u16) -> Result<TcpListener, Error> {
     })
 }
 
-/// Starts a workspace for each user who has one, gives it its name, and returns the port of
-/// all workspaces.
+/// Starts a workspace for each user who has one, and gives it its name.
 async fn start_workspaces(
     names: &NameServer,
     code_server: Option<&Path>,
     folder: &Path,
     tasks: &Tasks,
     code_servers: &mut CodeServers,
-) -> Result<u16, Error> {
-    let listeners = workspace::listeners().await.map_err(|error| {
+) -> Result<Workspaces, Error> {
+    let Listeners { listening, late } = workspace::listeners().await.map_err(|error| {
         format!("the workspaces need 127.0.0.2 and those after it, as Linux has: {error}")
     })?;
-    let mut port = 0;
-    for (user, listener) in listeners {
+    let late_address = late.local_addr()?;
+    names.set(&users::late().host(), [late_address.ip()]);
+    let asked_for = Arc::new(Notify::new());
+    workspace::serve_late(users::late(), late, late_address, Arc::clone(&asked_for), tasks);
+    for (user, listener) in listening {
         let address = listener.local_addr()?;
-        port = address.port();
         names.set(&user.host(), [address.ip()]);
         match code_server {
             None => workspace::serve(user, listener, address, tasks),
@@ -139,7 +162,17 @@ async fn start_workspaces(
             }
         }
     }
-    Ok(port)
+    Ok(Workspaces { port: late_address.port(), asked_for, logs: code_servers.logs() })
+}
+
+/// What is to be known of the workspaces.
+struct Workspaces {
+    /// The port of all of them.
+    port: u16,
+    /// Starts the one that is not started before somebody asks for it.
+    asked_for: Arc<Notify>,
+    /// The logs of code-servers, by their users.
+    logs: Vec<(&'static User, PathBuf)>,
 }
 
 /// Runs runner, forwarder and gateway until the stop signal, or until one of them ends
@@ -148,7 +181,7 @@ async fn serve(
     listener: TcpListener,
     folder: &Path,
     names: &NameServer,
-    workspace_port: u16,
+    workspaces: Workspaces,
     tasks: &Tasks,
     workspace_ended: impl Future<Output = String>,
     stop: &CancellationToken,
@@ -170,11 +203,13 @@ async fn serve(
         drained.clone().cancelled_owned(),
     );
     let asked = kube_coders::gateway(&socket);
-    Gateway::new(asked, workspace_port, forwarder, tasks.clone()).serve(listener);
+    let Workspaces { port, asked_for, logs } = workspaces;
+    let shows = Gateway::new(asked, port, asked_for, forwarder, tasks.clone()).serve(listener);
 
     let used = async {
-        ready::all_answer(front).await?;
+        ready::all_answer(front, &logs).await?;
         print_where_to_look(front);
+        shows.store(true, Ordering::Relaxed);
         std::future::pending::<Result<(), Error>>().await
     };
     let mut runner = std::pin::pin!(runner);
@@ -202,7 +237,7 @@ fn reserved_port() -> io::Result<TcpSocket> {
 }
 
 fn print_where_to_look(front: SocketAddr) {
-    let lines = format!(
+    terminal::say(&format!(
         "\
 kube-coders quickstart: one address, a workspace for each user
   pick a user    http://{front}/
@@ -210,10 +245,7 @@ kube-coders quickstart: one address, a workspace for each user
   without pages  curl -i -b {}=alice http://{front}/
   end            Ctrl-C
 ready: http://{front}/
-",
+Each request below, and where it goes:",
         gateway::USER_COOKIE
-    );
-    // If the reader of our output has closed it, there is no one to tell.
-    let mut out = io::stdout();
-    let _ = out.write_all(lines.as_bytes()).and_then(|()| out.flush());
+    ));
 }

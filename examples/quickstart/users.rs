@@ -17,18 +17,30 @@ pub(crate) struct User {
     pub(crate) about: &'static str,
     /// The userinfo, as an identity provider would send it.
     pub(crate) claims: &'static str,
-    /// Whether a workspace is started for this user.
-    pub(crate) has_workspace: bool,
+    pub(crate) workspace: Place,
 }
 
-pub(crate) const USERS: [User; 4] = [
+/// Where a user's requests lead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// A workspace that runs from the beginning.
+    Running,
+    /// A workspace that starts when it is asked for.
+    Late,
+    /// There is none.
+    Nowhere,
+    /// A rule of the route refuses the user.
+    Denied,
+}
+
+pub(crate) const USERS: [User; 6] = [
     User {
         subject: "alice",
         name: "alice",
         language: "en",
         about: "has a workspace",
         claims: r#"{"sub":"alice","preferred_username":"alice","name":"Alice"}"#,
-        has_workspace: true,
+        workspace: Place::Running,
     },
     User {
         subject: "bob",
@@ -36,7 +48,7 @@ pub(crate) const USERS: [User; 4] = [
         language: "en",
         about: "has another one",
         claims: r#"{"sub":"bob","preferred_username":"bob","name":"Bob"}"#,
-        has_workspace: true,
+        workspace: Place::Running,
     },
     // The team is there for its bytes: with it, the base64 contains both characters that
     // the URL-safe alphabet lacks.
@@ -46,7 +58,7 @@ pub(crate) const USERS: [User; 4] = [
         language: "ko",
         about: "has a name of many bytes, and + and / in its base64",
         claims: r#"{"sub":"jaehun","preferred_username":"김재훈","name":"김재훈","team":"쿠버네티스플랫폼팀"}"#,
-        has_workspace: true,
+        workspace: Place::Running,
     },
     User {
         subject: "zoe",
@@ -54,7 +66,23 @@ pub(crate) const USERS: [User; 4] = [
         language: "en",
         about: "has no workspace, and gets a page that says so",
         claims: r#"{"sub":"zoe","preferred_username":"zoe","name":"Zoe"}"#,
-        has_workspace: false,
+        workspace: Place::Nowhere,
+    },
+    User {
+        subject: "nina",
+        name: "nina",
+        language: "en",
+        about: "has a workspace that is not started, and sees a page until it is",
+        claims: r#"{"sub":"nina","preferred_username":"nina","name":"Nina"}"#,
+        workspace: Place::Late,
+    },
+    User {
+        subject: "eve",
+        name: "eve",
+        language: "en",
+        about: "may not enter: a rule of the route denies her",
+        claims: r#"{"sub":"eve","preferred_username":"eve","name":"Eve"}"#,
+        workspace: Place::Denied,
     },
 ];
 
@@ -78,9 +106,19 @@ impl User {
     }
 }
 
-/// The users who have a workspace.
+/// The users whose workspaces run from the beginning.
 pub(crate) fn owners() -> impl Iterator<Item = &'static User> {
-    USERS.iter().filter(|user| user.has_workspace)
+    USERS.iter().filter(|user| user.workspace == Place::Running)
+}
+
+/// The user whose workspace starts late.
+pub(crate) fn late() -> &'static User {
+    USERS.iter().find(|user| user.workspace == Place::Late).expect("the list has one")
+}
+
+/// The subjects that the route's rule denies.
+pub(crate) fn denied() -> impl Iterator<Item = &'static str> {
+    USERS.iter().filter(|user| user.workspace == Place::Denied).map(|user| user.subject)
 }
 
 #[cfg(test)]

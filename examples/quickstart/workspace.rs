@@ -6,6 +6,7 @@ use std::convert::Infallible;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _};
@@ -16,13 +17,16 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::Notify;
+use tokio::time::sleep;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{Message, Role};
 
 use crate::pages::{self, CSS, HTML, JAVASCRIPT, JSON, TEXT, escape, fill};
 use crate::tasks::Tasks;
+use crate::terminal::say;
 use crate::users::{User, owners};
 
 const PAGE: &str = include_str!("pages/workspace.html");
@@ -41,12 +45,25 @@ const KEPT: [&str; 6] = [
     "X-Kube-Coders-Stamp",
 ];
 
+/// The address of the workspace that starts late, and how many connections to it may wait.
+const LATE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 9);
+const BACKLOG: u32 = 64;
+
 /// How often to look for a port that is free on all addresses.
 const PORT_TRIES: usize = 16;
 
+/// How long the workspace that starts late takes to start.
+const START_TIME: Duration = Duration::from_secs(8);
+
 /// A listener for each user who has a workspace: on addresses of their own, and
 /// on one port, because the route's template has only one.
-pub(crate) async fn listeners() -> io::Result<Vec<(&'static User, TcpListener)>> {
+pub(crate) struct Listeners {
+    pub(crate) listening: Vec<(&'static User, TcpListener)>,
+    /// The address of the workspace that starts late. Nothing listens there yet.
+    pub(crate) late: TcpSocket,
+}
+
+pub(crate) async fn listeners() -> io::Result<Listeners> {
     let mut tries = 0;
     loop {
         match listeners_on_one_port().await {
@@ -56,15 +73,36 @@ pub(crate) async fn listeners() -> io::Result<Vec<(&'static User, TcpListener)>>
     }
 }
 
-async fn listeners_on_one_port() -> io::Result<Vec<(&'static User, TcpListener)>> {
-    let mut port = 0;
-    let mut listeners = Vec::new();
+async fn listeners_on_one_port() -> io::Result<Listeners> {
+    let late = TcpSocket::new_v4()?;
+    late.bind((LATE, 0).into())?;
+    let port = late.local_addr()?.port();
+    let mut listening = Vec::new();
     for (user, host) in owners().zip(2..) {
         let listener = TcpListener::bind((Ipv4Addr::new(127, 0, 0, host), port)).await?;
-        port = listener.local_addr()?.port();
-        listeners.push((user, listener));
+        listening.push((user, listener));
     }
-    Ok(listeners)
+    Ok(Listeners { listening, late })
+}
+
+/// Serves a workspace some time after somebody has asked for it, until the tasks end. Before,
+/// connections to it are refused.
+pub(crate) fn serve_late(
+    user: &'static User,
+    socket: TcpSocket,
+    address: SocketAddr,
+    asked_for: Arc<Notify>,
+    tasks: &Tasks,
+) {
+    let here = tasks.clone();
+    tasks.spawn(async move {
+        asked_for.notified().await;
+        sleep(START_TIME).await;
+        match socket.listen(BACKLOG) {
+            Ok(listener) => serve(user, listener, address, &here),
+            Err(error) => say(&format!("the workspace of {} can't listen: {error}", user.name)),
+        }
+    });
 }
 
 /// Serves a user's workspace until the tasks end.
